@@ -1,0 +1,1 @@
+"""From documents to batches: corpus, tokenizer, sentence pairs, masking, the CSV table, the loader."""

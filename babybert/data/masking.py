@@ -1,0 +1,58 @@
+"""Choose the tokens that masked language modelling (MLM) hides, and what stands in their place.
+
+Each ordinary token is chosen with probability 0.15; of those, 80 % become `[MASK]`, 10 % a random ordinary token,
+10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets its likeliest one, so every row has a
+target. The random numbers are a hash of (seed, epoch, row, position), not a generator's state: a row's masks do not
+depend on which rows are masked beside it, in what order, or by how many workers.
+"""
+
+import numpy as np
+
+from babybert.data.tokenizer import FIRST_ORDINARY, MASK
+
+MASKED_SHARE = 0.15
+BECOMES_MASK = 0.80
+BECOMES_RANDOM = 0.10
+CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a position
+
+
+def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int = 0, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Mask rows laid end to end: row r, the pair with index `first_row + r`, is `ids[offsets[r]:offsets[r + 1]]`.
+
+    Returns:
+        input ids (int32) after masking, and labels (int32): the original id where a token was chosen, 0 elsewhere.
+    """
+    lengths = np.diff(offsets)
+    row = np.repeat(np.arange(len(lengths)) + first_row, lengths)
+    position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+
+    def uniform(stream: int) -> np.ndarray:
+        return random_uniform(seed, epoch, row, position, stream)
+
+    draw = np.where(ids >= FIRST_ORDINARY, uniform(CHOOSE), np.inf)
+    # The smallest number of a row is chosen even above 0.15: no row is without a target.
+    smallest = np.repeat(np.minimum.reduceat(draw, offsets[:-1]), lengths) if len(ids) else draw
+    chosen = (draw < MASKED_SHARE) | ((draw == smallest) & np.isfinite(draw))
+    fate = uniform(REPLACE)
+    random_id = FIRST_ORDINARY + (uniform(DRAW) * (vocab_size - FIRST_ORDINARY)).astype(np.int32)
+    masked = np.where(chosen & (fate < BECOMES_MASK), MASK, ids)
+    masked = np.where(chosen & (fate >= BECOMES_MASK) & (fate < BECOMES_MASK + BECOMES_RANDOM), random_id, masked)
+    return masked.astype(np.int32), np.where(chosen, ids, 0).astype(np.int32)
+
+
+def random_uniform(seed: int, epoch: int, row: np.ndarray, position: np.ndarray, stream: int) -> np.ndarray:
+    """Numbers in [0, 1) that are a function of the arguments alone (splitmix64; Steele, Lea and Flood, 2014)."""
+    key = np.uint64(0)
+    for part in (seed, epoch, stream):
+        key = _mix(key ^ np.uint64(part))
+    with np.errstate(over="ignore"):
+        mixed = _mix(_mix(row.astype(np.uint64) ^ key) + position.astype(np.uint64))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

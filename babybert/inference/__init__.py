@@ -1,0 +1,1 @@
+"""From a checkpoint to answers: the predictor, the TorchServe archive, the server."""

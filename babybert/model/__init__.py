@@ -1,0 +1,1 @@
+"""The network, its two objectives, and the folder it is saved in."""

@@ -1,0 +1,103 @@
+"""The network: a post-norm Transformer encoder with one head for each objective, module for module the reference's.
+
+Everything is PyTorch's own layers. At the reference's sizes 97 % of the 3,177,689 parameters are two tables of
+147,161 x 10, the token embedding and the MLM decoder (not tied); the decoder's softmax is most of the arithmetic.
+
+Shapes: B pairs, T positions, D width, V vocabulary, N masked positions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from babybert.config import ModelConfig
+from babybert.data.tokenizer import PAD
+
+SEGMENTS = 3  # 0 padding, 1 `[CLS] A [SEP]`, 2 `B [SEP]`
+
+
+class TokenEmbedding(nn.Module):
+    """Token vectors, scaled by sqrt(D) to the size of the positions' (Vaswani et al., 2017, section 3.4)."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.scale = math.sqrt(width)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        return self.embedding(ids_BT) * self.scale
+
+
+class PositionalEncoding(nn.Module):
+    """Adds fixed sines and cosines of the position (Vaswani et al., 2017, section 3.5), then drops out."""
+
+    table_TD: Tensor
+
+    def __init__(self, width: int, max_positions: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+        angle = torch.arange(max_positions)[:, None] * frequency
+        table_TD = torch.zeros(max_positions, width)
+        table_TD[:, 0::2], table_TD[:, 1::2] = angle.sin(), angle.cos()
+        self.register_buffer("table_TD", table_TD, persistent=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(x_BTD + self.table_TD[: x_BTD.shape[1]])
+
+
+class BertEmbedding(nn.Module):
+    """Token, position and segment, added up."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.token_embedding = TokenEmbedding(config.vocab_size, config.width)
+        self.positional_encoding = PositionalEncoding(config.width, config.max_positions, config.dropout)
+        self.segment_embedding = nn.Embedding(SEGMENTS, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
+        return self.dropout(self.positional_encoding(self.token_embedding(ids_BT)) + self.segment_embedding(segments_BT))
+
+
+class BabyBert(nn.Module):
+    """Token ids to hidden states, and hidden states to what each objective predicts."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        self.config = config
+        self.embedding = BertEmbedding(config)
+        layer = nn.TransformerEncoderLayer(width, config.heads, config.feed_forward, dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.encoder_norm = nn.LayerNorm(width)
+        self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 2))
+        self.mlm_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.mlm_decoder = nn.Linear(width, config.vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        # nn.TransformerEncoder copies one layer: without this, all layers would start with the same weights.
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        # sqrt(D) in the forward makes these of unit variance, as large as the positions.
+        nn.init.normal_(self.embedding.token_embedding.embedding.weight, std=self.config.width**-0.5)
+        nn.init.normal_(self.embedding.segment_embedding.weight, std=self.config.width**-0.5)
+        nn.init.zeros_(self.mlm_decoder.bias)
+
+    def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, D). Positions that hold `[PAD]` are not attended to, wherever in the row they are."""
+        x_BTD = self.embedding(ids_BT, segments_BT)
+        x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
+        return self.dropout(self.encoder_norm(x_BTD))
+
+    def mlm_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits over the vocabulary (N, V) of chosen positions; ask for few, V is large."""
+        return self.mlm_decoder(self.mlm_transform(hidden_ND))
+
+    def nsp_logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Logits (B, 2) from the `[CLS]` position: 1 is "B follows A"."""
+        return self.nsp_head(hidden_BTD[:, 0])

@@ -1,0 +1,76 @@
+"""Progress of long work: a bar on a terminal, a plain line every few seconds anywhere else.
+
+Both say how far it is, the rate and the time left. Lines go to standard error, so that what a command prints as its
+result can be piped on.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(text: str) -> None:
+    """One line to the person who watches, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """A task of `total` units; `advance` moves it on. Use as a context manager.
+
+    `done` is what an earlier session of the same task had done already: it counts in the bar, not in the rate.
+    """
+
+    def __init__(self, task: str, total: int, unit: str, done: int = 0) -> None:
+        self.task, self.total, self.unit = task, total, unit
+        self._start_done = self._done = done
+        self._start = self._last_line = time.monotonic()
+        self._bar: RichProgress | None = None
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            self._bar = RichProgress(*columns, console=console)
+            self._bar_task = self._bar.add_task(task, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            say(f"{self.task}: {self._done:,} {self.unit} in {time.monotonic() - self._start:.1f} s")
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start of this session."""
+        return (self._done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Move on by `units`; `note` (the loss, say) is shown beside the rate."""
+        self._done += units
+        note = f"{self.rate:,.0f} {self.unit}/s{'  ' + note if note else ''}"
+        if self._bar:
+            self._bar.update(self._bar_task, completed=self._done, note=note)
+        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self.total - self._done) / max(self.rate, 1e-9)
+            say(f"{self.task}: {self._done:,}/{self.total:,} {self.unit}  {note}  {left:.0f} s left")
+
+
+def track(items: Iterable[Item], task: str, total: int, unit: str) -> Iterator[Item]:
+    """Yield `items`, showing progress over them."""
+    with Progress(task, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()

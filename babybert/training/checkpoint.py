@@ -1,0 +1,158 @@
+"""Checkpoints on local disk: `RUN/step-00001234/`, whole or not there at all.
+
+A checkpoint is the saved model (see `model/saved.py`), `training.pt` (optimizer and random states), `state.json`
+(where the run is) and `manifest.json` (each file's size and SHA-256). All of it is written into a folder with another
+name, flushed to disk, and renamed at the end: a crash at any moment leaves the older checkpoints and at most a
+`.partial-` folder, which the next save sweeps away. Readers take only folders whose files are what the manifest says.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import nn
+
+from babybert.data.prepare import sha256
+from babybert.data.tokenizer import Tokenizer
+from babybert.errors import DataError, StorageError
+from babybert.model.bert import BabyBert
+from babybert.model.saved import MODEL_FILES, save_model
+from babybert.progress import say
+
+FORMAT = 1
+STEP_FOLDER = re.compile(r"^step-(\d{8})$")
+TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
+FILES = (*MODEL_FILES, TRAINING, STATE)
+
+
+@dataclass
+class RunState:
+    """Where a run is: `step` steps are done, and the next batch is number `batch` of epoch `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+def save_checkpoint(run: Path, state: RunState, model: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
+    """Write the checkpoint of `state` and return its folder. `facts` (settings, scores) are kept in `state.json`.
+
+    Raises StorageError if the disk cannot take it; nothing half-written stays.
+    """
+    target = run / f"step-{state.step:08d}"
+    partial = run / f".partial-{target.name}"
+    for abandoned in run.glob(".partial-*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_model(partial, model, tokenizer)
+        torch.save({"optimizer": optimizer.state_dict(), "random": random_states()}, partial / TRAINING)
+        described = {"format": FORMAT, **dataclasses.asdict(state), "tokenizer_digest": tokenizer.digest, **facts}
+        (partial / STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+        manifest = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES}
+        (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=2) + "\n", encoding="utf-8")
+        for name in (*FILES, MANIFEST):
+            _flush(partial / name)
+        if target.exists():  # the same step, from a run that ended and was started again
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush(run)
+    # safetensors and torch.save wrap a full disk in errors of their own.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise StorageError(f"{target}: cannot write the checkpoint: {reason}; make room and start again, the run goes on from its last one") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with this checkpoint, in a few words; None if it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, this version reads {FORMAT}"
+        for name in FILES:
+            if sha256(folder / name) != manifest["files"][name]["sha256"]:
+                return f"{name} differs from the manifest"
+    except FileNotFoundError as error:
+        return f"no {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"cannot be read ({error!r})"
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first, whole or not."""
+    return sorted((path for path in run.glob("step-*") if STEP_FOLDER.match(path.name)), reverse=True)
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint that verifies; says which it passed over. None if there is none."""
+    for folder in checkpoints(run):
+        problem = verify(folder)
+        if problem is None:
+            return folder
+        say(f"warning: passing over {folder}: {problem}")
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by `path`: itself, or the newest whole one of a run. Raises DataError."""
+    if STEP_FOLDER.match(path.resolve().name):
+        problem = verify(path) if path.is_dir() else "no such folder"
+        if problem:
+            raise DataError(f"{path}: not a whole checkpoint: {problem}")
+        return path
+    found = newest_whole(path) if path.is_dir() else None
+    if found is None:
+        raise DataError(f"{path}: no whole checkpoint there; train one with `babybert pretrain --out {path}`")
+    return found
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `state.json` of a verified checkpoint says."""
+    return json.loads((folder / STATE).read_text(encoding="utf-8"))
+
+
+def restore(folder: Path, optimizer: torch.optim.Optimizer) -> RunState:
+    """Put a verified checkpoint's optimizer and random states back; the weights are `load_model`'s part."""
+    saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"]["cpu"])
+    if torch.cuda.is_available() and len(saved["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+    state = read_state(folder)
+    return RunState(state["step"], state["epoch"], state["batch"])
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every generator that training draws from: dropout's, on each device."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints. Called after a save, so the newest is whole."""
+    for folder in checkpoints(run)[keep:]:
+        (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted one is never taken for whole
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trained numbers in the model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
