@@ -16,6 +16,11 @@ from torch import Tensor
 from babybert.data.table import Examples
 
 
+# Names this use of a seed. Without it, the first epoch's permutation would be the one that `pairs.py` drew its
+# negatives with, and half an epoch would pass before the first pair of the other label.
+ORDER_STREAM = 2
+
+
 class Batch(NamedTuple):
     """B pairs, padded with 0 to the longest of them; the arguments of `PretrainingModel.forward`, in order."""
 
@@ -36,7 +41,7 @@ def batches_in_epoch(pairs: int, batch_size: int) -> int:
 
 def shuffled_batches(examples: Examples, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on."""
-    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(len(examples))
     for first in range(start * batch_size, len(order), batch_size):
         yield collate(examples, order[first : first + batch_size])
 

@@ -15,6 +15,7 @@ import numpy as np
 from babybert.data.tokenizer import CLS, SEP
 
 SPECIALS_IN_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
+NEGATIVES_STREAM = 1  # names this use of a seed, so that no other use draws the same numbers
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,13 @@ def split_sentences(corpus: Corpus, end_ids: np.ndarray) -> Sentences:
     return Sentences(start[keep], end[keep], document[keep])
 
 
-def make_pairs(corpus: Corpus, sentences: Sentences, rng: np.random.Generator) -> Pairs:
+def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int) -> Pairs:
     """Pair neighbouring sentences, then deal the second ones of half the pairs again to other documents.
 
     A dealt sentence is never from the same document, nor word for word the true next one. Pairs for which no such
-    sentence is to be had (a corpus of one document) are left out.
+    sentence is to be had (a corpus of one document) are left out. A function of `seed` and the split's number.
     """
+    rng = np.random.default_rng((seed, NEGATIVES_STREAM, split))
     if len(sentences) < 2:
         empty = np.zeros(0, np.int64)
         return Pairs(empty, empty, empty.astype(np.int8))

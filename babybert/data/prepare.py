@@ -153,7 +153,7 @@ def _is_held_out(text: str, config: PrepareConfig) -> bool:
 def _make_examples(documents: list[np.ndarray], tokenizer: Tokenizer, config: PrepareConfig, stream: int) -> tuple[Examples, int]:
     corpus = Corpus.of(documents)
     sentences = split_sentences(corpus, tokenizer.sentence_end_ids())
-    pairs = make_pairs(corpus, sentences, np.random.default_rng((config.seed, stream)))
+    pairs = make_pairs(corpus, sentences, config.seed, stream)
     ids, segments, offsets = assemble(corpus, sentences, pairs, config.max_positions)
     masked, labels = mask_tokens(ids, offsets, tokenizer.size, seed=config.seed, epoch=stream)
     return Examples(masked, labels, segments, offsets, pairs.is_next), len(sentences)
