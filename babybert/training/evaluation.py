@@ -10,13 +10,16 @@ Shapes: B pairs, T positions, D width, N chosen positions.
 import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from babybert.data.loader import ordered_batches
+from babybert.data.prepare import Dataset
 from babybert.data.table import Examples
-from babybert.data.tokenizer import FIRST_ORDINARY
+from babybert.data.tokenizer import FIRST_ORDINARY, Tokenizer
+from babybert.errors import DataError
 from babybert.model.bert import BabyBert
 from babybert.model.objectives import mlm_loss, nsp_loss
 from babybert.progress import Progress
@@ -53,6 +56,12 @@ class Scores:
         ]
         lines = [f"{name:<20}{model:>9}{unigram:>9}{chance:>9}" for name, model, unigram, chance in rows]
         return "\n".join([f"held out: {self.pairs:,} pairs, {self.masked_tokens:,} masked tokens", *lines])
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
+    """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
+    if tokenizer.digest != dataset.tokenizer.digest:
+        raise DataError(f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on")
 
 
 def unigram_log_probabilities(counts_V: np.ndarray) -> np.ndarray:

@@ -20,13 +20,13 @@ from babybert.config import PretrainConfig, model_config
 from babybert.data.loader import batches_in_epoch, shuffled_batches
 from babybert.data.prepare import Dataset, open_dataset
 from babybert.data.tokenizer import PAD
-from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.errors import StorageError, UsageError, UserError
 from babybert.model.bert import BabyBert
 from babybert.model.objectives import PretrainingModel, Totals
 from babybert.model.saved import load_model
 from babybert.progress import Progress, say
-from babybert.training.checkpoint import RunState, checkpoints, newest_whole, parameter_count, prune, read_state, restore, save_checkpoint
-from babybert.training.evaluation import Scores, as_dict, evaluate, unigram_log_probabilities
+from babybert.training.checkpoint import RunState, checkpoints, newest_whole, parameter_count, prune, restore, save_checkpoint
+from babybert.training.evaluation import Scores, as_dict, check_vocabulary, evaluate, unigram_log_probabilities
 from babybert.training.metrics import MetricsLog, RunMetrics
 from babybert.training.parallel import describe, parallelize, pick_device
 from babybert.training.schedule import learning_rate
@@ -134,9 +134,8 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V) -> tuple[
         if config.init_decoder_bias:
             bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probabilities(counts_V)))
         return bert, None
-    if read_state(folder)["tokenizer_digest"] != dataset.tokenizer.digest:
-        raise DataError(f"{folder}: was trained with another vocabulary than {dataset.folder}; choose another --out, or that run's --data")
-    bert, _ = load_model(folder)
+    bert, tokenizer = load_model(folder)
+    check_vocabulary(folder, tokenizer, dataset)
     if bert.config != sizes:
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
     say(f"resuming from {folder}")

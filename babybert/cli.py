@@ -1,0 +1,165 @@
+"""`babybert COMMAND`: parses, calls, prints. Every command's settings are a dataclass of `config.py`.
+
+Results go to standard output, progress and messages to standard error. Errors that the user can put right are one
+line, and the exit code says what kind they are (see `errors.py`).
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from babybert import __version__
+from babybert.config import ArchiveConfig, EvaluateConfig, FillMaskConfig, NextSentenceConfig, PrepareConfig, PretrainConfig, ServeConfig
+from babybert.errors import EXIT_INTERRUPTED, UserError
+from babybert.settings import add_flags, fill
+
+# The commands import what they need when they run: `--help` and a wrong flag answer at once, without loading PyTorch.
+
+
+def prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
+    from babybert.data.prepare import open_dataset, unigram_entropy
+    from babybert.data.prepare import prepare as prepare_data
+
+    facts = prepare_data(config)
+    kind = "generated reviews" if facts["generated"] else "documents"
+    print(f"{config.out}: {facts['train']['documents'] + facts['validation']['documents']:,} {kind}, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}")
+    for split in ("train", "validation"):
+        own = facts[split]
+        masked = own["masked_tokens"] / own["tokens_in_pairs"]
+        print(f"  {split:<11}{own['documents']:>8,} documents {own['pairs']:>9,} pairs, mean length {own['mean_length']}, {masked:.1%} of tokens masked")
+    entropy = unigram_entropy(open_dataset(config.out).token_counts())
+    print(f"  a model that knew only word counts would reach an MLM loss of {entropy:.3f} nats; chance is {math.log(facts['vocabulary']):.3f}")
+    return 0
+
+
+def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
+    from babybert.training.trainer import pretrain as train
+
+    outcome = train(config)
+    print(f"checkpoint: {outcome.checkpoint}")
+    if outcome.stopped_by:
+        print("stopped before the end; the same command goes on from here")
+        return 128 + outcome.stopped_by
+    if outcome.scores:
+        print(outcome.scores.table())
+    return 0
+
+
+def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
+    from babybert.data.prepare import open_dataset
+    from babybert.model.saved import load_model
+    from babybert.training.checkpoint import find_checkpoint
+    from babybert.training.evaluation import as_dict, check_vocabulary
+    from babybert.training.evaluation import evaluate as score
+    from babybert.training.parallel import pick_device
+
+    device = pick_device(config.device)
+    folder = find_checkpoint(config.checkpoint)
+    dataset = open_dataset(config.data)
+    model, tokenizer = load_model(folder)
+    check_vocabulary(folder, tokenizer, dataset)
+    held_out = dataset.examples("validation").first(config.max_pairs)
+    scores = score(model.to(device), held_out, dataset.token_counts(), config.batch_size, device)
+    print(json.dumps({"checkpoint": str(folder), **as_dict(scores)}, indent=2) if config.json else f"{folder}\n{scores.table()}")
+    return 0
+
+
+def fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
+    answer = _predictor(config.checkpoint).fill_mask([arguments.text], config.top_k)[0]
+    if config.json:
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return 0
+    for mask in answer["masks"]:
+        if len(answer["masks"]) > 1:
+            print(f"mask at token {mask['position']}:")
+        for candidate in mask["candidates"]:
+            print(f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}")
+    return 0
+
+
+def next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
+    answer = _predictor(config.checkpoint).next_sentence([(arguments.sentence_a, arguments.sentence_b)])[0]
+    verdict = "B follows A" if answer["is_next"] else "B does not follow A"
+    print(json.dumps(answer, indent=2) if config.json else f"{verdict}: the model gives {answer['probability']:.1%} to \"B is the next sentence\"")
+    return 0
+
+
+def archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
+    from babybert.inference.archive import write_archive
+    from babybert.training.checkpoint import find_checkpoint
+
+    path = write_archive(find_checkpoint(config.checkpoint), config.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve --archive {path}`")
+    return 0
+
+
+def serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
+    from babybert.inference.server import serve as run_server
+
+    return run_server(config)
+
+
+def _predictor(checkpoint: Path) -> Any:
+    from babybert.inference.predictor import Predictor
+    from babybert.training.checkpoint import find_checkpoint
+
+    return Predictor.load(find_checkpoint(checkpoint))
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[str, str]]] = {
+    "prepare": (PrepareConfig, prepare, {}),
+    "pretrain": (PretrainConfig, pretrain, {}),
+    "evaluate": (EvaluateConfig, evaluate, {}),
+    "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),
+    "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
+    "archive": (ArchiveConfig, archive, {}),
+    "serve": (ServeConfig, serve, {}),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but an error is one line that says where help is, like every other error of ours."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = Parser(prog="babybert", description="Pretrain a small BERT from raw text, and serve it.")
+    parser.add_argument("--version", action="version", version=f"babybert {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (config_class, _, texts) in COMMANDS.items():
+        summary = (config_class.__doc__ or "").strip()
+        command = commands.add_parser(name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>.")
+        for argument, text in texts.items():
+            command.add_argument(argument, help=text)
+        add_flags(command, config_class)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = make_parser().parse_args(argv)
+    config_class, run, _ = COMMANDS[arguments.command]
+    try:
+        return run(fill(config_class, arguments.command, arguments, os.environ), arguments)
+    except UserError as error:
+        print(f"babybert {arguments.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"babybert {arguments.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone (`babybert ... | head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
