@@ -123,7 +123,10 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but an error is one line that says where help is, like every other error of ours."""
+    """argparse, but flags are not abbreviated, and an error is one line that says where help is, as all of ours do."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")

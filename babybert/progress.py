@@ -33,6 +33,7 @@ class Progress:
         self.task, self.total, self.unit = task, total, unit
         self._start_done = self._done = done
         self._start = self._last_line = time.monotonic()
+        self._note = ""
         self._bar: RichProgress | None = None
         console = Console(stderr=True)
         if console.is_terminal:
@@ -57,9 +58,10 @@ class Progress:
         return (self._done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Move on by `units`; `note` (the loss, say) is shown beside the rate."""
+        """Move on by `units`; `note` (the loss, say) is shown beside the rate until another takes its place."""
         self._done += units
-        note = f"{self.rate:,.0f} {self.unit}/s{'  ' + note if note else ''}"
+        self._note = note or self._note
+        note = f"{self.rate:,.0f} {self.unit}/s  {self._note}".rstrip()
         if self._bar:
             self._bar.update(self._bar_task, completed=self._done, note=note)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:

@@ -1,0 +1,40 @@
+# Every target installs what it needs; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types check format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+install: $(INSTALLED) ## make .venv with everything, at the versions of constraints.txt
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## the whole line on generated reviews: prepare, pretrain, evaluate, archive, serve, ask
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED) ## all tests, those with a real TorchServe among them
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## format and style, checked
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED) ## types, checked
+	$(BIN)/mypy
+
+check: lint types test ## what CI runs
+
+format: $(INSTALLED) ## put the code into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove .venv, data, runs and archives
+	rm -rf .venv data runs model-store build dist
