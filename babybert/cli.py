@@ -27,7 +27,9 @@ def prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
 
     facts = prepare_data(config)
     kind = "generated reviews" if facts["generated"] else "documents"
-    print(f"{config.out}: {facts['train']['documents'] + facts['validation']['documents']:,} {kind}, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}")
+    print(
+        f"{config.out}: {facts['train']['documents'] + facts['validation']['documents']:,} {kind}, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}"
+    )
     for split in ("train", "validation"):
         own = facts[split]
         masked = own["masked_tokens"] / own["tokens_in_pairs"]
@@ -85,7 +87,7 @@ def fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
 def next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
     answer = _predictor(config.checkpoint).next_sentence([(arguments.sentence_a, arguments.sentence_b)])[0]
     verdict = "B follows A" if answer["is_next"] else "B does not follow A"
-    print(json.dumps(answer, indent=2) if config.json else f"{verdict}: the model gives {answer['probability']:.1%} to \"B is the next sentence\"")
+    print(json.dumps(answer, indent=2) if config.json else f'{verdict}: the model gives {answer["probability"]:.1%} to "B is the next sentence"')
     return 0
 
 
@@ -139,7 +141,9 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (config_class, _, texts) in COMMANDS.items():
         summary = (config_class.__doc__ or "").strip()
-        command = commands.add_parser(name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>.")
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>."
+        )
         for argument, text in texts.items():
             command.add_argument(argument, help=text)
         add_flags(command, config_class)

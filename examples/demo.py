@@ -81,9 +81,9 @@ def pretrain_and_watch() -> None:
 def serve_and_ask() -> None:
     """Serve the archive on free ports, ask both kinds of question over HTTP, print answers and moved metrics."""
     inference, management, metrics = free_ports(3)
-    ports = {"inference_port": inference, "management_port": management, "metrics_port": metrics}
-    command("serve", "--archive", f"{STORE}/babybert.mar", *(f"--{name.replace('_', '-')}={port}" for name, port in ports.items()))
-    with Server(ServeConfig(archive=ROOT / STORE / "babybert.mar", **ports)) as server:
+    config = ServeConfig(archive=ROOT / STORE / "babybert.mar", inference_port=inference, management_port=management, metrics_port=metrics)
+    command("serve", "--archive", f"{STORE}/babybert.mar", f"--inference-port={inference}", f"--management-port={management}", f"--metrics-port={metrics}")
+    with Server(config) as server:
         before = scrape(server.metrics_url)
         for question in (FILL, FOLLOWS, UNRELATED):
             print(f"\n$ curl --json '{json.dumps(question)}' {server.predictions_url}")

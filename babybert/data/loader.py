@@ -15,7 +15,6 @@ from torch import Tensor
 
 from babybert.data.table import Examples
 
-
 # Names this use of a seed. Without it, the first epoch's permutation would be the one that `pairs.py` drew its
 # negatives with, and half an epoch would pass before the first pair of the other label.
 ORDER_STREAM = 2
@@ -60,4 +59,5 @@ def collate(examples: Examples, rows: np.ndarray) -> Batch:
     real = position < lengths[:, None]
     index = np.where(real, start[:, None] + position, 0)
     columns = (np.where(real, flat[index], 0).astype(np.int64) for flat in (examples.ids, examples.labels, examples.segments))
-    return Batch(*map(torch.from_numpy, columns), torch.from_numpy(examples.is_next[rows].astype(np.int64)))
+    ids_BT, labels_BT, segments_BT = map(torch.from_numpy, columns)
+    return Batch(ids_BT, labels_BT, segments_BT, torch.from_numpy(examples.is_next[rows].astype(np.int64)))

@@ -42,7 +42,7 @@ def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int
 
 def random_uniform(seed: int, epoch: int, row: np.ndarray, position: np.ndarray, stream: int) -> np.ndarray:
     """Numbers in [0, 1) that are a function of the arguments alone (splitmix64; Steele, Lea and Flood, 2014)."""
-    key = np.uint64(0)
+    key = np.zeros((), np.uint64)
     for part in (seed, epoch, stream):
         key = _mix(key ^ np.uint64(part))
     with np.errstate(over="ignore"):
@@ -50,9 +50,9 @@ def random_uniform(seed: int, epoch: int, row: np.ndarray, position: np.ndarray,
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
-        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return np.asarray(x ^ (x >> np.uint64(31)))

@@ -101,31 +101,24 @@ def _read_chunk(frame: pd.DataFrame, path: Path, line: int, vocab_size: int) -> 
     ids, labels, segments = (_parse_lists(frame[name].tolist(), f"{path}: line", line, name) for name in LIST_COLUMNS)
     lengths = ids[1]
 
-    def check(bad: np.ndarray, message: Callable[[int], str]) -> None:
-        """Refuse the first row that `bad`, of one flag a row or a token, marks."""
+    def check(bad: np.ndarray, message: Callable[[int], str], a_row: bool = False) -> None:
+        """Refuse the first row that `bad` marks, with a flag a token (or `a_row`)."""
         if bad.any():
             first = int(np.argmax(bad))
-            row = first if len(bad) == len(lengths) else int(np.searchsorted(np.cumsum(lengths), first, side="right"))
+            row = first if a_row else int(np.searchsorted(np.cumsum(lengths), first, side="right"))
             raise DataError(f"{path}: line {line + row}: {message(first)}")
 
-    check(lengths == 0, lambda i: "bert_input is empty")
-    for name, (_, other) in (("bert_label", labels), ("segment_label", segments)):
-        check(other != lengths, lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}")
+    check(lengths == 0, lambda i: "bert_input is empty", a_row=True)
+    for name, other in (("bert_label", labels[1]), ("segment_label", segments[1])):
+        check(other != lengths, lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}", a_row=True)  # type: ignore[misc]
     for name, flat in (("bert_input", ids[0]), ("bert_label", labels[0])):
-        bad = np.append((flat < 0) | (flat >= vocab_size), [False] * (len(flat) == len(lengths)))
-        check(bad, lambda i, name=name, flat=flat: f"{name} has id {flat[i]}; the vocabulary has 0 to {vocab_size - 1}")
-    return _checked_values(ids[0], labels[0], segments[0], lengths, frame["is_next"], check)
-
-
-def _checked_values(
-    ids: np.ndarray, labels: np.ndarray, segments: np.ndarray, lengths: np.ndarray, is_next: pd.Series, check: Callable
-) -> tuple[np.ndarray, ...]:
-    special = (ids < FIRST_ORDINARY) & (ids != MASK) & (ids != UNK)
-    check(special & (labels != 0), lambda i: f"bert_label is {labels[i]} at special token {ids[i]}; only words are masked")
-    check((segments < 0) | (segments > 2), lambda i: f"segment_label is {segments[i]}; it must be 0, 1 or 2")
-    flags = is_next.str.strip()
-    check(~flags.isin(["0", "1"]).to_numpy(), lambda i: f"is_next is '{flags.iloc[i]}'; it must be 0 or 1")
-    return ids.astype(np.int32), labels.astype(np.int32), segments.astype(np.int8), lengths, flags.to_numpy(np.int8)
+        check((flat < 0) | (flat >= vocab_size), lambda i, name=name, flat=flat: f"{name} has id {flat[i]}; the vocabulary has 0 to {vocab_size - 1}")  # type: ignore[misc]
+    special = (ids[0] < FIRST_ORDINARY) & (ids[0] != MASK) & (ids[0] != UNK)
+    check(special & (labels[0] != 0), lambda i: f"bert_label is {labels[0][i]} at special token {ids[0][i]}; only words are masked")
+    check((segments[0] < 0) | (segments[0] > 2), lambda i: f"segment_label is {segments[0][i]}; it must be 0, 1 or 2")
+    flags = frame["is_next"].str.strip()
+    check(~flags.isin(["0", "1"]).to_numpy(), lambda i: f"is_next is '{flags.iloc[i]}'; it must be 0 or 1", a_row=True)
+    return ids[0].astype(np.int32), labels[0].astype(np.int32), segments[0].astype(np.int8), lengths, flags.to_numpy(np.int8)
 
 
 def _parse_lists(cells: list[str], where: str, line: int, column: str) -> tuple[np.ndarray, np.ndarray]:

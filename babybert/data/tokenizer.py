@@ -83,7 +83,9 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """The token with this id."""
-        return self._backend.id_to_token(token_id)
+        token = self._backend.id_to_token(token_id)
+        assert token is not None, token_id
+        return token
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The tokens with these ids."""

@@ -73,9 +73,17 @@ class Server:
             "org.pytorch.serve.ModelServer",
             "--python", sys.executable, "-f", str(settings), "-s", str(self._folder / "store"), "-ncs", "-m", f"{MODEL_NAME}={MODEL_NAME}.mar",
         ]  # fmt: skip
-        environment = {**os.environ, "TMPDIR": str(self._folder), "TEMP": str(self._folder), "LOG_LOCATION": str(self._folder), "METRICS_LOCATION": str(self._folder)}
+        environment = {
+            **os.environ,
+            "TMPDIR": str(self._folder),
+            "TEMP": str(self._folder),
+            "LOG_LOCATION": str(self._folder),
+            "METRICS_LOCATION": str(self._folder),
+        }
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self._folder, env=environment, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self._folder, env=environment, start_new_session=True
+            )
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_seconds
@@ -86,10 +94,10 @@ class Server:
             try:
                 with urllib.request.urlopen(url, timeout=5) as answer:
                     workers = json.load(answer)[0]["workers"]
-                if any(worker["status"] == "READY" for worker in workers):
-                    return
             except (urllib.error.URLError, ConnectionError, TimeoutError, ValueError, LookupError):
-                pass  # not up yet: that is what the deadline is for
+                workers = []  # it does not listen yet
+            if any(worker["status"] == "READY" for worker in workers):
+                return
             time.sleep(0.2)
         raise UserError(f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self._last_lines()}")
 

@@ -15,7 +15,7 @@ class HeadLoss(NamedTuple):
     """Cross entropy over N positions."""
 
     loss_sum: Tensor  # scalar, nats
-    count: int
+    positions: int
     rank_N: Tensor | None  # how many tokens were thought likelier than the target; None unless asked for
 
 

@@ -92,7 +92,7 @@ class PretrainingModel(nn.Module):
         correct = (nsp_logits_B2.argmax(-1) == is_next_B).sum()
         return {
             "mlm_sum": mlm.loss_sum.reshape(1),
-            "mlm_count": torch.full_like(correct.reshape(1), mlm.count),
+            "mlm_count": torch.full_like(correct.reshape(1), mlm.positions),
             "nsp_sum": nsp_loss(nsp_logits_B2, is_next_B).reshape(1),
             "nsp_correct": correct.reshape(1),
             "nsp_count": torch.full_like(correct.reshape(1), len(is_next_B)),

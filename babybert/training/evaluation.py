@@ -61,7 +61,9 @@ class Scores:
 def check_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
     """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
     if tokenizer.digest != dataset.tokenizer.digest:
-        raise DataError(f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on")
+        raise DataError(
+            f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on"
+        )
 
 
 def unigram_log_probabilities(counts_V: np.ndarray) -> np.ndarray:

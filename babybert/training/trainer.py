@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -107,7 +108,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     return Outcome(saved, scores, stop.signal)
 
 
-def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V) -> tuple[BabyBert, Path | None]:
+def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarray) -> tuple[BabyBert, Path | None]:
     """The model of the run's newest whole checkpoint and that checkpoint, or a new model and None.
 
     Raises UsageError if the run has checkpoints that `resume: never` would mix with, or of other sizes; DataError
@@ -173,7 +174,9 @@ def report_scores(scores: Scores, state: RunState, metrics: RunMetrics, log: Met
     )
 
 
-def save(config: PretrainConfig, dataset: Dataset, state: RunState, bert: BabyBert, optimizer: torch.optim.Optimizer, scores: Scores | None, metrics: RunMetrics) -> Path:
+def save(
+    config: PretrainConfig, dataset: Dataset, state: RunState, bert: BabyBert, optimizer: torch.optim.Optimizer, scores: Scores | None, metrics: RunMetrics
+) -> Path:
     """Write the checkpoint, count it, and delete the oldest."""
     start = time.monotonic()
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
