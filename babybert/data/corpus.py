@@ -5,6 +5,7 @@ fixed order, whatever the order in an archive or a folder, so that the same sour
 The 50,000 labelled reviews are 65 MB of text: they are held in memory.
 """
 
+import gzip
 import re
 import tarfile
 import zlib
@@ -60,14 +61,16 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
     contents = {}
     try:
         # Streamed: nothing is extracted to disk, so no path in the archive can do harm.
-        with tarfile.open(archive, mode="r|*") as tar:
+        with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r|") as tar:
             for member in tar:
                 match = REVIEW_PATH.search(member.name)
                 file = tar.extractfile(member) if match and member.isfile() else None
                 if match and file:
                     contents[match[1]] = file.read()
+            while content.read(1 << 20):  # to the checksum at the very end, which tarfile does not read
+                continue
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{archive}: not a whole tar archive ({error}); download it again") from error
+        raise DataError(f"{archive}: not a whole .tar.gz archive ({error}); download it again") from error
     return contents
 
 

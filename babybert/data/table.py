@@ -87,11 +87,11 @@ def read_table(path: Path, vocab_size: int) -> Examples:
             missing = [name for name in COLUMNS if name not in frame.columns]
             if missing:
                 raise DataError(f"{path}: no column '{missing[0]}'; it has {', '.join(map(str, frame.columns))}")
-            chunks.append(_read_chunk(frame, path, line, vocab_size))
+            chunks.append(_read_chunk(frame.fillna(""), path, line, vocab_size))
             line += len(frame)
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())})") from error
-    if not chunks:
+    if line == 2:
         raise DataError(f"{path}: has no rows")
     ids, labels, segments, lengths, is_next = (np.concatenate(column) for column in zip(*chunks, strict=True))
     return Examples(ids, labels, segments, np.concatenate([[0], np.cumsum(lengths)]), is_next)

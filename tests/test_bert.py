@@ -1,0 +1,83 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from babybert.config import ModelConfig, model_config
+from babybert.errors import UsageError
+from babybert.model.bert import BabyBert, PositionalEncoding
+
+SMALL = ModelConfig(vocab_size=30, width=8, heads=2, layers=2, feed_forward=16, max_positions=20)
+
+
+@pytest.fixture
+def bert():
+    torch.manual_seed(0)
+    return BabyBert(SMALL).eval()
+
+
+def test_the_reference_module_for_module():
+    model = BabyBert(model_config("baby", 147_161))
+    assert str(model) + "\n" == (Path(__file__).parent / "golden" / "baby.txt").read_text()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3_177_689
+
+
+def test_shapes(bert):
+    hidden_BTD = bert(torch.randint(5, 30, (3, 7)), torch.ones(3, 7, dtype=torch.long))
+    assert hidden_BTD.shape == (3, 7, 8)
+    assert bert.mlm_logits(hidden_BTD[0, :2]).shape == (2, 30)
+    assert bert.nsp_logits(hidden_BTD).shape == (3, 2)
+
+
+def test_padding_changes_nothing_wherever_it_is(bert):
+    ids, segments = torch.tensor([[1, 7, 8, 2, 9, 2]]), torch.tensor([[1, 1, 1, 1, 2, 2]])
+    plain = bert(ids, segments)
+    padded = bert(torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), torch.cat([segments, torch.zeros(1, 4, dtype=torch.long)], 1))
+    torch.testing.assert_close(padded[:, :6], plain, atol=1e-6, rtol=0)
+    # Inside a row, as in the course's files: what the padding's own embedding is makes no difference.
+    inside = torch.tensor([[1, 7, 0, 0, 9, 2]])
+    before = bert(inside, segments)[:, [0, 1, 4, 5]]
+    with torch.no_grad():
+        bert.embedding.token_embedding.embedding.weight[0] += 5
+    torch.testing.assert_close(bert(inside, segments)[:, [0, 1, 4, 5]], before)
+
+
+def test_positions_are_the_papers_sines():
+    encoding = PositionalEncoding(width=4, max_positions=5, dropout=0.0)
+    added = encoding(torch.zeros(1, 5, 4))[0]
+    for position in range(5):
+        expected = [math.sin(position), math.cos(position), math.sin(position / 100), math.cos(position / 100)]
+        assert added[position].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_tokens_are_scaled_by_the_root_of_the_width(bert):
+    token = bert.embedding.token_embedding
+    torch.testing.assert_close(token(torch.tensor([7])), token.embedding.weight[[7]] * math.sqrt(8))
+
+
+def test_layers_start_with_weights_of_their_own(bert):
+    first, second = bert.encoder.layers
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+
+
+def test_order_and_segments_matter(bert):
+    ones = torch.ones(1, 4, dtype=torch.long)
+    one = bert(torch.tensor([[1, 7, 8, 2]]), ones)
+    assert not torch.allclose(one[:, 0], bert(torch.tensor([[1, 8, 7, 2]]), ones)[:, 0])
+    assert not torch.allclose(one[:, 0], bert(torch.tensor([[1, 7, 8, 2]]), torch.tensor([[1, 1, 1, 2]]))[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [({"width": 7}, "even"), ({"heads": 3}, "shared by 3 heads"), ({"layers": 0}, "at least 1"), ({"dropout": 1.0}, "dropout")]
+)
+def test_sizes_that_cannot_be_are_refused(sizes, message):
+    with pytest.raises(UsageError, match=message):
+        model_config("baby", 30, **sizes)
+
+
+def test_presets():
+    assert model_config("mini", 30).width == 256
+    assert model_config("tiny", 30, width=32).width == 32
+    with pytest.raises(UsageError, match="unknown preset 'huge'; choose one of baby, tiny, mini"):
+        model_config("huge", 30)

@@ -1,0 +1,69 @@
+"""Exit codes and messages: one line on standard error, and no traceback."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from babybert.cli import main
+from babybert.training.trainer import pretrain
+
+
+def fails(capsys, code, *argv):
+    """Run a command that must end with `code`, and return its error line."""
+    try:
+        result = main(argv)
+    except SystemExit as exit_:
+        result = exit_.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert result == code, error
+    assert "error:" in error
+    return error
+
+
+def test_bad_usage_is_2(capsys, tmp_path):
+    assert "unknown preset 'huge'" in fails(capsys, 2, "pretrain", "--preset", "huge")
+    assert "lr is -0.1" in fails(capsys, 2, "pretrain", "--lr", "-0.1")
+    assert "--lr is 'fast'; it must be a number" in fails(capsys, 2, "pretrain", "--lr", "fast")
+    assert "--max" in fails(capsys, 2, "pretrain", "--max", "3")  # no abbreviations
+    assert "--corpus is 'books'; choose one of demo, imdb" in fails(capsys, 2, "prepare", "--corpus", "books")
+    assert "COMMAND" in fails(capsys, 2)
+    assert "--source" in fails(capsys, 2, "prepare", "--corpus", "imdb")
+
+
+def test_bad_data_is_3(capsys, tmp_path, demo_folder):
+    assert "no such file" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path / "x.tar.gz"), "--out", str(tmp_path / "data"))
+    assert not (tmp_path / "data").exists()
+    assert "no reviews found" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path), "--out", str(tmp_path / "data"))
+    assert "no dataset.json" in fails(capsys, 3, "pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--no-metrics")
+    assert "no whole checkpoint" in fails(capsys, 3, "evaluate", "--checkpoint", str(tmp_path), "--data", str(demo_folder))
+    assert "no whole checkpoint" in fails(capsys, 3, "fill-mask", "a [MASK]", "--checkpoint", str(tmp_path))
+    assert "no such file" in fails(capsys, 3, "serve", "--archive", str(tmp_path / "x.mar"))
+
+
+def test_questions_and_scores(capsys, small, demo_folder):
+    run = str(pretrain(small(max_steps=3)).checkpoint.parent)
+    assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--top-k", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["masks"][0]["candidates"]) == 5
+    assert main(["next-sentence", "Mary rides.", "She trains.", "--checkpoint", run]) == 0
+    assert "follow A" in capsys.readouterr().out
+    assert main(["evaluate", "--checkpoint", run, "--data", str(demo_folder), "--json", "--max-pairs", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 5
+    assert "no [MASK]" in fails(capsys, 2, "fill-mask", "Mary is.", "--checkpoint", run)
+
+
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "evaluate", "fill-mask", "next-sentence", "archive", "serve"])
+def test_help_has_every_default(capsys, command):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert text.count("[default:") == text.count("\n  --") - text.count("--config FILE") // 2
+
+
+def test_data_needs_no_torch_but_in_the_loader():
+    code = "import sys, babybert.cli, babybert.data.prepare; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,21 @@
+from babybert.data.demo import GENRES, PRONOUNS, generate_reviews
+
+
+def test_the_same_seed_gives_the_same_reviews_and_a_longer_list_starts_the_same():
+    assert generate_reviews(5, seed=3) == generate_reviews(9, seed=3)[:5]
+    assert generate_reviews(5, seed=3) != generate_reviews(5, seed=4)
+
+
+def test_a_review_agrees_with_itself():
+    for review in generate_reviews(200, seed=0):
+        words = set(review.lower().replace(".", " ").replace(",", " ").replace('"', " ").replace("!", " ").replace("?", " ").replace(":", " ").split())
+        kinds = {g.kind for g in GENRES if words & {g.kind, *g.heroes, *g.places, *g.things, *g.deeds, *g.villains}}
+        assert len(kinds) == 1, review
+        assert not {"he", "him", "his"} & words or not {"she", "her"} & words, review
+        assert "{" not in review
+
+
+def test_no_word_belongs_to_two_genres():
+    words = [word for g in GENRES for word in {g.kind, *g.heroes, *g.places, *g.things, *g.deeds, *g.villains}]
+    assert len(words) == len(set(words))
+    assert set(PRONOUNS) == {"he", "she"}

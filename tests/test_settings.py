@@ -1,0 +1,78 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from babybert.config import PrepareConfig, PretrainConfig
+from babybert.errors import UsageError
+from babybert.settings import add_flags, fill
+
+
+def pretrain_settings(*flags, environment=None):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PretrainConfig)
+    return fill(PretrainConfig, "pretrain", parser.parse_args(flags), environment or {})
+
+
+def test_without_anything_the_defaults_hold():
+    assert pretrain_settings() == PretrainConfig()
+
+
+def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("pretrain:\n  lr: 1e-4\n  epochs: 7\n  metrics: false\n  max_steps: null\n  data: some/where\nprepare:\n  seed: 9\n")
+    environment = {"BABYBERT_PRETRAIN_EPOCHS": "8", "BABYBERT_PRETRAIN_BATCH_SIZE": "5", "BABYBERT_PRETRAIN_SERVICE_HOST": "10.0.0.1"}
+    config = pretrain_settings("--config", str(path), "--batch-size=6", environment=environment)
+    assert (config.lr, config.epochs, config.batch_size, config.metrics, config.max_steps, config.data) == (1e-4, 8, 6, False, None, Path("some/where"))
+    assert config.seed == PretrainConfig().seed
+
+
+def test_booleans_and_optional_values():
+    assert pretrain_settings("--no-metrics").metrics is False
+    assert pretrain_settings(environment={"BABYBERT_PRETRAIN_METRICS": "no"}).metrics is False
+    assert pretrain_settings("--max-steps=3", "--width=4").max_steps == 3
+    assert pretrain_settings(environment={"BABYBERT_PRETRAIN_MAX_STEPS": ""}).max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("pretrain:\n  lrr: 3", "'pretrain' has no setting 'lrr'"),
+        ("pretrain:\n  epochs: many", "pretrain.epochs is 'many'; it must be a whole number"),
+        ("pretrain:\n  epochs: [1]", "pretrain.epochs is"),
+        ("pretrain:\n  epochs: true", "pretrain.epochs is 'True'"),
+        ("pretrain: 5", "expected settings by name below 'pretrain:'"),
+        ("just text", "expected settings by name"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_bad_file_is_told_by_name_and_key(tmp_path, content, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError) as error:
+        pretrain_settings("--config", str(path))
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_bad_variable_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere\.yaml: cannot be read"):
+        pretrain_settings("--config", str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(UsageError, match="BABYBERT_PRETRAIN_OPTIMIZER is 'sgd'; choose one of adamw, adam"):
+        pretrain_settings(environment={"BABYBERT_PRETRAIN_OPTIMIZER": "sgd"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -0.1}, {"warmup_fraction": 1.5}, {"metrics_port": 70_000},
+     {"preset": "huge"}, {"seed": -1}, {"max_steps": 0}],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_by_name(settings):
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        PretrainConfig(**settings)
+
+
+def test_imdb_needs_a_source():
+    with pytest.raises(UsageError, match="--source"):
+        PrepareConfig(corpus="imdb")

@@ -1,0 +1,68 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babybert.data.tokenizer import SPECIAL_TOKENS, UNK, Tokenizer
+from babybert.errors import DataError
+
+
+def basic_english(text: str) -> list[str]:
+    """The rules of torchtext's tokenizer of that name, one regular expression after the other."""
+    text = text.lower()
+    for pattern, replacement in [
+        (r"\'", " '  "), (r"\"", ""), (r"\.", " . "), (r"<br \/>", " "), (r",", " , "), (r"\(", " ( "), (r"\)", " ) "),
+        (r"\!", " ! "), (r"\?", " ? "), (r"\;", " "), (r"\:", " "), (r"\s+", " "),
+    ]:  # fmt: skip
+        text = re.sub(pattern, replacement, text)
+    return text.split()
+
+
+# Where Rust and Python differ, as the module says: separators 0x1C to 0x1F, final sigma, and letters newer than one of the two.
+ALPHABET = st.characters(max_codepoint=0x1C7F, blacklist_characters="\x1c\x1d\x1e\x1fΣ", blacklist_categories=("Cs", "Cn"))
+TEXT = st.lists(st.one_of(st.text(ALPHABET, max_size=8), st.sampled_from(["<br />", "it's", '"no"', "(ok)", "?!", "...", " ", ";:", "[MASK]"]))).map("".join)
+
+
+@given(TEXT)
+def test_tokens_are_those_of_basic_english(text):
+    tokenizer = Tokenizer.train([text, "one word"])
+    (ids,) = tokenizer.encode_documents([text])
+    assert tokenizer.tokens(ids) == basic_english(text)
+
+
+def test_a_review():
+    tokenizer = Tokenizer.train(['It\'s "great"!<br /><br />Really (yes): see it; now.'])
+    assert tokenizer.tokens(tokenizer.encode("It's great!<br />See (it).")) == ["it", "'", "s", "great", "!", "see", "(", "it", ")", "."]
+
+
+def test_special_tokens_come_first_and_words_by_frequency():
+    tokenizer = Tokenizer.train(["b a b", "b a c"])
+    assert tokenizer.tokens(range(tokenizer.size)) == [*SPECIAL_TOKENS, "b", "a", "c"]
+    assert Tokenizer.train(["b a b", "b a c"], min_frequency=2).size == len(SPECIAL_TOKENS) + 2
+
+
+def test_special_tokens_are_words_in_documents_and_special_in_requests():
+    tokenizer = Tokenizer.train(["a [MASK] here"])
+    (ids,) = tokenizer.encode_documents(["a [MASK] here"])
+    assert tokenizer.tokens(ids) == ["a", "[mask]", "here"]
+    assert tokenizer.tokens(tokenizer.encode("a [MASK] here")) == ["a", "[MASK]", "here"]
+    assert tokenizer.encode("unheard") == [UNK]
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
+    tokenizer = Tokenizer.train(["some words, and 'more'"])
+    tokenizer.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.digest == tokenizer.digest
+    assert loaded.encode("some 'words'") == tokenizer.encode("some 'words'")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
+def test_a_broken_file_is_named(tmp_path: Path, content):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        Tokenizer.load(path)
