@@ -12,7 +12,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, PlatformCollector, ProcessCollector, start_http_server
 
 from babybert import __version__
-from babybert.errors import UsageError
+from babybert.errors import StorageError, UsageError
 from babybert.progress import say
 
 
@@ -58,7 +58,10 @@ class MetricsLog:
         self._start = time.monotonic()
 
     def write(self, split: str, **values: Any) -> None:
-        """Append one line with the seconds since this process began."""
+        """Append one line with the seconds since this process began. Raises StorageError."""
         line = json.dumps({"split": split, "seconds": round(time.monotonic() - self._start, 3), **values})
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StorageError(f"{self._path}: cannot be written: {error.strerror}; the run goes on from its last checkpoint once there is room") from error
