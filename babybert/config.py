@@ -108,7 +108,7 @@ class PretrainConfig:
     batch_size: int = option(64, "pairs a step; the reference's 6 leaves the machine idle")
     optimizer: Literal["adamw", "adam"] = option("adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words")
     lr: float = option(5e-3, "peak learning rate for baby and tiny (mini: 5e-4); the reference's 5e-5 hardly moves a model this small")
-    weight_decay: float = option(0.01, "the reference's")
+    weight_decay: float = option(0.01, "the reference's; biases and norms are left out of it")
     warmup_fraction: float = option(0.1, "share of the steps in which the rate climbs; then it falls to zero")
     clip_norm: float = option(1.0, "gradients longer than this are scaled down to it")
     init_decoder_bias: bool = option(True, "start the MLM bias at log word frequencies: the loss starts where word counts are")

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import torch
 
-from babybert.data.loader import batches_in_epoch, collate, ordered_batches, shuffled_batches
+from babybert.data.loader import batches_in_epoch, collate, ordered_batches, pairs_before, shuffled_batches
 
 
 def test_a_batch_is_the_pairs_padded_with_zeros(demo):
@@ -57,6 +57,13 @@ def test_both_labels_come_from_the_first_batches_on(demo):
     half = list(shuffled_batches(examples, 8, seed=0, epoch=0))[: len(examples) // 16]
     share = torch.cat([batch.is_next_B for batch in half]).float().mean()
     assert 0.3 < share < 0.7
+
+
+def test_pairs_are_counted_with_the_smaller_last_batches(demo):
+    examples = demo.examples("train")
+    sizes = [len(batch.is_next_B) for epoch in range(2) for batch in shuffled_batches(examples, 8, 0, epoch)]
+    for step in range(len(sizes) + 1):
+        assert pairs_before(step, batches_in_epoch(len(examples), 8), len(examples), 8) == sum(sizes[:step])
 
 
 def test_in_order(demo):

@@ -9,13 +9,14 @@ import threading
 import urllib.request
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from babybert.config import PrepareConfig
 from babybert.data.prepare import prepare, sha256
 from babybert.errors import DataError, UsageError, UserError
 from babybert.training.checkpoint import newest_whole, read_state
-from babybert.training.trainer import pretrain
+from babybert.training.trainer import load_or_create, make_optimizer, pretrain
 
 COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain"]
 SIZES = ["--width=8", "--heads=2", "--layers=1", "--feed-forward=16", "--batch-size=8", "--device=cpu"]
@@ -93,6 +94,18 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(small):
     with pytest.raises(UserError, match="the loss is nan at step"):
         pretrain(small(lr=1e38, weight_decay=1e30, clip_norm=1e38))
     assert newest_whole(small().out).name == "step-00000003"
+
+
+def test_biases_and_norms_do_not_decay(small, demo):
+    bert, _ = load_or_create(small(), demo, demo.token_counts())
+    optimizer = make_optimizer(bert, small(weight_decay=0.5))
+    before = {name: parameter.detach().clone() for name, parameter in bert.named_parameters()}
+    for parameter in bert.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in bert.named_parameters():
+        factor = 1.0 if parameter.dim() == 1 else 1 - small().lr * 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder, tmp_path):

@@ -38,6 +38,12 @@ def batches_in_epoch(pairs: int, batch_size: int) -> int:
     return -(-pairs // batch_size)
 
 
+def pairs_before(step: int, epoch_batches: int, pairs: int, batch_size: int) -> int:
+    """How many pairs the steps before `step` take, each epoch's last and smaller batch counted as it is."""
+    epochs, batches = divmod(step, epoch_batches)
+    return epochs * pairs + min(batches * batch_size, pairs)
+
+
 def shuffled_batches(examples: Examples, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
     """The batches of one epoch from number `start` on."""
     order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(len(examples))

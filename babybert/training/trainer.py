@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from babybert.config import PretrainConfig, model_config
-from babybert.data.loader import batches_in_epoch, shuffled_batches
+from babybert.data.loader import batches_in_epoch, pairs_before, shuffled_batches
 from babybert.data.prepare import Dataset, open_dataset
 from babybert.data.tokenizer import PAD
 from babybert.errors import StorageError, UsageError, UserError
@@ -69,7 +69,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
     say(f"model: {config.preset}, {parameter_count(bert):,} parameters; {len(train):,} pairs, {total_steps:,} steps; {describe(device)}")
     saved, scores = resumed_from, None
     seen: Totals | None = None
-    with StopOnSignal() as stop, Progress("pretrain", total_steps * config.batch_size, "pairs", state.step * config.batch_size) as progress:
+    total_pairs = pairs_before(total_steps, epoch_batches, len(train), config.batch_size)
+    done_pairs = pairs_before(state.step, epoch_batches, len(train), config.batch_size)
+    with StopOnSignal() as stop, Progress("pretrain", total_pairs, "pairs", done_pairs) as progress:
         while state.step < total_steps and not stop.signal:
             metrics.epoch.set(state.epoch)
             for batch in shuffled_batches(train, config.batch_size, config.seed, state.epoch, start=state.batch):
@@ -144,9 +146,16 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
 
 
 def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters, in its fused form: the loop over parameters runs in C++."""
+    """Adam or AdamW, in its fused form: the loop over parameters runs in C++.
+
+    Tables and matrices decay; biases and norms do not. To pull the decoder's bias toward zero would undo, step by
+    step, the word frequencies that it starts from.
+    """
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return optimizer_class(bert.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    matrices = [parameter for parameter in bert.parameters() if parameter.dim() > 1]
+    vectors = [parameter for parameter in bert.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return optimizer_class(groups, lr=config.lr, fused=True)
 
 
 def report(seen: Totals, state: RunState, rate: float, gradient_norm: float, metrics: RunMetrics, log: MetricsLog) -> str:
