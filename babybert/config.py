@@ -88,7 +88,7 @@ class PrepareConfig:
         require(0 < self.validation_fraction < 1, f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1")
         require(self.max_positions >= 8, f"max_positions is {self.max_positions}; it must be at least 8")
         require(self.min_frequency >= 1, f"min_frequency is {self.min_frequency}; it must be at least 1")
-        require(self.seed >= 0, f"seed is {self.seed}; it must not be negative")
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class PretrainConfig:
             require(0 < getattr(self, name) < float("inf"), f"{name} is {getattr(self, name)}; it must be a number above 0")
         require(0 <= self.weight_decay < float("inf"), f"weight_decay is {self.weight_decay}; it must not be negative")
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1")
-        require(self.seed >= 0, f"seed is {self.seed}; it must not be negative")
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         require(0 <= self.metrics_port < 65536, f"metrics_port is {self.metrics_port}; it must be from 0 to 65535")
 
 

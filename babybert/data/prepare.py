@@ -75,7 +75,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Prepare the data that `config` asks for and return what `dataset.json` records.
 
     Raises DataError for a corpus that cannot be used, UsageError if the folder has data already, StorageError if
-    the disk cannot take it. In every case the folder is as it was before.
+    the disk cannot take it. Whichever it is, data that was in the folder is still there.
     """
     if (config.out / "dataset.json").exists() and not config.overwrite:
         raise UsageError(f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out")
@@ -121,7 +121,7 @@ def _write_all(config: PrepareConfig, documents: list[Document], folder: Path) -
         "tokens": sum(map(len, encoded)),
         "tokenizer_digest": tokenizer.digest,
     }
-    for split, number in zip(SPLITS, range(len(SPLITS)), strict=True):
+    for number, split in enumerate(SPLITS):
         own = [ids for ids, out in zip(encoded, held_out, strict=True) if out == (split == "validation")]
         examples, sentences = _make_examples(own, tokenizer, config, stream=number)
         if not len(examples):

@@ -102,6 +102,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
                     break
             if state.batch == epoch_batches:
                 state.epoch, state.batch = state.epoch + 1, 0
+            scores = None
             if not stop.signal:
                 scores = evaluate(bert, held_out, counts_V, config.batch_size, device, task="validate")
                 report_scores(scores, state, metrics, log)
