@@ -26,7 +26,7 @@ def say(text: str) -> None:
 class Progress:
     """A task of `total` units; `advance` moves it on. Use as a context manager.
 
-    `done` is what an earlier session of the same task had done already: it counts in the bar, not in the rate.
+    `done` is what an earlier process had done of the same task: it counts in the bar, not in the rate.
     """
 
     def __init__(self, task: str, total: int, unit: str, done: int = 0) -> None:
@@ -54,7 +54,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second since the start of this session."""
+        """Units a second since this process began."""
         return (self._done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
     def advance(self, units: int = 1, note: str = "") -> None:
