@@ -7,7 +7,7 @@ Columns (lists are JSON arrays, all of a row's lists equally long):
     is_next        1: B follows A; 0: B is from another document (Google's BERT has it the other way round)
 
 Reading turns the rows into flat arrays once, chunk by chunk; nothing is parsed again during training. A row costs
-about 12 bytes a token in memory, whatever the size of the file. Every row is checked on the way in.
+9 bytes a token in memory, whatever the size of the file. Every row is checked on the way in.
 """
 
 import csv

@@ -17,7 +17,6 @@ from typing import Any
 
 import safetensors
 import torch
-from torch import nn
 
 from babybert.data.prepare import sha256
 from babybert.data.tokenizer import Tokenizer
@@ -143,11 +142,6 @@ def prune(run: Path, keep: int) -> None:
     for folder in checkpoints(run)[keep:]:
         (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted one is never taken for whole
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Trained numbers in the model."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,10 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, PlatformCollector, ProcessCollector, start_http_server
 
 from babybert import __version__
+from babybert.data.loader import Batch
+from babybert.data.tokenizer import PAD
 from babybert.errors import StorageError, UsageError
+from babybert.model.objectives import IGNORED
 from babybert.progress import say
 
 
@@ -48,6 +51,15 @@ class RunMetrics:
             raise UsageError(f"metrics: cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, or --no-metrics") from error
         say(f"metrics: http://{host}:{server.server_port}/metrics")
         return server.server_port
+
+    def count_step(self, batch: Batch, rate: float, progress: float) -> None:
+        """Count one step on `batch`, which is still on the CPU, so that counting it makes no GPU wait."""
+        self.steps.inc()
+        self.pairs.inc(len(batch.is_next_B))
+        self.tokens.inc(int((batch.ids_BT != PAD).sum()))
+        self.masked.inc(int((batch.labels_BT != IGNORED).sum()))
+        self.rate.set(rate)
+        self.progress.set(progress)
 
 
 class MetricsLog:

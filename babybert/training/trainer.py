@@ -20,13 +20,12 @@ from torch import nn
 from babybert.config import PretrainConfig, model_config
 from babybert.data.loader import batches_in_epoch, pairs_before, shuffled_batches
 from babybert.data.prepare import Dataset, open_dataset
-from babybert.data.tokenizer import PAD
 from babybert.errors import StorageError, UsageError, UserError
 from babybert.model.bert import BabyBert
 from babybert.model.objectives import PretrainingModel, Totals
 from babybert.model.saved import load_model
 from babybert.progress import Progress, say
-from babybert.training.checkpoint import RunState, checkpoints, newest_whole, parameter_count, prune, restore, save_checkpoint
+from babybert.training.checkpoint import RunState, checkpoints, newest_whole, prune, restore, save_checkpoint
 from babybert.training.evaluation import Scores, as_dict, check_vocabulary, evaluate, unigram_log_probabilities
 from babybert.training.metrics import MetricsLog, RunMetrics
 from babybert.training.parallel import describe, parallelize, pick_device
@@ -66,7 +65,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     epoch_batches = batches_in_epoch(len(train), config.batch_size)
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)
     assert isinstance(total_steps, int)
-    say(f"model: {config.preset}, {parameter_count(bert):,} parameters; {len(train):,} pairs, {total_steps:,} steps; {describe(device)}")
+    parameters = sum(parameter.numel() for parameter in bert.parameters())
+    say(f"model: {config.preset}, {parameters:,} parameters; {len(train):,} pairs, {total_steps:,} steps; {describe(device)}")
     saved, scores = resumed_from, None
     seen: Totals | None = None
     total_pairs = pairs_before(total_steps, epoch_batches, len(train), config.batch_size)
@@ -87,12 +87,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 state.step += 1
                 state.batch += 1
                 seen = totals.detach() if seen is None else seen + totals.detach()
-                metrics.steps.inc()
-                metrics.pairs.inc(len(batch.is_next_B))
-                metrics.tokens.inc(int((batch.ids_BT != PAD).sum()))
-                metrics.masked.inc(int((batch.labels_BT != 0).sum()))
-                metrics.rate.set(rate)
-                metrics.progress.set(state.step / total_steps)
+                metrics.count_step(batch, rate, state.step / total_steps)
                 note = ""
                 if state.step % config.log_every == 0 or state.step == total_steps:
                     note = report(seen, state, rate, float(gradient_norm), metrics, log)
