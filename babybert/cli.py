@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from babybert import __version__
-from babybert.config import ArchiveConfig, EvaluateConfig, FillMaskConfig, NextSentenceConfig, PrepareConfig, PretrainConfig, ServeConfig
+from babybert.config import ArchiveConfig, EvaluateConfig, FillMaskConfig, InfoConfig, NextSentenceConfig, PrepareConfig, PretrainConfig, ServeConfig
 from babybert.errors import EXIT_INTERRUPTED, UserError
 from babybert.settings import add_flags, fill
 
@@ -22,18 +22,20 @@ from babybert.settings import add_flags, fill
 
 
 def prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
-    from babybert.data.prepare import open_dataset, unigram_entropy
+    from babybert.data.dataset import open_dataset, unigram_entropy
     from babybert.data.prepare import prepare as prepare_data
 
     facts = prepare_data(config)
     kind = "generated reviews" if facts["generated"] else "documents"
-    print(
-        f"{config.out}: {facts['train']['documents'] + facts['validation']['documents']:,} {kind}, {facts['tokens']:,} tokens, vocabulary {facts['vocabulary']:,}"
-    )
+    corpus = f"{facts['documents']:,} {kind}, {facts['tokens']:,} tokens, " if "documents" in facts else ""
+    print(f"{config.out}: {corpus}vocabulary {facts['vocabulary']:,}")
     for split in ("train", "validation"):
         own = facts[split]
         masked = own["masked_tokens"] / own["tokens_in_pairs"]
-        print(f"  {split:<11}{own['documents']:>8,} documents {own['pairs']:>9,} pairs, mean length {own['mean_length']}, {masked:.1%} of tokens masked")
+        documents = f"{own['documents']:>8,} documents " if "documents" in own else ""
+        print(f"  {split:<11}{documents}{own['pairs']:>9,} pairs, mean length {own['mean_length']}, {masked:.1%} of tokens masked")
+    if facts["skipped_rows"]:
+        print(f"  skipped: {facts['skipped_rows']:,} bad rows or files")
     entropy = unigram_entropy(open_dataset(config.out).token_counts())
     print(f"  a model that knew only word counts would reach an MLM loss of {entropy:.3f} nats; chance is {math.log(facts['vocabulary']):.3f}")
     return 0
@@ -53,7 +55,7 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 
 def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
-    from babybert.data.prepare import open_dataset
+    from babybert.data.dataset import open_dataset
     from babybert.model.saved import load_model
     from babybert.training.checkpoint import find_checkpoint
     from babybert.training.evaluation import as_dict, check_vocabulary
@@ -68,6 +70,14 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     held_out = dataset.examples("validation").first(config.max_pairs)
     scores = score(model.to(device), held_out, dataset.token_counts(), config.batch_size, device)
     print(json.dumps({"checkpoint": str(folder), **as_dict(scores)}, indent=2) if config.json else f"{folder}\n{scores.table()}")
+    return 0
+
+
+def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
+    from babybert.info import describe, show
+
+    found = describe(Path(arguments.path), config)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
     return 0
 
 
@@ -117,6 +127,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "prepare": (PrepareConfig, prepare, {}),
     "pretrain": (PretrainConfig, pretrain, {}),
     "evaluate": (EvaluateConfig, evaluate, {}),
+    "info": (InfoConfig, info, {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"}),
     "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),
     "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
     "archive": (ArchiveConfig, archive, {}),

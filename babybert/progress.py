@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_FRAMES = 0.1  # of the bar: to draw it for each unit would cost more than many a unit does
 
 
 def say(text: str) -> None:
@@ -24,7 +25,7 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A task of `total` units; `advance` moves it on. Use as a context manager.
+    """A task of `total` units; `advance` moves it on. Use as a context manager. Bytes are shown as MB.
 
     `done` is what an earlier process had done of the same task: it counts in the bar, not in the rate.
     """
@@ -32,14 +33,14 @@ class Progress:
     def __init__(self, task: str, total: int, unit: str, done: int = 0) -> None:
         self.task, self.total, self.unit = task, total, unit
         self._start_done = self._done = done
-        self._start = self._last_line = time.monotonic()
+        self._start = self._last_shown = time.monotonic()
         self._note = ""
         self._bar: RichProgress | None = None
         console = Console(stderr=True)
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}  {task.fields[note]}"), TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=console)
-            self._bar_task = self._bar.add_task(task, total=total, completed=done, note="")
+            self._bar_task = self._bar.add_task(task, total=total, completed=done, amount="", note="")
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -48,9 +49,10 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
+            self._show()
             self._bar.stop()
         elif kind is None:
-            say(f"{self.task}: {self._done:,} {self.unit} in {time.monotonic() - self._start:.1f} s")
+            say(f"{self.task}: {self._amount(self._done)} in {time.monotonic() - self._start:.1f} s")
 
     @property
     def rate(self) -> float:
@@ -61,13 +63,22 @@ class Progress:
         """Move on by `units`; `note` (the loss, say) is shown beside the rate until another takes its place."""
         self._done += units
         self._note = note or self._note
-        note = f"{self.rate:,.0f} {self.unit}/s  {self._note}".rstrip()
+        now = time.monotonic()
+        if now - self._last_shown >= (SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES):
+            self._last_shown = now
+            self._show()
+
+    def _show(self) -> None:
+        amount = f"{self._amount(self._done)} of {self._amount(self.total)}"
+        note = f"{self._amount(self.rate)}/s  {self._note}".rstrip()
         if self._bar:
-            self._bar.update(self._bar_task, completed=self._done, note=note)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
+            self._bar.update(self._bar_task, completed=self._done, amount=amount, note=note)
+        else:
             left = (self.total - self._done) / max(self.rate, 1e-9)
-            say(f"{self.task}: {self._done:,}/{self.total:,} {self.unit}  {note}  {left:.0f} s left")
+            say(f"{self.task}: {amount}  {note}  {left:.0f} s left")
+
+    def _amount(self, units: float) -> str:
+        return f"{units / 1e6:,.1f} MB" if self.unit == "bytes" else f"{units:,.0f} {self.unit}"
 
 
 def track(items: Iterable[Item], task: str, total: int, unit: str) -> Iterator[Item]:

@@ -19,6 +19,7 @@ import yaml
 from babybert.errors import UsageError
 
 Config = TypeVar("Config")
+MANY = tuple[str, ...]  # several values after a flag; a list in YAML; parted by commas in a variable
 
 
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
@@ -30,6 +31,8 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
         text = f"{field.metadata['help']} [default: {_shown(field.default)}]".replace("%", "%%")
         if kinds[field.name] is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif kinds[field.name] == MANY:
+            parser.add_argument(flag, default=None, nargs="+", metavar="TEXT", help=text)
         else:
             parser.add_argument(flag, default=None, metavar=_metavar(kinds[field.name]), help=text)
 
@@ -51,7 +54,9 @@ def fill(config_class: type[Config], command: str, flags: argparse.Namespace, en
         if getattr(flags, name) is not None:
             values[name] = _convert(getattr(flags, name), kinds[name], "--" + name.replace("_", "-"))
         elif variable in environment:
-            values[name] = _convert(environment[variable], kinds[name], variable)
+            text = environment[variable]
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            values[name] = _convert(parts if kinds[name] == MANY else text, kinds[name], variable)
         elif name in from_file:
             values[name] = _convert(from_file[name], kinds[name], f"{flags.config}: {command}.{name}")
     return config_class(**values)
@@ -84,6 +89,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value not in choices:
             raise UsageError(f"{where} is '{value}'; choose one of {', '.join(choices)}")
         return value
+    if kind == MANY:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            raise UsageError(f"{where} is '{value}'; it must be a text or a list of texts")
+        return tuple(value)
     if kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if str(value).lower() not in words:
@@ -108,4 +118,4 @@ def _metavar(kind: Any) -> str:
 
 
 def _shown(default: Any) -> str:
-    return "none" if default is None else str(default).lower() if isinstance(default, bool) else str(default)
+    return "none" if default in (None, ()) else str(default).lower() if isinstance(default, bool) else str(default)

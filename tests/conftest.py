@@ -1,12 +1,27 @@
-"""Shared by all tests: a small prepared demo corpus, and settings for a model of a few thousand parameters."""
+"""Shared by all tests: a small prepared demo corpus, settings for a model of a few thousand parameters, an S3 server."""
 
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from babybert.config import PrepareConfig, PretrainConfig
-from babybert.data.prepare import Dataset, open_dataset, prepare
+from babybert.data.dataset import Dataset, open_dataset
+from babybert.data.prepare import prepare
+from babybert.data.tokenizer import Tokenizer
+from babybert.data.words import Words
 
 SMALL = {"preset": "tiny", "width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "batch_size": 8, "metrics": False, "device": "cpu", "log_every": 5}
 
@@ -41,3 +56,91 @@ def imdb_review_folder(root: Path, texts: list[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}_7.txt").write_text(text, encoding="utf-8")
     return root
+
+
+def tokenizer_of(*texts: str) -> Tokenizer:
+    """The tokenizer that `prepare` would make of these texts."""
+    words = Words()
+    for text in texts:
+        words.add(text)
+    return words.finish(min_frequency=1, vocab_size=None)[0]
+
+
+@dataclass(frozen=True)
+class S3:
+    """A running server with a bucket of the test's own."""
+
+    client: Any
+    bucket: str
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    assert weed, "weed is not there; run `make install`"
+    folder = tmp_path_factory.mktemp("seaweed")
+    credentials = [{"accessKey": "test-key", "secretKey": "test-secret"}]
+    settings = {"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "List", "Tagging", "Write"]}]}
+    (folder / "s3.json").write_text(json.dumps(settings))
+    master, volume, filer, s3 = _ports_with_room(4)
+    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
+    ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*command, *ports, f"-s3.config={folder / 's3.json'}"], stdout=log, stderr=log, cwd=folder)
+    try:
+        endpoint = f"http://127.0.0.1:{s3}"
+        deadline = time.monotonic() + 60
+        while not _answers(endpoint):
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
+            time.sleep(0.1)
+        yield endpoint
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3:
+    """An empty bucket; the AWS variables point to the server."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    bucket = f"bucket-{time.time_ns()}"
+    client.create_bucket(Bucket=bucket)
+    return S3(client, bucket)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except urllib.error.HTTPError:
+        return True  # it refuses us without a signature, so it is up
+    except OSError:
+        return False
+
+
+def _ports_with_room(count: int) -> list[int]:
+    """Free ports below 50000: the server listens on each port + 10000 as well."""
+    found: list[int] = []
+    for port in range(20000 + os.getpid() % 20000, 50000):
+        try:
+            for number in (port, port + 10000):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", number))
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found

@@ -29,13 +29,13 @@ def test_bad_usage_is_2(capsys, tmp_path):
     assert "--max" in fails(capsys, 2, "pretrain", "--max", "3")  # no abbreviations
     assert "--corpus is 'books'; choose one of demo, imdb" in fails(capsys, 2, "prepare", "--corpus", "books")
     assert "COMMAND" in fails(capsys, 2)
-    assert "--source" in fails(capsys, 2, "prepare", "--corpus", "imdb")
+    assert "--source" in fails(capsys, 2, "prepare", "--corpus", "csv")
 
 
 def test_bad_data_is_3(capsys, tmp_path, demo_folder):
     assert "no such file" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path / "x.tar.gz"), "--out", str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
-    assert "no reviews found" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path), "--out", str(tmp_path / "data"))
+    assert "no files that end in .txt" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path), "--out", str(tmp_path / "data"))
     assert "no dataset.json" in fails(capsys, 3, "pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--no-metrics")
     assert "no whole checkpoint" in fails(capsys, 3, "evaluate", "--checkpoint", str(tmp_path), "--data", str(demo_folder))
     assert "no whole checkpoint" in fails(capsys, 3, "fill-mask", "a [MASK]", "--checkpoint", str(tmp_path))
@@ -55,7 +55,7 @@ def test_questions_and_scores(capsys, small, demo_folder):
     assert "no [MASK]" in fails(capsys, 2, "fill-mask", "Mary is.", "--checkpoint", run)
 
 
-@pytest.mark.parametrize("command", ["prepare", "pretrain", "evaluate", "fill-mask", "next-sentence", "archive", "serve"])
+@pytest.mark.parametrize("command", ["prepare", "pretrain", "evaluate", "info", "fill-mask", "next-sentence", "archive", "serve"])
 def test_help_has_every_default(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

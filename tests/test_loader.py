@@ -1,13 +1,25 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
-from babybert.data.loader import batches_in_epoch, collate, ordered_batches, pairs_before, shuffled_batches
+from babybert.data.loader import Loader, Remask, batches_in_epoch, collate, ordered_batches, pairs_before
+from babybert.data.masking import mask_tokens
+from babybert.data.resident import ResidentLoader
+from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
 
-def test_a_batch_is_the_pairs_padded_with_zeros(demo):
-    examples = demo.examples("train")
+@pytest.fixture
+def examples(demo):
+    return demo.examples("train")
+
+
+def same(one, other):
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_batch_is_the_pairs_padded_with_zeros(examples):
     rows = np.array([3, 0, 7])
     batch = collate(examples, rows)
     longest = max(examples.offsets[r + 1] - examples.offsets[r] for r in rows)
@@ -20,48 +32,113 @@ def test_a_batch_is_the_pairs_padded_with_zeros(demo):
         assert batch.is_next_B[number] == examples.is_next[row]
 
 
-def rows_of(batches):
-    return [row.tobytes() for batch in batches for row in batch.ids_BT.numpy().astype(np.int32)]
-
-
-def test_an_epoch_has_every_pair_once(demo):
-    examples = demo.examples("train")
-    batches = list(shuffled_batches(examples, 8, seed=0, epoch=0))
+@pytest.mark.parametrize("bucketing", [True, False])
+def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples, bucketing):
+    loader = Loader(examples, 8, seed=0, bucketing=bucketing)
+    assert sorted(loader.order(0)) == list(range(len(examples)))
+    batches = list(loader.epoch(0))
     assert len(batches) == batches_in_epoch(len(examples), 8)
-    assert sum(len(batch.is_next_B) for batch in batches) == len(examples)
+    assert [len(batch.is_next_B) for batch in batches[:-1]] == [8] * (len(batches) - 1)
     assert sum(int(batch.ids_BT.sum()) for batch in batches) == examples.ids.sum()
 
 
-def test_the_order_is_a_function_of_seed_and_epoch(demo):
-    examples = demo.examples("train")
-
+@pytest.mark.parametrize("bucketing", [True, False])
+def test_the_order_is_a_function_of_seed_and_epoch(examples, bucketing):
     def order(seed, epoch):
-        return rows_of(shuffled_batches(examples, 8, seed, epoch))
+        return Loader(examples, 8, seed, bucketing).order(epoch).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
 
 
-def test_starting_at_a_batch_gives_the_rest(demo):
-    examples = demo.examples("train")
-    whole = list(shuffled_batches(examples, 8, 0, 1))
-    rest = list(shuffled_batches(examples, 8, 0, 1, start=5))
-    for one, other in itertools.zip_longest(whole[5:], rest):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def test_buckets_leave_little_padding(examples):
+    def padding(bucketing):
+        batches = Loader(examples, 8, 0, bucketing).epoch(0)
+        return sum(int((batch.ids_BT == 0).sum()) for batch in batches)
+
+    assert padding(bucketing=True) < padding(bucketing=False) / 3
 
 
-def test_both_labels_come_from_the_first_batches_on(demo):
+def test_short_batches_do_not_come_first(examples):
+    """Sorted pairs in shuffled batches: lengths say nothing about when a pair comes."""
+    lengths = [batch.ids_BT.shape[1] for batch in Loader(examples, 8, 0).epoch(0)][:-1]
+    assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.6
+    assert lengths != sorted(lengths)
+
+
+@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+@pytest.mark.parametrize("remask", [None, Remask(209, 5)])
+def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, kind, remask):
+    remask = remask and Remask(demo.tokenizer.size, remask.seed)
+    loader = kind(examples, 8, 0, True, remask)
+    whole = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+    per_epoch = batches_in_epoch(len(examples), 8)
+    for position in (0, 5, per_epoch - 1, per_epoch, per_epoch + 3):
+        again = kind(examples, 8, 0, True, remask)
+        epoch, batch = divmod(position, per_epoch)
+        rest = [*again.epoch(epoch, start=batch), *(b for later in range(epoch + 1, 2) for b in again.epoch(later))]
+        assert all(same(one, other) for one, other in itertools.zip_longest(whole[position:], rest))
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_readers_share_the_very_same_batches(examples, demo, readers):
+    loader = Loader(examples, 8, 0, remask=Remask(demo.tokenizer.size, 1))
+    shares = [list(loader.epoch(1, start=2, reader=r, readers=readers)) for r in range(readers)]
+    for number, batch in enumerate(loader.epoch(1, start=2)):
+        for r in range(readers):
+            share = shares[r][number]
+            longest = share.ids_BT.shape[1]
+            assert torch.equal(share.ids_BT, batch.ids_BT[r::readers, :longest])
+            assert torch.equal(share.labels_BT, batch.labels_BT[r::readers, :longest])
+            assert not batch.ids_BT[r::readers, longest:].any()
+
+
+def test_both_labels_come_from_the_first_batches_on(examples):
     """The same seed that dealt the negatives must not put them all into the first half of the first epoch."""
-    examples = demo.examples("train")
-    half = list(shuffled_batches(examples, 8, seed=0, epoch=0))[: len(examples) // 16]
-    share = torch.cat([batch.is_next_B for batch in half]).float().mean()
-    assert 0.3 < share < 0.7
+    for bucketing in (True, False):
+        half = list(Loader(examples, 8, 0, bucketing).epoch(0))[: len(examples) // 16]
+        share = torch.cat([batch.is_next_B for batch in half]).float().mean()
+        assert 0.3 < share < 0.7
 
 
-def test_pairs_are_counted_with_the_smaller_last_batches(demo):
-    examples = demo.examples("train")
-    sizes = [len(batch.is_next_B) for epoch in range(2) for batch in shuffled_batches(examples, 8, 0, epoch)]
+def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
+    loader = Loader(examples, 8, 0, remask=Remask(demo.tokenizer.size, 3))
+    rows = np.array([4, 1, 9])
+    first, second = loader.batch(rows, 0), loader.batch(rows, 1)
+    assert not torch.equal(first.labels_BT, second.labels_BT)
+    original = collate(examples, rows)
+    for batch in (first, second):
+        recovered = torch.where(batch.labels_BT > 0, batch.labels_BT, batch.ids_BT)
+        assert torch.equal(recovered, torch.where(original.labels_BT > 0, original.labels_BT, original.ids_BT))
+        assert (batch.labels_BT > 0).any(1).all()
+        assert (batch.labels_BT[recovered < FIRST_ORDINARY] == 0).all()
+        assert (batch.ids_BT == MASK).any()
+    for number, row in enumerate(rows):
+        ids = examples.original_ids()[examples.offsets[row] : examples.offsets[row + 1]]
+        masked, _ = mask_tokens(ids, np.array([0, len(ids)]), demo.tokenizer.size, 3, 1, np.array([row]))
+        assert second.ids_BT[number, : len(ids)].tolist() == masked.tolist()
+
+
+@pytest.mark.parametrize("remask", [None, 0, 2**32 - 1])
+def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask):
+    remask = None if remask is None else Remask(demo.tokenizer.size, remask)
+    host, resident = Loader(examples, 8, 0, True, remask), ResidentLoader(examples, 8, 0, True, remask)
+    for epoch in (0, 7):
+        for one, other in itertools.zip_longest(host.epoch(epoch), resident.epoch(epoch)):
+            assert same(one, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_made_on_a_gpu_equal_those_of_the_host(examples, demo):
+    remask = Remask(demo.tokenizer.size, 3)
+    host, resident = Loader(examples, 8, 0, True, remask), ResidentLoader(examples, 8, 0, True, remask, torch.device("cuda"))
+    for one, other in itertools.zip_longest(host.epoch(2), resident.epoch(2)):
+        assert same(one, other.to(torch.device("cpu")))
+
+
+def test_pairs_are_counted_with_the_smaller_last_batches(examples):
+    sizes = [len(batch.is_next_B) for epoch in range(2) for batch in Loader(examples, 8, 0).epoch(epoch)]
     for step in range(len(sizes) + 1):
         assert pairs_before(step, batches_in_epoch(len(examples), 8), len(examples), 8) == sum(sizes[:step])
 

@@ -16,6 +16,10 @@ def rows():
     return ids.ravel(), np.arange(0, ROWS * LENGTH + 1, LENGTH)
 
 
+def mask(ids, offsets, seed=0, epoch=0, first_row=0):
+    return mask_tokens(ids, offsets, VOCABULARY, seed, epoch, np.arange(first_row, first_row + len(offsets) - 1))
+
+
 def within(share, expected, count):
     """Five standard deviations of a binomial: a right implementation fails one seed in two million."""
     return abs(share - expected) < 5 * (expected * (1 - expected) / count) ** 0.5
@@ -23,7 +27,7 @@ def within(share, expected, count):
 
 def test_shares_are_those_of_the_paper(rows):
     ids, offsets = rows
-    masked, labels = mask_tokens(ids, offsets, VOCABULARY, seed=0)
+    masked, labels = mask(ids, offsets, seed=0)
     ordinary, chosen = ids >= FIRST_ORDINARY, labels > 0
     count = int(ordinary.sum())
     forced = (1 - 0.15) ** 46 * ROWS / count  # rows in which none came up get one
@@ -40,7 +44,7 @@ def test_shares_are_those_of_the_paper(rows):
 
 def test_only_chosen_tokens_change_and_labels_hold_the_originals(rows):
     ids, offsets = rows
-    masked, labels = mask_tokens(ids, offsets, VOCABULARY, seed=0)
+    masked, labels = mask(ids, offsets, seed=0)
     assert (masked[labels == 0] == ids[labels == 0]).all()
     assert (labels[labels > 0] == ids[labels > 0]).all()
     assert (labels[ids < FIRST_ORDINARY] == 0).all()
@@ -48,23 +52,31 @@ def test_only_chosen_tokens_change_and_labels_hold_the_originals(rows):
 
 def test_every_row_has_a_target():
     ids = np.tile(np.array([CLS, 7, SEP, 8, SEP], np.int32), 500)
-    _, labels = mask_tokens(ids, np.arange(0, 2501, 5), VOCABULARY, seed=0)
+    _, labels = mask(ids, np.arange(0, 2501, 5), seed=0)
     assert (labels.reshape(500, 5) > 0).any(1).all()
 
 
 def test_a_rows_masks_do_not_depend_on_the_rows_beside_it(rows):
     ids, offsets = rows
-    whole = mask_tokens(ids, offsets, VOCABULARY, seed=3, epoch=2)
-    part = mask_tokens(ids[100 * LENGTH : 200 * LENGTH], offsets[:101], VOCABULARY, seed=3, epoch=2, first_row=100)
+    whole = mask(ids, offsets, seed=3, epoch=2)
+    part = mask(ids[100 * LENGTH : 200 * LENGTH], offsets[:101], seed=3, epoch=2, first_row=100)
     for all_rows, some in zip(whole, part, strict=True):
         assert (all_rows[100 * LENGTH : 200 * LENGTH] == some).all()
 
 
+def test_any_rows_in_any_order_get_their_own_masks(rows):
+    ids, offsets = rows
+    whole, _ = mask(ids, offsets, seed=3)
+    chosen = np.array([7, 3999, 0])
+    some, _ = mask_tokens(ids.reshape(ROWS, LENGTH)[chosen].ravel(), offsets[:4], VOCABULARY, 3, 0, chosen)
+    assert (some.reshape(3, LENGTH) == whole.reshape(ROWS, LENGTH)[chosen]).all()
+
+
 def test_seed_and_epoch_change_the_masks(rows):
     ids, offsets = rows
-    first = mask_tokens(ids, offsets, VOCABULARY, seed=0, epoch=0)[1] > 0
+    first = mask(ids, offsets, seed=0, epoch=0)[1] > 0
     for seed, epoch in ((1, 0), (0, 1)):
-        other = mask_tokens(ids, offsets, VOCABULARY, seed=seed, epoch=epoch)[1] > 0
+        other = mask(ids, offsets, seed=seed, epoch=epoch)[1] > 0
         both = (first & other).mean() / first.mean()
         assert 0.13 < both < 0.17  # as if drawn anew
 

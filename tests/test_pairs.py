@@ -1,15 +1,22 @@
 import numpy as np
+from conftest import tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babybert.data.demo import generate_reviews
 from babybert.data.pairs import Corpus, assemble, cut_lengths, make_pairs, split_sentences
-from babybert.data.tokenizer import CLS, SEP, Tokenizer
+from babybert.data.tokenizer import CLS, SEP
+
+
+def end_to_end(documents, texts=None):
+    lengths = [len(ids) for ids in documents]
+    tokens = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
+    return Corpus(tokens, np.cumsum([0, *lengths]), np.arange(len(documents)) if texts is None else np.array(texts))
 
 
 def corpus_of(texts):
-    tokenizer = Tokenizer.train([*texts, ". ! ?"])
-    corpus = Corpus.of(tokenizer.encode_documents(texts))
+    tokenizer = tokenizer_of(*texts, ". ! ?")
+    corpus = end_to_end(tokenizer.encode_documents(texts))
     return corpus, split_sentences(corpus, tokenizer.sentence_end_ids()), tokenizer
 
 
@@ -49,7 +56,7 @@ def plain_split(ids, ends):
 @given(st.lists(st.lists(st.integers(5, 9), max_size=12), max_size=5))
 def test_splitting_equals_the_plain_loop(documents):
     ends = np.array([5, 6], np.int32)
-    corpus = Corpus.of([np.array(ids, np.int32) for ids in documents])
+    corpus = end_to_end([np.array(ids, np.int32) for ids in documents])
     found = split_sentences(corpus, ends)
     tokens = [corpus.tokens[i:j].tolist() for i, j in zip(found.start, found.end, strict=True)]
     assert tokens == [s for ids in documents for s in plain_split(ids, {5, 6})]
@@ -88,6 +95,16 @@ def test_a_corpus_without_other_documents_gives_no_false_negatives():
     assert make_pairs(corpus, sentences, 0, 0).is_next.tolist() == [1]
     corpus, sentences, _ = corpus_of(["Same one. Same two."] * 4)
     assert make_pairs(corpus, sentences, 0, 0).is_next.tolist() == [1, 1]
+
+
+def test_a_copy_of_the_document_gives_no_second_sentence():
+    documents = [np.array([10 + d, 11, 5, 20 + d, 21, 5], np.int32) for d in range(3)]
+    corpus = end_to_end([*documents, *documents], texts=[0, 1, 2, 0, 1, 2])
+    sentences = split_sentences(corpus, np.array([5]))
+    for seed in range(20):
+        pairs = make_pairs(corpus, sentences, seed, 0)
+        negative = pairs.is_next == 0
+        assert (sentences.text[pairs.a] != sentences.text[pairs.b])[negative].all()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(2, 50))

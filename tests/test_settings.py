@@ -73,6 +73,40 @@ def test_settings_that_cannot_work_are_refused_by_name(settings):
         PretrainConfig(**settings)
 
 
-def test_imdb_needs_a_source():
-    with pytest.raises(UsageError, match="--source"):
-        PrepareConfig(corpus="imdb")
+def prepare_settings(*flags, environment=None):
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PrepareConfig)
+    return fill(PrepareConfig, "prepare", parser.parse_args(flags), environment or {})
+
+
+def test_several_values_from_each_place(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("prepare: {corpus: text, source: [a, 'b, c']}")
+    assert prepare_settings("--config", str(path)).source == ("a", "b, c")
+    assert prepare_settings("--corpus", "text", "--source", "a", "b, c").source == ("a", "b, c")
+    assert prepare_settings("--corpus=text", environment={"BABYBERT_PREPARE_SOURCE": "a, s3://b/c"}).source == ("a", "s3://b/c")
+    path.write_text("prepare: {corpus: text, source: one}")
+    assert prepare_settings("--config", str(path)).source == ("one",)
+    path.write_text("prepare: {corpus: text, source: [1]}")
+    with pytest.raises(UsageError, match=r"prepare.source is '\[1\]'; it must be a text or a list of texts"):
+        prepare_settings("--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corpus": "csv"}, "--corpus csv needs --source"),
+        ({"source": ("a",)}, "--corpus demo takes no --source"),
+        ({"corpus": "table", "source": ("a",)}, "--corpus table needs --validation-source"),
+        ({"corpus": "table", "source": ("a",), "validation_source": ("b",)}, "--corpus table needs --tokenizer"),
+        ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is of --corpus table"),
+        ({"tokenizer": Path("t"), "train_tokenizer": True}, "exclude each other"),
+        ({"vocab_size": 5}, "vocab_size is 5"),
+        ({"max_positions": 513}, "max_positions is 513"),
+        ({"duplicates": 0}, "duplicates is 0"),
+        ({"shard_mb": 0}, "shard_mb is 0"),
+    ],
+)
+def test_settings_of_prepare_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        PrepareConfig(**settings)

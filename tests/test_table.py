@@ -4,10 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from babybert.data.table import COLUMNS, Examples, read_table, write_table
+from babybert.data.files import BadRows
+from babybert.data.table import COLUMNS, Examples, join
+from babybert.data.table import read_table as read_chunks
 from babybert.errors import DataError
 
 GOOD = ["[1, 3, 6, 2]", "[0, 5, 0, 0]", "[1, 1, 1, 1]", "1"]
+COURSE = ("Original Text", "BERT Input", "BERT Label", "Segment Label", "Is Next")
+
+
+def read_table(path, vocab_size, bad=None):
+    return join(read_chunks(path, vocab_size, bad or BadRows()))
 
 
 def write(path, rows, columns=COLUMNS):
@@ -15,17 +22,8 @@ def write(path, rows, columns=COLUMNS):
     return path
 
 
-def test_what_is_written_is_read(tmp_path, demo):
-    examples = demo.examples("train")
-    write_table(tmp_path / "again.csv", examples)
-    again = read_table(tmp_path / "again.csv", demo.tokenizer.size)
-    for name, array in vars(examples).items():
-        assert (array == getattr(again, name)).all(), name
-        assert array.dtype == getattr(again, name).dtype
-
-
-def test_pandas_and_json_read_it(demo):
-    frame = pd.read_csv(demo.folder / "train.csv")
+def test_the_readme_way_to_read_it(demo):
+    frame = pd.read_csv(demo.folder / "train-00000.csv")
     assert list(frame.columns) == list(COLUMNS)
     row = frame.iloc[0]
     ids, labels, segments = (json.loads(row[name]) for name in COLUMNS[:3])
@@ -35,9 +33,62 @@ def test_pandas_and_json_read_it(demo):
     assert set(segments) == {1, 2}
 
 
-def test_lists_of_the_course_with_padding_inside_are_read(tmp_path):
-    examples = read_table(write(tmp_path / "t.csv", [["[1, 6, 2, 0, 7, 2]", "[0, 0, 0, 0, 7, 0]", "[1, 1, 1, 0, 2, 2]", "0"]]), 10)
-    assert examples.ids.tolist() == [1, 6, 2, 0, 7, 2]
+@pytest.mark.parametrize("is_next", ["1", "True"])
+def test_the_courses_files_are_read_as_they_are(tmp_path, is_next):
+    """Other names, segments without brackets, padding between A and B, and a text with line breaks beside it."""
+    course = ["line one\nline two", "[1, 6, 2, 0, 7, 2]", "[0, 0, 0, 0, 7, 0]", "1,1,1,0,2,2", is_next]
+    examples = read_table(write(tmp_path / "t.csv", [course, course], COURSE), 10)
+    assert examples.ids.tolist() == [1, 6, 2, 0, 7, 2] * 2
+    assert examples.labels.tolist() == [0, 0, 0, 0, 7, 0] * 2
+    assert examples.segments.tolist() == [1, 1, 1, 0, 2, 2] * 2
+    assert examples.is_next.tolist() == [1, 1]
+
+
+def test_a_bad_row_after_line_breaks_has_the_number_of_its_row(tmp_path):
+    rows = [["a\nb\nc", *GOOD], ["d\n", *GOOD[:3], "2"]]
+    with pytest.raises(DataError, match="row 2: is_next is '2'"):
+        read_table(write(tmp_path / "t.csv", rows, COURSE), 10)
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_compressed_csv_is_read(tmp_path, compression):
+    assert len(read_table(write(tmp_path / f"t.csv.{compression}", [GOOD] * 3), 10)) == 3
+
+
+def test_parquet_of_other_hands_is_read(tmp_path):
+    lists = [json.loads(cell) for cell in GOOD[:3]]
+    pd.DataFrame([[*lists, True], [*lists, False]], columns=list(COLUMNS)).to_parquet(tmp_path / "lists.parquet")
+    assert read_table(tmp_path / "lists.parquet", 10).is_next.tolist() == [1, 0]
+    pd.DataFrame([GOOD], columns=list(COLUMNS)).to_parquet(tmp_path / "texts.parquet")
+    assert read_table(tmp_path / "texts.parquet", 10).ids.tolist() == [1, 3, 6, 2]
+    pd.DataFrame([[[1.5], *lists[1:], 1]], columns=list(COLUMNS)).to_parquet(tmp_path / "floats.parquet")
+    with pytest.raises(DataError, match=r"'bert_input' holds list<.*double>; it must be lists of whole numbers"):
+        read_table(tmp_path / "floats.parquet", 10)
+    pd.DataFrame([[lists[0], lists[1], lists[2], 1], [None, lists[1], lists[2], 1]], columns=list(COLUMNS)).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none\.parquet: row 2: bert_input is not a JSON list"):
+        read_table(tmp_path / "none.parquet", 10)
+
+
+def test_bad_rows_can_be_counted_and_passed_over(tmp_path, capsys):
+    bad = [["[1, 3", *GOOD[1:]], ["[1, 3, 6]", *GOOD[1:]], ["[1, 3, 99, 2]", *GOOD[1:]], [*GOOD[:3], "7"], [GOOD[0], "[9, 0, 0, 0]", *GOOD[2:]]]
+    path = write(tmp_path / "t.csv", [GOOD, *bad, GOOD])
+    with path.open("a") as file:
+        file.write('"[1]","[1]"\n')
+    with path.open("ab") as file:
+        file.write(b"[1],[1],\xff,1\n")
+    found = BadRows(skip=True)
+    assert read_table(path, 10, found).ids.tolist() == [1, 3, 6, 2] * 2
+    assert found.count == 7
+    said = capsys.readouterr().err
+    for number in (2, 3, 4, 5, 6, 8, 9):
+        assert f"row {number}: " in said
+
+
+def test_only_so_many_bad_rows_are_shown(tmp_path, capsys):
+    found = BadRows(skip=True)
+    read_table(write(tmp_path / "t.csv", [GOOD, *[[*GOOD[:3], "7"]] * 50]), 10, found)
+    assert found.count == 50
+    assert len(capsys.readouterr().err.splitlines()) == BadRows.SHOWN + 1
 
 
 @pytest.mark.parametrize(
@@ -55,6 +106,11 @@ def test_lists_of_the_course_with_padding_inside_are_read(tmp_path):
         (0, "[1, 3, 99999999999999999999, 2]", "bert_input is not a JSON list"),
         (1, "[0, -1, 0, 0]", "bert_label has id -1"),
         (1, "[0, 5, 0, 5]", "bert_label is 5 at special token 2"),
+        (0, "[1, true, 6, 2]", "bert_input is not a JSON list of whole numbers"),
+        (0, "[1, null, 6, 2]", "bert_input is not a JSON list of whole numbers"),
+        (0, "[1, 3e0, 6, 2]", "bert_input is not a JSON list of whole numbers"),
+        (0, "[1, NaN, 6, 2]", "bert_input is not a JSON list of whole numbers"),
+        (0, "[1, 0, 6, 2]", "bert_label is 5 at special token 0"),
         (2, "[1, 1, 1, 3]", "segment_label is 3"),
         (2, "[1, 1]", "segment_label has 2"),
         (3, "7", "is_next is '7'"),
@@ -64,7 +120,7 @@ def test_lists_of_the_course_with_padding_inside_are_read(tmp_path):
 def test_a_bad_row_is_refused_with_its_line(tmp_path, column, value, message):
     bad = [*GOOD[:column], value, *GOOD[column + 1 :]]
     path = write(tmp_path / "t.csv", [GOOD, GOOD, bad, GOOD])
-    with pytest.raises(DataError, match="line 4") as error:
+    with pytest.raises(DataError, match="row 3: ") as error:
         read_table(path, 10)
     assert message in str(error.value)
     assert str(path) in str(error.value)
@@ -72,7 +128,7 @@ def test_a_bad_row_is_refused_with_its_line(tmp_path, column, value, message):
 
 def test_a_bad_row_in_a_later_chunk_has_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr("babybert.data.table.ROWS_AT_ONCE", 3)
-    with pytest.raises(DataError, match="line 9: is_next is '2'"):
+    with pytest.raises(DataError, match="row 8: is_next is '2'"):
         read_table(write(tmp_path / "t.csv", [*[GOOD] * 7, [*GOOD[:3], "2"], GOOD]), 10)
 
 
@@ -82,10 +138,10 @@ def test_a_file_without_a_column_or_rows_is_refused(tmp_path):
     with pytest.raises(DataError, match="has no rows"):
         read_table(write(tmp_path / "t.csv", []), 10)
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(DataError, match="cannot be read as CSV"):
+    with pytest.raises(DataError, match="is empty"):
         read_table(tmp_path / "empty.csv", 10)
     (tmp_path / "short.csv").write_text(",".join(COLUMNS) + "\n[1]\n")
-    with pytest.raises(DataError, match="line 2"):
+    with pytest.raises(DataError, match="row 1: has 1 cells, the header has 4"):
         read_table(tmp_path / "short.csv", 10)
 
 
@@ -96,3 +152,29 @@ def test_counts_are_of_the_originals():
     assert counts[7] == 2
     assert counts[8] == 1
     assert counts.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b'bert_input,bert_label,segment_label,is_next\n"[1', "not CSV"),
+        ("t.csv", b"bert_input,bert_label,segment_label,is_next\n[1],[0],\xe9,1\n", "row 1: line 2, byte 8 of the line, is not UTF-8"),
+        ("t.csv.gz", b"no gzip", "not whole"),
+        ("t.csv.zst", b"no zstandard", "not whole"),
+        ("t.parquet", b"no parquet", "not whole"),
+    ],
+)
+def test_what_is_not_the_file_it_says_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / name, 10)
+
+
+def test_rows_are_a_part_of_their_own():
+    examples = Examples(np.arange(6), np.arange(6), np.ones(6), np.array([0, 2, 3, 6]), np.array([0, 1, 0]))
+    part = examples.rows(1, 3)
+    assert part.ids.tolist() == [2, 3, 4, 5]
+    assert part.offsets.tolist() == [0, 1, 4]
+    assert part.is_next.tolist() == [1, 0]
+    assert examples.first(99) is examples
+    assert len(examples.first(1)) == 1

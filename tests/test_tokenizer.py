@@ -2,10 +2,11 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babybert.data.tokenizer import SPECIAL_TOKENS, UNK, Tokenizer
+from babybert.data.tokenizer import MASK, SPECIAL_TOKENS, UNK, Tokenizer
 from babybert.errors import DataError
 
 
@@ -27,24 +28,18 @@ TEXT = st.lists(st.one_of(st.text(ALPHABET, max_size=8), st.sampled_from(["<br /
 
 @given(TEXT)
 def test_tokens_are_those_of_basic_english(text):
-    tokenizer = Tokenizer.train([text, "one word"])
+    tokenizer = tokenizer_of(text, "one word")
     (ids,) = tokenizer.encode_documents([text])
     assert tokenizer.tokens(ids) == basic_english(text)
 
 
 def test_a_review():
-    tokenizer = Tokenizer.train(['It\'s "great"!<br /><br />Really (yes): see it; now.'])
+    tokenizer = tokenizer_of('It\'s "great"!<br /><br />Really (yes): see it; now.')
     assert tokenizer.tokens(tokenizer.encode("It's great!<br />See (it).")) == ["it", "'", "s", "great", "!", "see", "(", "it", ")", "."]
 
 
-def test_special_tokens_come_first_and_words_by_frequency():
-    tokenizer = Tokenizer.train(["b a b", "b a c"])
-    assert tokenizer.tokens(range(tokenizer.size)) == [*SPECIAL_TOKENS, "b", "a", "c"]
-    assert Tokenizer.train(["b a b", "b a c"], min_frequency=2).size == len(SPECIAL_TOKENS) + 2
-
-
 def test_special_tokens_are_words_in_documents_and_special_in_requests():
-    tokenizer = Tokenizer.train(["a [MASK] here"])
+    tokenizer = tokenizer_of("a [MASK] here")
     (ids,) = tokenizer.encode_documents(["a [MASK] here"])
     assert tokenizer.tokens(ids) == ["a", "[mask]", "here"]
     assert tokenizer.tokens(tokenizer.encode("a [MASK] here")) == ["a", "[MASK]", "here"]
@@ -52,7 +47,7 @@ def test_special_tokens_are_words_in_documents_and_special_in_requests():
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
-    tokenizer = Tokenizer.train(["some words, and 'more'"])
+    tokenizer = tokenizer_of("some words, and 'more'")
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
     assert loaded.digest == tokenizer.digest
@@ -66,3 +61,24 @@ def test_a_broken_file_is_named(tmp_path: Path, content):
         path.write_text(content)
     with pytest.raises(DataError, match=re.escape(str(path))):
         Tokenizer.load(path)
+
+
+PIECES = [f"{a}{b}{c}" for a in ("un", "") for b in ("happy", "walk", "watch", "kind") for c in ("ing", "ed", "ness", "")]
+
+
+def test_wordpiece_knows_new_words_by_their_pieces(tmp_path):
+    tokenizer = Tokenizer.train_wordpiece([" ".join(PIECES) + " . ! ?"] * 3, min_frequency=1, vocab_size=60)
+    assert tokenizer.tokens(range(5)) == list(SPECIAL_TOKENS)
+    assert tokenizer.size <= 60
+    tokens = tokenizer.tokens(tokenizer.encode("Unwatching<br />KIND! [MASK]"))
+    assert tokenizer.join(tokens) == "unwatching kind ! [MASK]"
+    assert len(tokens) > 4
+    assert tokenizer.encode("[MASK]") == [MASK]
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path / "tokenizer.json").kind == "wordpiece"
+
+
+def test_words_are_joined_as_they_are():
+    tokenizer = tokenizer_of("a ##b")
+    assert tokenizer.kind == "basic-english"
+    assert tokenizer.join(["a", "##b"]) == "a ##b"

@@ -1,6 +1,7 @@
 import json
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,8 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from babybert.config import PrepareConfig
-from babybert.data.prepare import prepare, sha256
+from babybert.data.dataset import sha256
+from babybert.data.prepare import prepare
 from babybert.errors import DataError, UsageError, UserError
 from babybert.training.checkpoint import newest_whole, read_state
 from babybert.training.trainer import load_or_create, make_optimizer, pretrain
@@ -23,7 +25,7 @@ SIZES = ["--width=8", "--heads=2", "--layers=1", "--feed-forward=16", "--batch-s
 
 
 def test_it_learns_more_than_word_counts(small):
-    scores = pretrain(small(epochs=8, width=32, lr=0.01)).scores
+    scores = pretrain(small(epochs=12, width=32, lr=0.01, masking="dynamic")).scores
     assert scores is not None
     assert scores.mlm_loss < scores.mlm_unigram_loss - 0.1 < scores.mlm_chance_loss
 
@@ -33,10 +35,12 @@ def test_it_starts_where_word_counts_are(small):
     assert outcome.scores.mlm_loss == pytest.approx(outcome.scores.mlm_unigram_loss, abs=0.05)
 
 
-@pytest.mark.parametrize("cuts", [[1, 40], [33, 34]])
-def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, monkeypatch, cuts):
+@pytest.mark.parametrize(
+    ("cuts", "settings"), [([1, 40], {}), ([33, 34], {}), ([5, 41], {"masking": "dynamic"}), ([7], {"resident": "always", "bucketing": False})]
+)
+def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, monkeypatch, cuts, settings):
     """With dropout, so that the random state counts; cut within epochs and across them."""
-    whole = pretrain(small(out=tmp_path / "whole", dropout=0.1)).checkpoint
+    whole = pretrain(small(out=tmp_path / "whole", dropout=0.1, **settings)).checkpoint
     from babybert.training import trainer
 
     report = trainer.report
@@ -51,11 +55,11 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, m
 
     for step in cuts:
         cut_at(step)
-        outcome = pretrain(small(out=tmp_path / "cut", dropout=0.1, log_every=1))
+        outcome = pretrain(small(out=tmp_path / "cut", dropout=0.1, log_every=1, **settings))
         assert outcome.stopped_by == signal.SIGTERM
         assert read_state(outcome.checkpoint)["step"] == step
     cut_at(-1)
-    cut = pretrain(small(out=tmp_path / "cut", dropout=0.1)).checkpoint
+    cut = pretrain(small(out=tmp_path / "cut", dropout=0.1, **settings)).checkpoint
     assert cut.name == whole.name
     assert sha256(cut / "model.safetensors") == sha256(whole / "model.safetensors")
 
@@ -106,6 +110,21 @@ def test_biases_and_norms_do_not_decay(small, demo):
     for name, parameter in bert.named_parameters():
         factor = 1.0 if parameter.dim() == 1 else 1 - small().lr * 0.5
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_data_on_the_device_trains_to_the_same_bits(small, tmp_path):
+    """On the CPU: the arithmetic is the same, only who makes the batches differs."""
+    runs = [pretrain(small(out=tmp_path / kind, resident=kind, masking="dynamic", max_steps=20)).checkpoint for kind in ("always", "never")]
+    assert sha256(runs[0] / "model.safetensors") == sha256(runs[1] / "model.safetensors")
+
+
+def test_pairs_longer_than_the_model_takes_are_refused(small, tmp_path, demo_folder):
+    shutil.copytree(demo_folder, tmp_path / "long")
+    facts = json.loads((tmp_path / "long" / "dataset.json").read_text())
+    facts["validation"]["longest"] = 600
+    (tmp_path / "long" / "dataset.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="has a pair of 600 tokens; the model takes at most 512"):
+        pretrain(small(data=tmp_path / "long"))
 
 
 def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder, tmp_path):

@@ -1,23 +1,28 @@
-"""Examples to batches of tensors: shuffled by (seed, epoch), padded to the longest pair of the batch.
+"""Examples to batches of tensors: shuffled by (seed, epoch), of pairs of near-equal length, masked anew if asked to.
 
-The order is a function of the seed and the epoch, so a resumed run goes on with the very batch that would have come
-next. A batch is made with a few numpy calls, in well under a millisecond; no worker processes are needed.
+What is in batch k of epoch e is a function of (seed, e, k) alone. So a resumed run goes on with the very batch that
+would have come next, however many readers share the batches. A batch is a few numpy calls over flat arrays, in well
+under a millisecond: no worker processes are needed. `resident.py` has the same with the arrays on a GPU.
 
 Shapes: B pairs, T positions.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from babybert.data.masking import mask_tokens
+from babybert.data.pairs import ranges
 from babybert.data.table import Examples
 
 # Names this use of a seed. Without it, the first epoch's permutation would be the one that `pairs.py` drew its
 # negatives with, and half an epoch would pass before the first pair of the other label.
 ORDER_STREAM = 2
+POOL_BATCHES = 64  # so many batches' pairs are sorted by length together: more would pad less and shuffle less
 
 
 class Batch(NamedTuple):
@@ -33,6 +38,52 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+@dataclass(frozen=True)
+class Remask:
+    """Dynamic masking: which masks a pair gets is a function of this seed, the epoch and the pair's index."""
+
+    vocab_size: int
+    seed: int
+
+
+@dataclass
+class Loader:
+    """The training batches of `examples`, epoch by epoch.
+
+    `remask` draws new masks each epoch (Liu et al., 2019); None takes those of the table. `bucketing` makes batches
+    of pairs of near-equal length, which leaves little padding.
+    """
+
+    examples: Examples
+    batch_size: int
+    seed: int
+    bucketing: bool = True
+    remask: Remask | None = None
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The pairs' indices, batch after batch. What does not fill a batch comes last, as a smaller one."""
+        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
+        order = rng.permutation(len(self.examples))
+        if not self.bucketing:
+            return order
+        whole = len(order) // self.batch_size * self.batch_size
+        body, rest = order[:whole], order[whole:]
+        lengths = np.diff(self.examples.offsets)[body]
+        body = body[np.lexsort((lengths, np.arange(whole) // (POOL_BATCHES * self.batch_size)))]
+        batches = body.reshape(-1, self.batch_size)
+        return np.concatenate([batches[rng.permutation(len(batches))].ravel(), rest])
+
+    def epoch(self, epoch: int, start: int = 0, reader: int = 0, readers: int = 1) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` on; reader r of n gets every n-th pair of each, from r on."""
+        order = self.order(epoch)
+        for first in range(start * self.batch_size, len(order), self.batch_size):
+            yield self.batch(order[first : first + self.batch_size][reader::readers], epoch)
+
+    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        """One batch of the pairs with these indices, with the masks of this epoch."""
+        return collate(self.examples, rows, self.remask, epoch)
+
+
 def batches_in_epoch(pairs: int, batch_size: int) -> int:
     """How many batches it takes; the last may be smaller."""
     return -(-pairs // batch_size)
@@ -44,26 +95,26 @@ def pairs_before(step: int, epoch_batches: int, pairs: int, batch_size: int) -> 
     return epochs * pairs + min(batches * batch_size, pairs)
 
 
-def shuffled_batches(examples: Examples, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-    """The batches of one epoch from number `start` on."""
-    order = np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(len(examples))
-    for first in range(start * batch_size, len(order), batch_size):
-        yield collate(examples, order[first : first + batch_size])
-
-
 def ordered_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
-    """All pairs once, in their order."""
+    """All pairs once, in their order, with the masks of the table."""
     for first in range(0, len(examples), batch_size):
         yield collate(examples, np.arange(first, min(first + batch_size, len(examples))))
 
 
-def collate(examples: Examples, rows: np.ndarray) -> Batch:
+def collate(examples: Examples, rows: np.ndarray, remask: Remask | None = None, epoch: int = 0) -> Batch:
     """Make one batch of the pairs with these indices."""
     start = examples.offsets[rows]
     lengths = examples.offsets[rows + 1] - start
-    position = np.arange(lengths.max())
-    real = position < lengths[:, None]
-    index = np.where(real, start[:, None] + position, 0)
-    columns = (np.where(real, flat[index], 0).astype(np.int64) for flat in (examples.ids, examples.labels, examples.segments))
-    ids_BT, labels_BT, segments_BT = map(torch.from_numpy, columns)
-    return Batch(ids_BT, labels_BT, segments_BT, torch.from_numpy(examples.is_next[rows].astype(np.int64)))
+    flat = ranges(start, lengths)
+    ids, labels = examples.ids[flat], examples.labels[flat]
+    if remask:
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        ids, labels = mask_tokens(np.where(labels > 0, labels, ids), offsets, remask.vocab_size, remask.seed, epoch, rows)
+    real_BT = np.arange(lengths.max(initial=0)) < lengths[:, None]
+
+    def padded(values: np.ndarray) -> Tensor:
+        values_BT = np.zeros(real_BT.shape, np.int64)
+        values_BT[real_BT] = values
+        return torch.from_numpy(values_BT)
+
+    return Batch(padded(ids), padded(labels), padded(examples.segments[flat]), torch.from_numpy(examples.is_next[rows].astype(np.int64)))

@@ -16,38 +16,41 @@ BECOMES_RANDOM = 0.10
 CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a position
 
 
-def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int = 0, first_row: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Mask rows laid end to end: row r, the pair with index `first_row + r`, is `ids[offsets[r]:offsets[r + 1]]`.
+def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mask rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
 
     Returns:
         input ids (int32) after masking, and labels (int32): the original id where a token was chosen, 0 elsewhere.
     """
     lengths = np.diff(offsets)
-    row = np.repeat(np.arange(len(lengths)) + first_row, lengths)
     position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-
-    def uniform(stream: int) -> np.ndarray:
-        return random_uniform(seed, epoch, row, position, stream)
-
-    draw = np.where(ids >= FIRST_ORDINARY, uniform(CHOOSE), np.inf)
+    draw = np.where(ids >= FIRST_ORDINARY, random_uniform(seed, epoch, np.repeat(rows, lengths), position, CHOOSE), np.inf)
     # The smallest number of a row is chosen even above 0.15: no row is without a target.
     smallest = np.repeat(np.minimum.reduceat(draw, offsets[:-1]), lengths) if len(ids) else draw
-    chosen = (draw < MASKED_SHARE) | ((draw == smallest) & np.isfinite(draw))
-    fate = uniform(REPLACE)
-    random_id = FIRST_ORDINARY + (uniform(DRAW) * (vocab_size - FIRST_ORDINARY)).astype(np.int32)
-    masked = np.where(chosen & (fate < BECOMES_MASK), MASK, ids)
-    masked = np.where(chosen & (fate >= BECOMES_MASK) & (fate < BECOMES_MASK + BECOMES_RANDOM), random_id, masked)
-    return masked.astype(np.int32), np.where(chosen, ids, 0).astype(np.int32)
+    chosen = np.flatnonzero((draw < MASKED_SHARE) | ((draw == smallest) & np.isfinite(draw)))
+
+    row, position = rows[np.searchsorted(offsets, chosen, side="right") - 1], position[chosen]
+    fate = random_uniform(seed, epoch, row, position, REPLACE)
+    random_id = FIRST_ORDINARY + (random_uniform(seed, epoch, row, position, DRAW) * (vocab_size - FIRST_ORDINARY)).astype(np.int32)
+    masked, labels = ids.astype(np.int32), np.zeros(len(ids), np.int32)
+    labels[chosen] = ids[chosen]
+    masked[chosen] = np.where(fate < BECOMES_MASK, MASK, np.where(fate < BECOMES_MASK + BECOMES_RANDOM, random_id, ids[chosen]))
+    return masked, labels
 
 
 def random_uniform(seed: int, epoch: int, row: np.ndarray, position: np.ndarray, stream: int) -> np.ndarray:
     """Numbers in [0, 1) that are a function of the arguments alone (splitmix64; Steele, Lea and Flood, 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(_mix(row.astype(np.uint64) ^ stream_key(seed, epoch, stream)) + position.astype(np.uint64))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def stream_key(seed: int, epoch: int, stream: int) -> np.ndarray:
+    """What these three come to, as one uint64."""
     key = np.zeros((), np.uint64)
     for part in (seed, epoch, stream):
         key = _mix(key ^ np.uint64(part))
-    with np.errstate(over="ignore"):
-        mixed = _mix(_mix(row.astype(np.uint64) ^ key) + position.astype(np.uint64))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return key
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -20,26 +20,21 @@ NEGATIVES_STREAM = 1  # names this use of a seed, so that no other use draws the
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids of all documents end to end: document d is `tokens[offsets[d]:offsets[d + 1]]`."""
+    """Token ids of documents end to end: number d is `tokens[offsets[d]:offsets[d + 1]]`."""
 
     tokens: np.ndarray  # int32
     offsets: np.ndarray  # int64, one more than there are documents
-
-    @classmethod
-    def of(cls, documents: list[np.ndarray]) -> "Corpus":
-        """Put the documents' ids end to end."""
-        lengths = np.array([len(ids) for ids in documents], np.int64)
-        tokens = np.concatenate(documents) if documents else np.zeros(0, np.int32)
-        return cls(tokens, np.concatenate([[0], np.cumsum(lengths)]))
+    texts: np.ndarray  # a number for each document's text: copies, and the pieces of a long one, share theirs
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentence s is `tokens[start[s]:end[s]]` of document `document[s]`; in the order of the text."""
+    """Sentence s is `tokens[start[s]:end[s]]`, in document `document[s]` of the text `text[s]`; in their order."""
 
     start: np.ndarray
     end: np.ndarray
     document: np.ndarray
+    text: np.ndarray
 
     def __len__(self) -> int:
         return len(self.start)
@@ -64,7 +59,7 @@ def split_sentences(corpus: Corpus, end_ids: np.ndarray) -> Sentences:
     """
     if not len(corpus.tokens):
         empty = np.zeros(0, np.int64)
-        return Sentences(empty, empty, empty)
+        return Sentences(empty, empty, empty, empty)
     is_end = np.isin(corpus.tokens, end_ids)
     document_end = np.zeros(len(corpus.tokens), bool)
     filled = corpus.offsets[1:][np.diff(corpus.offsets) > 0]
@@ -74,16 +69,17 @@ def split_sentences(corpus: Corpus, end_ids: np.ndarray) -> Sentences:
     start = np.concatenate([[0], end[:-1]])
     document = np.searchsorted(corpus.offsets, start, side="right") - 1
     keep = (end - start >= 2) & ~is_end[start]
-    return Sentences(start[keep], end[keep], document[keep])
+    return Sentences(start[keep], end[keep], document[keep], corpus.texts[document[keep]])
 
 
-def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int) -> Pairs:
+def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
     """Pair neighbouring sentences, then deal the second ones of half the pairs again to other documents.
 
-    A dealt sentence is never from the same document, nor word for word the true next one. Pairs for which no such
-    sentence is to be had (a corpus of one document) are left out. A function of `seed` and the split's number.
+    A dealt sentence is never from the same document or a copy of it, nor word for word the true next one. Pairs for
+    which no such sentence is to be had (a corpus of one document) are left out. A function of `seed` and the numbers
+    of the split and of the block of documents that `corpus` is.
     """
-    rng = np.random.default_rng((seed, NEGATIVES_STREAM, split))
+    rng = np.random.default_rng((seed, NEGATIVES_STREAM, split, block))
     if len(sentences) < 2:
         empty = np.zeros(0, np.int64)
         return Pairs(empty, empty, empty.astype(np.int8))
@@ -94,14 +90,14 @@ def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int) -> P
     b = a + 1
     is_next = np.ones(len(a), np.int8)
     negative = np.sort(rng.permutation(len(a))[: len(a) // 2])
-    dealt, possible = _deal(b[negative], sentences.document, _content_ids(corpus, sentences), rng)
+    dealt, possible = _deal(b[negative], sentences.text, _content_ids(corpus, sentences), rng)
     b[negative], is_next[negative] = dealt, 0
     keep = np.ones(len(a), bool)
     keep[negative[~possible]] = False
     return Pairs(a[keep], b[keep], is_next[keep])
 
 
-def _deal(true_next: np.ndarray, document: np.ndarray, content: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _deal(true_next: np.ndarray, text: np.ndarray, content: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Permute `true_next` so that each place gets another document's sentence with other words.
 
     Places that clash are dealt again together with as many others that do not, until none clashes or, in a corpus
@@ -109,7 +105,7 @@ def _deal(true_next: np.ndarray, document: np.ndarray, content: np.ndarray, rng:
     """
 
     def clashes(dealt: np.ndarray) -> np.ndarray:
-        return (document[dealt] == document[true_next]) | (content[dealt] == content[true_next])
+        return (text[dealt] == text[true_next]) | (content[dealt] == content[true_next])
 
     dealt = rng.permutation(true_next)
     for _ in range(100):

@@ -1,17 +1,19 @@
 """`babybert prepare`: a corpus to a folder that training can rely on.
 
-The folder holds `tokenizer.json`, `train.csv`, `validation.csv`, `vocabulary.csv` (token counts of the training pairs:
-the unigram baseline) and, last, `dataset.json` with counts, seeds and each file's SHA-256. A folder without
-`dataset.json` is not a dataset, so what a killed or failed `prepare` leaves can never be taken for one. All token ids
-are held in memory at once: 13.4 million for IMDB, 54 MB.
+The folder holds `tokenizer.json`, the shards of the table (`train-00000.csv`, `validation-00000.csv`, ...),
+`vocabulary.csv` (token counts of the training pairs: the unigram baseline) and, last, `dataset.json`. All is written
+into `.partial/` and moved at the end, so what a killed or failed `prepare` leaves can never be taken for a dataset, and
+the next one starts clean.
+
+The corpus is read once, tokenized into a spool on disk, and made into pairs block by block: memory does not grow with
+it, but for the vocabulary and 28 bytes a document. (`--tokenizer-kind wordpiece` reads it twice.)
 """
 
 import csv
-import hashlib
+import itertools
 import json
-import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +21,23 @@ import numpy as np
 
 from babybert import __version__
 from babybert.config import PrepareConfig
-from babybert.data.corpus import Document, demo_documents, imdb_documents, spread
+from babybert.data.corpus import Corpus as Source
+from babybert.data.corpus import Document, open_corpus
+from babybert.data.dataset import FORMAT, SPLITS, sha256
+from babybert.data.fetch import find_files
+from babybert.data.files import BadRows
 from babybert.data.masking import mask_tokens
 from babybert.data.pairs import Corpus, assemble, make_pairs, split_sentences
-from babybert.data.table import Examples, read_table, write_table
-from babybert.data.tokenizer import Tokenizer
+from babybert.data.shards import ShardWriter
+from babybert.data.spool import Spool
+from babybert.data.table import TABLE_ENDINGS, Examples, read_table
+from babybert.data.tokenizer import SENTENCE_ENDS, UNK, Tokenizer
+from babybert.data.words import Words
 from babybert.errors import DataError, StorageError, UsageError
-from babybert.progress import Progress, say, track
+from babybert.progress import Progress, say
 
-FORMAT = 1
-SPLITS = ("train", "validation")
-DOCUMENTS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A folder that `prepare` finished, with its verified description."""
-
-    folder: Path
-    facts: dict[str, Any]
-    tokenizer: Tokenizer
-
-    def examples(self, split: str) -> Examples:
-        """Read `train` or `validation`. Raises DataError if the file is not the one that was written."""
-        path = self.folder / f"{split}.csv"
-        _verify(path, self.facts["files"][path.name])
-        return read_table(path, self.tokenizer.size)
-
-    def token_counts(self) -> np.ndarray:
-        """How often each token stands in the training pairs (int64, one a token id). Raises DataError."""
-        path = self.folder / "vocabulary.csv"
-        _verify(path, self.facts["files"][path.name])
-        with path.open(newline="", encoding="utf-8") as file:
-            return np.array([int(row["count"]) for row in csv.DictReader(file)], np.int64)
-
-
-def open_dataset(folder: Path) -> Dataset:
-    """Open a prepared folder. Raises DataError when it is missing, unfinished, or of another format."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise DataError(f"{folder}: no dataset.json, so no (or not wholly) prepared data; run `babybert prepare --out {folder}`")
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise DataError(f"{path}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again")
-        _verify(folder / "tokenizer.json", facts["files"]["tokenizer.json"])
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a description of prepared data ({error!r}); prepare the data again") from error
-    return Dataset(folder, facts, Tokenizer.load(folder / "tokenizer.json"))
+DOCUMENTS_AT_ONCE = 256
+WORDPIECE_SIZE = 30_522  # BERT's
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -79,98 +48,190 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """
     if (config.out / "dataset.json").exists() and not config.overwrite:
         raise UsageError(f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out")
-    documents = spread(_read_documents(config), config.limit)
-    say(f"{len(documents):,} documents, {sum(len(d.text) for d in documents) / 1e6:.1f} MB")
-    partial = config.out / ".partial"
+    partial, work, new = config.out / ".partial", config.out / ".work", not config.out.exists()
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        facts = _write_all(config, documents, partial)
-        (config.out / "dataset.json").unlink(missing_ok=True)
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "dataset.json"):
-            path.replace(config.out / path.name)
+        for folder in (partial, work):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        facts = _import_tables(config, partial, work) if config.corpus == "table" else _write_all(config, partial, work)
+        _replace(partial, config.out)
     except OSError as error:
         raise StorageError(f"{config.out}: cannot write the data: {error.strerror}; make room or choose another --out") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for folder in (partial, work):
+            shutil.rmtree(folder, ignore_errors=True)
+        if new and config.out.is_dir() and not any(config.out.iterdir()):
+            config.out.rmdir()
     return facts
 
 
-def _read_documents(config: PrepareConfig) -> list[Document]:
-    if config.corpus == "demo":
-        return demo_documents(config.demo_documents, config.seed)
-    assert config.source is not None  # PrepareConfig has seen to it
-    return imdb_documents(config.source)
+def _replace(partial: Path, out: Path) -> None:
+    """Move the finished files to their place, `dataset.json` away first and in last; then forget the data before."""
+    (out / "dataset.json").unlink(missing_ok=True)
+    for split in SPLITS:
+        for old in out.glob(f"{split}-*"):
+            old.unlink()
+    shutil.rmtree(out / ".cache", ignore_errors=True)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "dataset.json"):
+        path.replace(out / path.name)
 
 
-def _write_all(config: PrepareConfig, documents: list[Document], folder: Path) -> dict[str, Any]:
-    texts = [document.text for document in documents]
-    tokenizer = Tokenizer.train(track(texts, "vocabulary", len(texts), "documents"), config.min_frequency)
-    tokenizer.save(folder / "tokenizer.json")
-    encoded = _encode(tokenizer, texts)
-    held_out = np.array([_is_held_out(text, config) for text in texts])
-    facts: dict[str, Any] = {
+def _write_all(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
+    bad = BadRows(config.skip_bad_rows)
+    source = open_corpus(config, work, bad)
+    with Spool(work / "tokens", config.seed, config.validation_fraction) as spool:
+        tokenizer, to_id = _tokenize(config, source, spool)
+        facts = _describe(config, tokenizer, bad)
+        facts.update(documents=sum(spool.documents.values()), tokens=spool.tokens)
+        say(f"{facts['documents']:,} documents, {spool.tokens:,} tokens, vocabulary {tokenizer.size:,}")
+        for number, split in enumerate(SPLITS):
+            with (
+                ShardWriter(partial, split, config.format, config.shard_mb * 1_000_000, tokenizer.size) as writer,
+                Progress(f"write {split}", spool.tokens_of[bool(number)], "tokens") as progress,
+            ):
+                tally = Tally(tokenizer.size)
+                for examples in _make_examples(spool.blocks(held_out=bool(number), to_id=to_id), tokenizer, config, number, tally, progress):
+                    writer.add(examples)
+                    tally.add(examples)
+            if not tally.pairs:
+                raise DataError(
+                    f"{facts['source']}: {spool.documents[bool(number)]} {split} documents give no sentence pairs; more or longer documents are needed"
+                )
+            facts[split] = {"documents": spool.documents[bool(number)], **tally.facts()}
+            facts["shards"][split] = writer.shards
+            if split == "train":
+                _write_vocabulary(partial / "vocabulary.csv", tokenizer, tally.counts)
+    _finish(partial, tokenizer, facts)
+    return facts
+
+
+def _tokenize(config: PrepareConfig, source: Source, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:
+    """Fill the spool. Returns the tokenizer and, if the spool has provisional ids, the ids to put in their place."""
+    if config.tokenizer is None and config.tokenizer_kind == "basic-english":
+        words = Words()
+        for document in source.documents("tokenize"):
+            ids = words.add(document.text)
+            spool.add(document.text, ids, words.provisional_ids(SENTENCE_ENDS))
+        return words.finish(config.min_frequency, config.vocab_size)
+    if config.tokenizer is not None:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    else:
+        texts = (document.text for document in source.documents("vocabulary"))
+        tokenizer = Tokenizer.train_wordpiece(texts, config.min_frequency, config.vocab_size or WORDPIECE_SIZE)
+    end_ids = tokenizer.sentence_end_ids()
+    for chunk in _chunks(source.documents("tokenize"), DOCUMENTS_AT_ONCE):
+        texts_in_chunk = [document.text for document in chunk]
+        for text, ids in zip(texts_in_chunk, tokenizer.encode_documents(texts_in_chunk), strict=True):
+            spool.add(text, ids, end_ids)
+    return tokenizer, None
+
+
+def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]]:
+    while chunk := list(itertools.islice(documents, size)):
+        yield chunk
+
+
+def _make_examples(blocks: Iterator[Corpus], tokenizer: Tokenizer, config: PrepareConfig, split: int, tally: "Tally", progress: Progress) -> Iterator[Examples]:
+    """Masked pairs of each block: the training ones `config.duplicates` times over, each time masked anew."""
+    end_ids, first_row = tokenizer.sentence_end_ids(), 0
+    for number, corpus in enumerate(blocks):
+        sentences = split_sentences(corpus, end_ids)
+        pairs = make_pairs(corpus, sentences, config.seed, split, number)
+        ids, segments, offsets = assemble(corpus, sentences, pairs, config.max_positions)
+        rows = np.arange(first_row, first_row + len(pairs))
+        for copy in range(config.duplicates if split == 0 else 1):
+            # Even numbers mask training pairs, odd ones held-out pairs: the same row gets other masks there.
+            masked, labels = mask_tokens(ids, offsets, tokenizer.size, config.seed, epoch=2 * copy + split, rows=rows)
+            yield Examples(masked, labels, segments, offsets, pairs.is_next)
+        first_row += len(pairs)
+        tally.sentences += len(sentences)
+        progress.advance(len(corpus.tokens))
+
+
+class Tally:
+    """Counts of one split, for `dataset.json` and `vocabulary.csv`."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.counts = np.zeros(vocab_size, np.int64)
+        self.sentences = self.pairs = self.is_next = self.tokens = self.masked = self.unknown = self.longest = 0
+
+    def add(self, examples: Examples) -> None:
+        """Count these rows."""
+        self.counts += examples.token_counts(len(self.counts))
+        self.pairs += len(examples)
+        self.is_next += int(examples.is_next.sum())
+        self.tokens += len(examples.ids)
+        self.masked += int(np.count_nonzero(examples.labels))
+        self.unknown += int(np.count_nonzero(examples.original_ids() == UNK))
+        self.longest = max(self.longest, int(np.diff(examples.offsets).max(initial=0)))
+
+    def facts(self) -> dict[str, Any]:
+        """As `dataset.json` has it."""
+        return {
+            "sentences": self.sentences,
+            "pairs": self.pairs,
+            "is_next_share": round(self.is_next / self.pairs, 4),
+            "tokens_in_pairs": self.tokens,
+            "masked_tokens": self.masked,
+            "unknown_tokens": self.unknown,
+            "mean_length": round(self.tokens / self.pairs, 1),
+            "longest": self.longest,
+        }
+
+
+def _import_tables(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
+    """Check tables that are there already (the course's, say) and write them as a dataset, masks and all."""
+    assert config.tokenizer is not None  # PrepareConfig has seen to it
+    tokenizer = Tokenizer.load(config.tokenizer)
+    bad = BadRows(config.skip_bad_rows)
+    facts = _describe(config, tokenizer, bad)
+    for split, sources in zip(SPLITS, (config.source, config.validation_source), strict=True):
+        tally = Tally(tokenizer.size)
+        paths = [path for source in sources for path in find_files(source, TABLE_ENDINGS, work / split)]
+        with (
+            ShardWriter(partial, split, config.format, config.shard_mb * 1_000_000, tokenizer.size) as writer,
+            Progress(f"read {split}", sum(path.stat().st_size for path in paths), "bytes") as progress,
+        ):
+            for path in paths:
+                for examples in read_table(path, tokenizer.size, bad):
+                    writer.add(examples)
+                    tally.add(examples)
+                progress.advance(path.stat().st_size)
+        if not tally.pairs:
+            raise DataError(f"{', '.join(map(str, paths))}: no good row is left")
+        facts[split] = tally.facts()
+        facts["shards"][split] = writer.shards
+        if split == "train":
+            _write_vocabulary(partial / "vocabulary.csv", tokenizer, tally.counts)
+    facts["skipped_rows"] = bad.count
+    _finish(partial, tokenizer, facts)
+    return facts
+
+
+def _describe(config: PrepareConfig, tokenizer: Tokenizer, bad: BadRows) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "babybert": __version__,
+        "numpy": np.__version__,
         "corpus": config.corpus,
         "generated": config.corpus == "demo",
-        "source": str(config.source) if config.source else "built-in grammar",
+        "source": ", ".join(config.source) or ("built-in grammar" if config.corpus == "demo" else "public archive"),
         "seed": config.seed,
+        "duplicates": config.duplicates,
         "max_positions": config.max_positions,
         "vocabulary": tokenizer.size,
-        "tokens": sum(map(len, encoded)),
         "tokenizer_digest": tokenizer.digest,
+        "skipped_rows": bad.count,
+        "shards": {},
     }
-    for number, split in enumerate(SPLITS):
-        own = [ids for ids, out in zip(encoded, held_out, strict=True) if out == (split == "validation")]
-        examples, sentences = _make_examples(own, tokenizer, config, stream=number)
-        if not len(examples):
-            raise DataError(f"{facts['source']}: {len(own)} {split} documents give no sentence pairs; more or longer documents are needed")
-        write_table(folder / f"{split}.csv", examples)
-        facts[split] = _describe(own, sentences, examples)
-        if split == "train":
-            _write_vocabulary(folder / "vocabulary.csv", tokenizer, examples.token_counts(tokenizer.size))
-    facts["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    (folder / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    return facts
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    encoded: list[np.ndarray] = []
-    with Progress("tokenize", len(texts), "documents") as progress:
-        for first in range(0, len(texts), DOCUMENTS_AT_ONCE):
-            encoded += tokenizer.encode_documents(texts[first : first + DOCUMENTS_AT_ONCE])
-            progress.advance(len(encoded) - first)
-    return encoded
-
-
-def _is_held_out(text: str, config: PrepareConfig) -> bool:
-    """A function of the text and the seed alone, so that two copies of one review land on the same side."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=config.seed.to_bytes(16, "little")).digest()
-    return int.from_bytes(digest, "little") / 2**64 < config.validation_fraction
-
-
-def _make_examples(documents: list[np.ndarray], tokenizer: Tokenizer, config: PrepareConfig, stream: int) -> tuple[Examples, int]:
-    corpus = Corpus.of(documents)
-    sentences = split_sentences(corpus, tokenizer.sentence_end_ids())
-    pairs = make_pairs(corpus, sentences, config.seed, stream)
-    ids, segments, offsets = assemble(corpus, sentences, pairs, config.max_positions)
-    masked, labels = mask_tokens(ids, offsets, tokenizer.size, seed=config.seed, epoch=stream)
-    return Examples(masked, labels, segments, offsets, pairs.is_next), len(sentences)
-
-
-def _describe(documents: list[np.ndarray], sentences: int, examples: Examples) -> dict[str, Any]:
-    lengths = np.diff(examples.offsets)
-    return {
-        "documents": len(documents),
-        "sentences": sentences,
-        "pairs": len(examples),
-        "is_next_share": round(float(examples.is_next.mean()), 4),
-        "tokens_in_pairs": int(lengths.sum()),
-        "masked_tokens": int(np.count_nonzero(examples.labels)),
-        "mean_length": round(float(lengths.mean()), 1),
-        "longest": int(lengths.max()),
-    }
+def _finish(partial: Path, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
+    """Write the tokenizer and, with the digests of all files, `dataset.json`."""
+    tokenizer.save(partial / "tokenizer.json")
+    names = ("tokenizer.json", "vocabulary.csv")
+    facts["files"] = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names}
+    (partial / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_vocabulary(path: Path, tokenizer: Tokenizer, counts: np.ndarray) -> None:
@@ -178,22 +239,3 @@ def _write_vocabulary(path: Path, tokenizer: Tokenizer, counts: np.ndarray) -> N
         writer = csv.writer(file)
         writer.writerow(("id", "token", "count"))
         writer.writerows((i, tokenizer.token(i), count) for i, count in enumerate(counts.tolist()))
-
-
-def unigram_entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of words drawn with these frequencies: the loss of a model that knows only word counts."""
-    share = counts[counts > 0] / counts.sum()
-    return -math.fsum((share * np.log(share)).tolist())
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, expected: dict[str, Any]) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: missing; prepare the data again")
-    if sha256(path) != expected["sha256"]:
-        raise DataError(f"{path}: differs from what dataset.json recorded; prepare the data again")

@@ -1,4 +1,4 @@
-"""The table between preparation and training: one masked pair a row, as CSV that people and pandas can read.
+"""The table between preparation and training: one masked pair a row, in CSV that people and pandas can read, or Parquet.
 
 Columns (lists are JSON arrays, all of a row's lists equally long):
     bert_input     token ids after masking
@@ -6,27 +6,30 @@ Columns (lists are JSON arrays, all of a row's lists equally long):
     segment_label  1 for `[CLS] A [SEP]`, 2 for `B [SEP]`, 0 for padding
     is_next        1: B follows A; 0: B is from another document (Google's BERT has it the other way round)
 
-Reading turns the rows into flat arrays once, chunk by chunk; nothing is parsed again during training. A row costs
-9 bytes a token in memory, whatever the size of the file. Every row is checked on the way in.
+The course's files are read as well: columns `BERT Input`, `BERT Label`, `Segment Label` (numbers without brackets) and
+`Is Next`, others (`Original Text`) passed over, padding between A and B left where it is. Reading goes chunk by chunk
+and turns rows into flat arrays, 9 bytes a token; every row is checked on the way in.
 """
 
-import csv
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-import pandas as pd
+import pyarrow.parquet
 
+from babybert.data.files import BadRows, errors_of, read_csv_rows
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
-from babybert.progress import Progress
 
 LIST_COLUMNS = ("bert_input", "bert_label", "segment_label")
 COLUMNS = (*LIST_COLUMNS, "is_next")
+IS_NEXT = {"0": 0, "1": 1, "False": 0, "True": 1}
 ROWS_AT_ONCE = 10_000
+TABLE_ENDINGS = (".csv", ".csv.gz", ".csv.zst", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.is_next)
 
+    def rows(self, first: int, last: int) -> "Examples":
+        """Pairs `first` to `last - 1` (or to the end)."""
+        offsets = self.offsets[first : last + 1]
+        part = slice(offsets[0], offsets[-1])
+        return Examples(self.ids[part], self.labels[part], self.segments[part], offsets - offsets[0], self.is_next[first:last])
+
     def first(self, count: int | None) -> "Examples":
         """The first `count` pairs (all, if None)."""
-        if count is None or count >= len(self):
-            return self
-        end = self.offsets[count]
-        return Examples(self.ids[:end], self.labels[:end], self.segments[:end], self.offsets[: count + 1], self.is_next[:count])
+        return self if count is None or count >= len(self) else self.rows(0, count)
 
     def original_ids(self) -> np.ndarray:
         """The ids before masking."""
@@ -60,84 +66,140 @@ class Examples:
         return counts
 
 
-def write_table(path: Path, examples: Examples) -> None:
-    """Write the CSV. A full disk raises OSError; whoever calls removes what is half-written."""
-    with path.open("w", newline="", encoding="utf-8") as file, Progress(f"write {path.name}", len(examples), "pairs") as progress:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        arrays = (examples.ids, examples.labels, examples.segments)
-        for first in range(0, len(examples), ROWS_AT_ONCE):
-            last = min(first + ROWS_AT_ONCE, len(examples))
-            bounds = list(itertools.pairwise(examples.offsets[first : last + 1].tolist()))
-            lists = ([json.dumps(array[i:j].tolist(), separators=(",", ":")) for i, j in bounds] for array in arrays)
-            writer.writerows(zip(*lists, examples.is_next[first:last].tolist(), strict=True))
-            progress.advance(last - first)
-
-
-def read_table(path: Path, vocab_size: int) -> Examples:
-    """Read and check the CSV.
-
-    Raises DataError, with the file's line, for a missing column, broken JSON, lists of different lengths, ids that
-    the vocabulary lacks, labels at padding or `[CLS]` or `[SEP]`, and an `is_next` other than 0 and 1.
-    """
-    chunks = []
-    line = 2  # of the file: the header is line 1
-    try:
-        for frame in pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=ROWS_AT_ONCE):
-            missing = [name for name in COLUMNS if name not in frame.columns]
-            if missing:
-                raise DataError(f"{path}: no column '{missing[0]}'; it has {', '.join(map(str, frame.columns))}")
-            chunks.append(_read_chunk(frame.fillna(""), path, line, vocab_size))
-            line += len(frame)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())})") from error
-    if line == 2:
-        raise DataError(f"{path}: has no rows")
-    ids, labels, segments, lengths, is_next = (np.concatenate(column) for column in zip(*chunks, strict=True))
+def join(chunks: Iterable[Examples]) -> Examples:
+    """Put examples end to end."""
+    parts = list(chunks)
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    ids, labels, segments, is_next = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "segments", "is_next"))
     return Examples(ids, labels, segments, np.concatenate([[0], np.cumsum(lengths)]), is_next)
 
 
-def _read_chunk(frame: pd.DataFrame, path: Path, line: int, vocab_size: int) -> tuple[np.ndarray, ...]:
-    ids, labels, segments = (_parse_lists(frame[name].tolist(), f"{path}: line", line, name) for name in LIST_COLUMNS)
-    lengths = ids[1]
+def read_table(path: Path, vocab_size: int, bad: BadRows) -> Iterator[Examples]:
+    """Read and check one CSV or Parquet file, a chunk of rows at a time. Rows count from 1, without the header.
 
-    def check(bad: np.ndarray, message: Callable[[int], str], a_row: bool = False) -> None:
-        """Refuse the first row that `bad` marks, with a flag a token (or `a_row`)."""
-        if bad.any():
-            first = int(np.argmax(bad))
-            row = first if a_row else int(np.searchsorted(np.cumsum(lengths), first, side="right"))
-            raise DataError(f"{path}: line {line + row}: {message(first)}")
-
-    check(lengths == 0, lambda i: "bert_input is empty", a_row=True)
-    for name, other in (("bert_label", labels[1]), ("segment_label", segments[1])):
-        check(other != lengths, lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}", a_row=True)  # type: ignore[misc]
-    for name, flat in (("bert_input", ids[0]), ("bert_label", labels[0])):
-        check((flat < 0) | (flat >= vocab_size), lambda i, name=name, flat=flat: f"{name} has id {flat[i]}; the vocabulary has 0 to {vocab_size - 1}")  # type: ignore[misc]
-    special = (ids[0] < FIRST_ORDINARY) & (ids[0] != MASK) & (ids[0] != UNK)
-    check(special & (labels[0] != 0), lambda i: f"bert_label is {labels[0][i]} at special token {ids[0][i]}; only words are masked")
-    check((segments[0] < 0) | (segments[0] > 2), lambda i: f"segment_label is {segments[0][i]}; it must be 0, 1 or 2")
-    flags = frame["is_next"].str.strip()
-    check(~flags.isin(["0", "1"]).to_numpy(), lambda i: f"is_next is '{flags.iloc[i]}'; it must be 0 or 1", a_row=True)
-    return ids[0].astype(np.int32), labels[0].astype(np.int32), segments[0].astype(np.int8), lengths, flags.to_numpy(np.int8)
+    Raises DataError for a missing column, a file without rows or, naming the row, unless bad rows are skipped: broken
+    JSON, lists of different lengths, ids that the vocabulary lacks, labels at padding, `[CLS]` or `[SEP]`, and an
+    `is_next` other than 0 and 1.
+    """
+    empty = True
+    with path.open("rb") as file, errors_of(path):
+        for numbers, cells in _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad):
+            examples = _parse_chunk(f"{path}: row", numbers, cells, vocab_size, bad)
+            empty = False
+            if len(examples):
+                yield examples
+    if empty:
+        raise DataError(f"{path}: has no rows")
 
 
-def _parse_lists(cells: list[str], where: str, line: int, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """The JSON lists of one column as (flat int64 array, lengths): parsed in one go, then cell by cell if that fails."""
+Chunk = tuple[list[int], Sequence[Sequence[Any]]]  # row numbers, and the cells of the four columns
+
+
+def _csv_chunks(path: Path, file: IO[bytes], bad: BadRows) -> Iterator[Chunk]:
+    rows = read_csv_rows(path, file, bad, lambda names: _find_columns(path, names))
+    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        yield [number for number, _ in chunk], list(zip(*(cells for _, cells in chunk), strict=True))
+
+
+def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[Chunk]:
+    table = pyarrow.parquet.ParquetFile(file)
+    names = table.schema_arrow.names
+    wanted = [names[i] for i in _find_columns(path, names)]
+    for name in wanted[:-1]:
+        kind = table.schema_arrow.field(name).type
+        text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+        lists = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
+        if not text and not (lists and pyarrow.types.is_integer(kind.value_type)):
+            raise DataError(f"{path}: column '{name}' holds {kind}; it must be lists of whole numbers")
+    number = 1
+    for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
+        yield list(range(number, number + len(batch))), [batch.column(name).to_pylist() for name in wanted]
+        number += len(batch)
+
+
+def _find_columns(path: Path, names: list[str]) -> list[int]:
+    spelled = [name.strip().lower().replace(" ", "_") for name in names]
+    for column in COLUMNS:
+        if column not in spelled:
+            raise DataError(f"{path}: no column '{column}'; it has {', '.join(names)}")
+    return [spelled.index(column) for column in COLUMNS]
+
+
+def _parse_chunk(where: str, numbers: list[int], cells: Sequence[Sequence[Any]], vocab_size: int, bad: BadRows) -> Examples:
+    """First what is wrong with a row as a whole, then, among the rows that are left, with single numbers."""
+    problems: dict[int, str] = {}
+    columns = [_parse_lists(name, column, problems) for name, column in zip(LIST_COLUMNS, cells, strict=False)]
+    is_next = np.array([IS_NEXT.get(str(cell).strip(), -1) for cell in cells[-1]], np.int8)
+    lengths = columns[0][1]
+    _mark(problems, lengths == 0, lambda i: "bert_input is empty")
+    for name, (_, other) in zip(LIST_COLUMNS[1:], columns[1:], strict=True):
+        _mark(problems, other != lengths, lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}")
+    _mark(problems, is_next < 0, lambda i: f"is_next is '{cells[-1][i]}'; it must be 0 or 1")
+    keep = _report(where, numbers, problems, bad)
+    kept_numbers = [number for number, kept in zip(numbers, keep, strict=True) if kept]
+    flats = [flat[np.repeat(keep, own)] for flat, own in columns]
+    lengths, is_next = lengths[keep], is_next[keep]
+
+    problems = {}
+    ends, (ids, labels, segments) = np.cumsum(lengths), flats
+    special = (ids < FIRST_ORDINARY) & (ids != MASK) & (ids != UNK)
+    for flags, message in (
+        ((ids < 0) | (ids >= vocab_size), lambda i: f"bert_input has id {ids[i]}; the vocabulary has 0 to {vocab_size - 1}"),
+        ((labels < 0) | (labels >= vocab_size), lambda i: f"bert_label has id {labels[i]}; the vocabulary has 0 to {vocab_size - 1}"),
+        (special & (labels != 0), lambda i: f"bert_label is {labels[i]} at special token {ids[i]}; only words are masked"),
+        ((segments < 0) | (segments > 2), lambda i: f"segment_label is {segments[i]}; it must be 0, 1 or 2"),
+    ):
+        for i in np.flatnonzero(flags):
+            problems.setdefault(int(np.searchsorted(ends, i, side="right")), message(i))
+    keep = _report(where, kept_numbers, problems, bad)
+    tokens = np.repeat(keep, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
+    return Examples(ids[tokens].astype(np.int32), labels[tokens].astype(np.int32), segments[tokens].astype(np.int8), offsets, is_next[keep])
+
+
+def _mark(problems: dict[int, str], rows: np.ndarray, message: Any) -> None:
+    """Note `message(row)` for each row that `rows` flags, if nothing else is known to be wrong with it."""
+    for row in np.flatnonzero(rows):
+        problems.setdefault(int(row), message(row))
+
+
+def _report(where: str, numbers: list[int], problems: dict[int, str], bad: BadRows) -> np.ndarray:
+    """Report the problems in the order of the rows; a flag for each row that is good."""
+    keep = np.ones(len(numbers), bool)
+    for row in sorted(problems):
+        bad.report(f"{where} {numbers[row]}: {problems[row]}")
+        keep[row] = False
+    return keep
+
+
+def _parse_lists(column: str, cells: Sequence[Any], problems: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
+    """The lists of one column as (flat int64 array, lengths): parsed in one go, then cell by cell if that fails."""
     try:
-        return _flatten(json.loads("[" + ",".join(cells) + "]", parse_float=_no_float, parse_constant=_no_float), len(cells))
+        return _flatten(column, cells)
     except (ValueError, TypeError, OverflowError):
+        flats, lengths = [], np.zeros(len(cells), np.int64)
         for row, cell in enumerate(cells):
             try:
-                _flatten([json.loads(cell, parse_float=_no_float, parse_constant=_no_float)], 1)
+                flat, length = _flatten(column, [cell])
+                flats.append(flat)
+                lengths[row] = length[0]
             except (ValueError, TypeError, OverflowError):
-                raise DataError(f"{where} {line + row}: {column} is not a JSON list of whole numbers: {cell[:40]!r}") from None
-        raise AssertionError("cells that parse one by one parse together") from None
+                problems.setdefault(row, f"{column} is not a JSON list of whole numbers: {str(cell)[:40]!r}")
+        return np.concatenate(flats) if flats else np.zeros(0, np.int64), lengths
 
 
-def _flatten(lists: list[list[int]], count: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(lists) != count or not all(type(entries) is list for entries in lists):
+def _flatten(column: str, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    lists = cells
+    if isinstance(cells[0], str):
+        if column == "segment_label" and not cells[0].lstrip().startswith("["):  # the course's spelling
+            cells = [f"[{cell}]" for cell in cells]
+        text = "[" + ",".join(cells) + "]"
+        if "e" in text:  # true, false, null and 1e3 have one; whole numbers do not
+            raise ValueError("not whole numbers")
+        lists = json.loads(text, parse_float=_no_float, parse_constant=_no_float)
+    if len(lists) != len(cells) or not all(type(entries) is list for entries in lists):
         raise ValueError("not one list a cell")
-    lengths = np.fromiter(map(len, lists), np.int64, count)
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     return np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum())), lengths
 
 

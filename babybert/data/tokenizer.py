@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from babybert.errors import DataError
 
@@ -34,12 +34,23 @@ class Tokenizer:
         self._backend = backend
 
     @classmethod
-    def train(cls, texts: Iterable[str], min_frequency: int = 1) -> "Tokenizer":
-        """Build the vocabulary of `texts`: ids 0 to 4 are the special tokens, then words, most frequent first."""
-        backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    def of_words(cls, words: Sequence[str]) -> "Tokenizer":
+        """A `basic_english` tokenizer whose vocabulary is the special tokens and then `words`, in this order."""
+        vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}
+        backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)])
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.WordLevelTrainer(vocab_size=NO_LIMIT, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
+        return cls(backend)
+
+    @classmethod
+    def train_wordpiece(cls, texts: Iterable[str], min_frequency: int, vocab_size: int) -> "Tokenizer":
+        """A WordPiece tokenizer (Schuster and Nakajima, 2012; as BERT's, uncased) of at most `vocab_size` tokens."""
+        backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer = normalizers.Sequence([normalizers.Replace("<br />", " "), normalizers.BertNormalizer()])
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
@@ -94,6 +105,16 @@ class Tokenizer:
     def id_of(self, token: str) -> int | None:
         """The id of this exact token, or None if the vocabulary lacks it."""
         return self._backend.token_to_id(token)
+
+    @property
+    def kind(self) -> str:
+        """`wordpiece`, or `basic-english` for whole words."""
+        return "wordpiece" if isinstance(self._backend.model, models.WordPiece) else "basic-english"
+
+    def join(self, tokens: Iterable[str]) -> str:
+        """Tokens as a line of text, with pieces of words put together."""
+        text = " ".join(tokens)
+        return text.replace(" ##", "") if self.kind == "wordpiece" else text
 
     def sentence_end_ids(self) -> np.ndarray:
         """Ids of `. ! ?`, those of them that the vocabulary has."""

@@ -160,7 +160,7 @@ class Predictor:
             candidates = []
             for score, token_id in zip(scores, best_ids, strict=True):
                 token = self.tokenizer.token(token_id)
-                sequence = " ".join([*words[: position - 1], token, *words[position:]])
+                sequence = self.tokenizer.join([*words[: position - 1], token, *words[position:]])
                 candidates.append({"token": token, "id": token_id, "score": score, "sequence": sequence})
             masks.append({"position": position - 1, "candidates": candidates})
         return {"masks": masks}

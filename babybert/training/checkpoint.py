@@ -18,7 +18,7 @@ from typing import Any
 import safetensors
 import torch
 
-from babybert.data.prepare import sha256
+from babybert.data.dataset import sha256
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError
 from babybert.model.bert import BabyBert

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from babybert.data.dataset import Dataset
 from babybert.data.loader import ordered_batches
-from babybert.data.prepare import Dataset
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, Tokenizer
 from babybert.errors import DataError

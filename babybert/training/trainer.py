@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from babybert.config import PretrainConfig, model_config
-from babybert.data.loader import batches_in_epoch, pairs_before, shuffled_batches
-from babybert.data.prepare import Dataset, open_dataset
-from babybert.errors import StorageError, UsageError, UserError
+from babybert.data.dataset import SPLITS, Dataset, open_dataset
+from babybert.data.loader import Loader, Remask, batches_in_epoch, pairs_before
+from babybert.data.resident import ResidentLoader, fits
+from babybert.data.table import Examples
+from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.model.bert import BabyBert
 from babybert.model.objectives import PretrainingModel, Totals
 from babybert.model.saved import load_model
@@ -62,6 +64,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     state = restore(resumed_from, optimizer) if resumed_from else RunState()
     log = MetricsLog(config.out)
 
+    loader = make_loader(config, train, dataset.tokenizer.size, device)
     epoch_batches = batches_in_epoch(len(train), config.batch_size)
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)
     assert isinstance(total_steps, int)
@@ -74,7 +77,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     with StopOnSignal() as stop, Progress("pretrain", total_pairs, "pairs", done_pairs) as progress:
         while state.step < total_steps and not stop.signal:
             metrics.epoch.set(state.epoch)
-            for batch in shuffled_batches(train, config.batch_size, config.seed, state.epoch, start=state.batch):
+            for batch in loader.epoch(state.epoch, start=state.batch):
                 rate = learning_rate(state.step, total_steps, config.lr, config.warmup_fraction)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -121,6 +124,9 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
         feed_forward=config.feed_forward,
         dropout=config.dropout,
     )
+    longest = max(dataset.facts[split]["longest"] for split in SPLITS)
+    if longest > sizes.max_positions:
+        raise DataError(f"{config.data}: has a pair of {longest} tokens; the model takes at most {sizes.max_positions}: prepare the data with shorter pairs")
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,6 +145,14 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
     say(f"resuming from {folder}")
     return bert, folder
+
+
+def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
+    """The training batches, from arrays on the host or on the device."""
+    remask = Remask(vocab_size, config.seed) if config.masking == "dynamic" else None
+    if config.resident == "always" or (config.resident == "auto" and fits(train, device)):
+        return ResidentLoader(train, config.batch_size, config.seed, config.bucketing, remask, device)
+    return Loader(train, config.batch_size, config.seed, config.bucketing, remask)
 
 
 def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimizer:

@@ -1,0 +1,66 @@
+"""S3 as this project uses it: one client, `s3://bucket/key` addresses, and errors that people can act on.
+
+boto3 finds credentials, region and endpoint by the standard AWS ways (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+`~/.aws/config`, roles of a cluster), so there are no settings of our own for them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from babybert.errors import DataError, StorageError, UsageError
+
+SCHEME = "s3://"
+
+
+def is_s3(address: str) -> bool:
+    """Whether `address` is one of S3."""
+    return address.startswith(SCHEME)
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Bucket and key (or prefix) of `s3://bucket/key`. Raises UsageError when there is no bucket."""
+    bucket, _, key = address.removeprefix(SCHEME).partition("/")
+    if not is_s3(address) or not bucket:
+        raise UsageError(f"{address}: not an S3 address; it must look like s3://bucket/key")
+    return bucket, key
+
+
+def make_client() -> Any:
+    """A boto3 client that retries what may pass. Raises UsageError when its configuration is incomplete."""
+    import boto3  # a quarter of a second, and only those who use S3 pay it
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(f"S3: {error}; set the AWS variables or ~/.aws/config") from error
+
+
+@contextlib.contextmanager
+def errors_of(address: str) -> Iterator[None]:
+    """Turn boto3's errors into ours: missing is bad data (3), refused is bad usage (2), the rest may pass (1)."""
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code in ("404", "NoSuchKey", "NoSuchBucket", "NotFound"):
+            raise DataError(f"{address}: no such object or bucket") from error
+        if code in ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            raise UsageError(f"{address}: access refused ({code}); check the AWS credentials and the bucket's policy") from error
+        raise StorageError(f"{address}: S3 answered {code}: {error}; try again") from error
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise UsageError(f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise StorageError(f"{address}: {error}; check the endpoint and try again") from error
+
+
+def list_keys(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Key and size in bytes of each object below a prefix, in the order of the keys."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for entry in page.get("Contents", []):
+            yield entry["Key"], entry["Size"]

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from babybert.cli import main
+from babybert.config import InfoConfig
+from babybert.errors import DataError
+from babybert.info import describe, measure
+from babybert.training.trainer import pretrain
+
+
+def test_a_dataset_is_counted(demo, capsys):
+    found = describe(demo.folder, InfoConfig())
+    for split in ("train", "validation"):
+        examples = demo.examples(split)
+        assert found[split]["pairs"] == len(examples)
+        assert found[split]["masked"] == pytest.approx((examples.labels > 0).mean())
+        assert found[split]["is_next"] == examples.is_next.mean()
+        assert found[split]["unknown"] == 0
+        assert sum(entry["pairs"] for entry in found[split]["lengths"]) == len(examples)
+    assert main(["info", str(demo.folder)]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(demo.examples('train')):,} pairs" in text
+    assert "█" in text
+    assert main(["info", str(demo.folder), "--json", "--rows", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == found["rows"][:1]
+
+
+def test_rows_are_decoded_with_their_masks(demo):
+    rows = describe(demo.folder, InfoConfig(rows=5))["rows"]
+    examples = demo.examples("train")
+    for number, row in enumerate(rows):
+        part = examples.rows(number, number + 1)
+        assert row.startswith(f"is_next {part.is_next[0]}: [CLS] ")
+        words = row.split(": ", 1)[1].split(" ")
+        assert len(words) == len(part.ids)
+        for word, token_id, label in zip(words, part.ids, part.labels, strict=True):
+            shown = demo.tokenizer.token(token_id)
+            assert word == (f"[{'MASK' if shown == '[MASK]' else shown}={demo.tokenizer.token(label)}]" if label else shown)
+
+
+def test_lengths_that_are_all_alike_make_one_bar(demo):
+    examples = demo.examples("train")
+    length = np.diff(examples.offsets)[0]
+    rows = examples.rows(0, 1)
+    assert measure(rows, demo.tokenizer.size)["lengths"] == [{"from": length, "to": length, "pairs": 1}]
+
+
+def test_a_table_a_tokenizer_and_a_run(demo, small, capsys):
+    table = demo.folder / "train-00000.csv"
+    with_tokenizer = describe(table, InfoConfig(tokenizer=demo.folder / "tokenizer.json"))
+    without = describe(table, InfoConfig())
+    assert with_tokenizer["pairs"]["pairs"] == without["pairs"]["pairs"] == len(demo.examples("train"))
+    assert with_tokenizer["pairs"]["unigram_entropy"] == pytest.approx(without["pairs"]["unigram_entropy"])
+    assert with_tokenizer["rows"][0].startswith("is_next")
+    assert "1 " in without["rows"][0]
+    tokenizer = describe(demo.folder / "tokenizer.json", InfoConfig())
+    assert tokenizer["vocabulary"] == demo.tokenizer.size
+    run = small().out
+    pretrain(small(max_steps=3))
+    found = describe(run, InfoConfig())
+    assert found["step"] == 3
+    assert found["sizes"]["width"] == 8
+    assert found["tokenizer_digest"] == demo.tokenizer.digest
+    for path in (table, demo.folder / "tokenizer.json", run, run / "step-00000003"):
+        assert main(["info", str(path)]) == 0
+    assert "step-00000003: checkpoint" in capsys.readouterr().out
+
+
+def test_it_checks_what_it_shows(demo, tmp_path, capsys):
+    path = tmp_path / "bad.csv"
+    lines = (demo.folder / "train-00000.csv").read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3][:-1] + "7", lines[4]]))
+    assert main(["info", str(path)]) == 3
+    assert f"{path}: row 3: is_next is '7'" in capsys.readouterr().err
+    assert main(["info", str(path), "--skip-bad-rows"]) == 0
+    assert "skipped rows: 1" in capsys.readouterr().out
+    assert main(["info", str(path), "--tokenizer", str(path)]) == 3
+    assert "not a tokenizer file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "no such file"), ("x.md", "not a dataset, run"), ("", "no whole checkpoint")])
+def test_what_is_none_of_ours_is_refused(tmp_path, name, message):
+    (tmp_path / "x.md").write_text("hello")
+    with pytest.raises(DataError, match=message):
+        describe(tmp_path / name, InfoConfig())
