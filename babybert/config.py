@@ -135,7 +135,9 @@ class PretrainConfig:
     weight_decay: float = option(0.01, "the reference's; biases and norms are left out of it")
     warmup_fraction: float = option(0.1, "share of the steps in which the rate climbs; then it falls to zero")
     clip_norm: float = option(1.0, "gradients longer than this are scaled down to it")
-    masking: Literal["static", "dynamic"] = option("dynamic", "dynamic: new masks each epoch, from the seed: the demo ends at 0.50 nats in place of 0.59; static: the table's")
+    masking: Literal["static", "dynamic"] = option(
+        "dynamic", "dynamic: new masks each epoch, from the seed: the demo ends at 0.50 nats in place of 0.59; static: the table's"
+    )
     bucketing: bool = option(True, "batches of pairs of near-equal length: little padding")
     resident: Literal["auto", "always", "never"] = option("auto", "hold the data on the training device; auto: on a GPU, if it fits beside the model")
     init_decoder_bias: bool = option(True, "start the MLM bias at log word frequencies: the loss starts where word counts are")

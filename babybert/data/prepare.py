@@ -6,7 +6,7 @@ into `.partial/` and moved at the end, so what a killed or failed `prepare` leav
 the next one starts clean.
 
 The corpus is read once, tokenized into a spool on disk, and made into pairs block by block: memory does not grow with
-it, but for the vocabulary and 28 bytes a document. (`--tokenizer-kind wordpiece` reads it twice.)
+it, but for the vocabulary and about 60 bytes a document. (`--tokenizer-kind wordpiece` reads it twice.)
 """
 
 import csv

@@ -1,7 +1,7 @@
 """Tokenized documents on disk, read back in an order that has forgotten where they came from.
 
 Pairs need all of a corpus twice: once to know the vocabulary, once to draw second sentences from other documents. So
-the ids lie in one file (4 bytes a token), and only 28 bytes a document stay in memory. A document's place is decided by
+the ids lie in one file (4 bytes a token), and only 29 bytes a document stay in memory, twice that while they are sorted. A document's place is decided by
 a digest of its text and the seed: which split it is in, and when it comes. So copies of a text share a split, blocks
 are random samples of the whole corpus, and the order in which an archive or a folder is read changes nothing.
 """
