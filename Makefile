@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types bench check format clean
+.PHONY: help install demo test lint types soak bench check format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,6 +29,9 @@ lint: $(INSTALLED) ## format and style, checked
 
 types: $(INSTALLED) ## types, checked
 	$(BIN)/mypy
+
+soak: $(INSTALLED) ## 50 random kills against one run with a real S3 server, which must end bit-equal
+	$(BIN)/python tests/soak.py
 
 bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar.gz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from babybert import __version__
-from babybert.config import ArchiveConfig, EvaluateConfig, FillMaskConfig, InfoConfig, NextSentenceConfig, PrepareConfig, PretrainConfig, ServeConfig
+from babybert.config import (
+    ArchiveConfig,
+    EvaluateConfig,
+    FillMaskConfig,
+    InfoConfig,
+    NextSentenceConfig,
+    PlotConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ServeConfig,
+)
 from babybert.errors import EXIT_INTERRUPTED, UserError
 from babybert.settings import add_flags, fill
 
@@ -45,6 +55,8 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
     from babybert.training.trainer import pretrain as train
 
     outcome = train(config)
+    if outcome is None:  # the first process of several speaks for all
+        return 0
     print(f"checkpoint: {outcome.checkpoint}")
     if outcome.stopped_by:
         print("stopped before the end; the same command goes on from here")
@@ -78,6 +90,14 @@ def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
 
     found = describe(Path(arguments.path), config)
     print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
+    return 0
+
+
+def plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
+    from babybert.training.plot import plot as draw
+
+    for path in draw([Path(run) for run in arguments.runs], config.out):
+        print(path)
     return 0
 
 
@@ -128,6 +148,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "pretrain": (PretrainConfig, pretrain, {}),
     "evaluate": (EvaluateConfig, evaluate, {}),
     "info": (InfoConfig, info, {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"}),
+    "plot": (PlotConfig, plot, {"runs": "a run's folder, or several of them"}),
     "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),
     "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
     "archive": (ArchiveConfig, archive, {}),
@@ -156,7 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
             name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>."
         )
         for argument, text in texts.items():
-            command.add_argument(argument, help=text)
+            command.add_argument(argument, help=text, nargs="+" if argument == "runs" else None)
         add_flags(command, config_class)
     return parser
 

@@ -6,6 +6,8 @@ command with a bad setting ends before it has touched anything.
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,12 +129,17 @@ class PretrainConfig:
     heads: int | None = option(None, "in place of the preset's")
     feed_forward: int | None = option(None, "in place of the preset's")
     dropout: float | None = option(None, "in place of the preset's")
+    recipe: Literal["default", "reference"] = option("default", "reference: the course's settings, wherever no other is given")
     epochs: int = option(15, "passes over the pairs; the reference made 100 over its 10,000")
     max_steps: int | None = option(None, "stop after this many steps, though epochs are left; the schedule is fitted to it")
-    batch_size: int = option(64, "pairs a step; the reference's 6 leaves the machine idle")
+    max_minutes: float | None = option(None, "end the run after this much training, earlier processes counted; the schedule is not fitted to it")
+    batch_size: int = option(64, "pairs a step, over all devices; the reference's 6 leaves the machine idle")
+    accumulate: int = option(1, "make a step in so many parts, one after the other: less memory, the same gradient")
     optimizer: Literal["adamw", "adam"] = option("adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words")
     lr: float = option(5e-3, "peak learning rate, found on tiny; wider models want a lower one. The reference's 5e-5 hardly moves a model this small")
-    weight_decay: float = option(0.01, "the reference's; biases and norms are left out of it")
+    weight_decay: float = option(0.01, "the reference's")
+    decay_vectors: bool = option(False, "let biases and norms decay as well")
+    schedule: Literal["linear", "cosine", "constant"] = option("linear", "how the rate falls after the warm-up: to zero, or not at all")
     warmup_fraction: float = option(0.1, "share of the steps in which the rate climbs; then it falls to zero")
     clip_norm: float = option(1.0, "gradients longer than this are scaled down to it")
     masking: Literal["static", "dynamic"] = option(
@@ -142,18 +149,27 @@ class PretrainConfig:
     resident: Literal["auto", "always", "never"] = option("auto", "hold the data on the training device; auto: on a GPU, if it fits beside the model")
     init_decoder_bias: bool = option(True, "start the MLM bias at log word frequencies: the loss starts where word counts are")
     validation_pairs: int = option(2000, "held-out pairs looked at after each epoch; `babybert evaluate` takes all")
-    seed: int = option(0, "of the weights, dropout and the order of pairs")
+    seed: int = option(0, "of the weights, dropout, masks and the order of pairs")
+    parallel: Literal["auto", "single", "dp", "ddp"] = option("auto", "auto: under torchrun ddp, else with several GPUs DataParallel, else one device")
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 autocast on GPUs that have it")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: all visible GPUs (DataParallel), else the CPU")
-    resume: Literal["auto", "never"] = option("auto", "auto: go on from the newest whole checkpoint in the run's folder")
-    keep_checkpoints: int = option(3, "older ones are deleted once a newer one is whole")
+    store: str | None = option(None, "s3://bucket/prefix: checkpoints are brought there in the background, and looked for there")
+    resume: str = option(
+        "auto", "auto: from the newest whole checkpoint of the run, here or in the store; never; a step; or another run's folder or s3:// address"
+    )
+    checkpoint_every: str | None = option(None, "save after so many steps (500) or minutes (10m), beside each epoch's end")
+    keep_checkpoints: int = option(3, "older ones, but for the best, are deleted once a newer one is whole")
+    upload_minutes: float = option(5.0, "wait so long at the end for an upload; then exit 1, with the local copy whole")
     log_every: int = option(20, "steps between two lines of metrics.jsonl; reading the loss makes a GPU wait")
     metrics: bool = option(True, "serve Prometheus metrics while training")
     metrics_host: str = option("127.0.0.1", "address the metrics listen on; 0.0.0.0 in a container, so that Prometheus reaches them")
     metrics_port: int = option(9109, "port of the metrics; 0 takes a free one and prints it")
+    pushgateway: str | None = option(None, "host:port of a Prometheus Pushgateway that gets the last values at the end")
+    tensorboard: bool = option(False, "write the curves for TensorBoard as well, into the run's folder")
 
     def __post_init__(self) -> None:
         model_config(self.preset, 6, width=self.width, layers=self.layers, heads=self.heads, feed_forward=self.feed_forward, dropout=self.dropout)
-        for name in ("epochs", "batch_size", "validation_pairs", "keep_checkpoints", "log_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validation_pairs", "keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.max_steps is None or self.max_steps >= 1, f"max_steps is {self.max_steps}; it must be at least 1")
         for name in ("lr", "clip_norm"):
@@ -162,6 +178,44 @@ class PretrainConfig:
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1")
         require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         require(0 <= self.metrics_port < 65536, f"metrics_port is {self.metrics_port}; it must be from 0 to 65535")
+        require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes is {self.max_minutes}; it must be above 0")
+        require(self.upload_minutes >= 0, f"upload_minutes is {self.upload_minutes}; it must not be negative")
+        require(self.store is None or bool(re.match("s3://[^/]+", self.store)), f"store is '{self.store}'; it must look like s3://bucket/prefix")
+        every = self.checkpoint_every
+        require(
+            every is None or bool(re.fullmatch(r"[1-9]\d*|(\d+(\.\d*)?|\.\d+)m", every)),
+            f"checkpoint_every is '{every}'; it must be steps (500) or minutes (10m)",
+        )
+
+    @property
+    def checkpoint_interval(self) -> tuple[int | None, float | None]:
+        """`checkpoint_every` as steps or minutes."""
+        every = self.checkpoint_every
+        if every is None:
+            return None, None
+        return (None, float(every[:-1])) if every.endswith("m") else (int(every), None)
+
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What `recipe` says of settings that are not given."""
+        return RECIPES[given.get("recipe", "default")]
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The course's notebook, but for its data: PyTorch's Adam and its decay, no word frequencies, masks drawn once.
+    "reference": {
+        "preset": "baby",
+        "batch_size": 6,
+        "optimizer": "adam",
+        "lr": 5e-5,
+        "decay_vectors": True,
+        "epochs": 100,
+        "init_decoder_bias": False,
+        "masking": "static",
+        "bucketing": False,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -191,6 +245,13 @@ class InfoConfig:
 
     def __post_init__(self) -> None:
         require(self.rows >= 0, f"rows is {self.rows}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw the curves of runs: losses, accuracies, learning rate and throughput, as PNG and SVG."""
+
+    out: Path = option(Path("runs/plot"), "the picture's name, without an ending")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ Both say how far it is, the rate and the time left. Lines go to standard error, 
 result can be piped on.
 """
 
+import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TypeVar
 
@@ -27,17 +29,19 @@ def say(text: str) -> None:
 class Progress:
     """A task of `total` units; `advance` moves it on. Use as a context manager. Bytes are shown as MB.
 
-    `done` is what an earlier process had done of the same task: it counts in the bar, not in the rate.
+    `done` is what an earlier process had done of the same task: it counts in the bar, not in the rate. `json_lines`
+    makes the lines elsewhere than on a terminal JSON objects with the same fields, for whoever collects logs. Without
+    `show` nothing is shown: there is another process that does.
     """
 
-    def __init__(self, task: str, total: int, unit: str, done: int = 0) -> None:
-        self.task, self.total, self.unit = task, total, unit
+    def __init__(self, task: str, total: int, unit: str, done: int = 0, show: bool = True, json_lines: bool = False) -> None:
+        self.task, self.total, self.unit, self._silent, self._json = task, total, unit, not show, json_lines
+        self._values: dict[str, float] = {}
         self._start_done = self._done = done
         self._start = self._last_shown = time.monotonic()
-        self._note = ""
         self._bar: RichProgress | None = None
         console = Console(stderr=True)
-        if console.is_terminal:
+        if console.is_terminal and show:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}  {task.fields[note]}"), TimeRemainingColumn())
             self._bar = RichProgress(*columns, console=console)
             self._bar_task = self._bar.add_task(task, total=total, completed=done, amount="", note="")
@@ -51,7 +55,7 @@ class Progress:
         if self._bar:
             self._show()
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and not self._silent:
             say(f"{self.task}: {self._amount(self._done)} in {time.monotonic() - self._start:.1f} s")
 
     @property
@@ -59,22 +63,29 @@ class Progress:
         """Units a second since this process began."""
         return (self._done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
 
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Move on by `units`; `note` (the loss, say) is shown beside the rate until another takes its place."""
+    def advance(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
+        """Move on by `units`; `values` (the loss, say) are shown beside the rate until others take their place."""
         self._done += units
-        self._note = note or self._note
+        self._values.update(values or {})
         now = time.monotonic()
         if now - self._last_shown >= (SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES):
             self._last_shown = now
             self._show()
 
     def _show(self) -> None:
+        if self._silent:
+            return
         amount = f"{self._amount(self._done)} of {self._amount(self.total)}"
-        note = f"{self._amount(self.rate)}/s  {self._note}".rstrip()
+        note = "  ".join([f"{self._amount(self.rate)}/s", *(f"{name} {value:.4g}" for name, value in self._values.items())])
         if self._bar:
             self._bar.update(self._bar_task, completed=self._done, amount=amount, note=note)
         else:
             left = (self.total - self._done) / max(self.rate, 1e-9)
+            if self._json:
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                line = {"time": now, "task": self.task, "done": self._done, "total": self.total, "unit": self.unit}
+                say(json.dumps({**line, "rate": round(self.rate, 1), "seconds_left": round(left), **{k: round(v, 6) for k, v in self._values.items()}}))
+                return
             say(f"{self.task}: {amount}  {note}  {left:.0f} s left")
 
     def _amount(self, units: float) -> str:

@@ -5,6 +5,7 @@ boto3 finds credentials, region and endpoint by the standard AWS ways (`AWS_ACCE
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,10 @@ def make_client() -> Any:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
+    seconds = os.environ.get("BABYBERT_S3_TIMEOUT", "20")  # a server that takes a connection and never answers
     try:
-        return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 5}))
+        waits = {"connect_timeout": min(float(seconds), 5.0), "read_timeout": float(seconds)}
+        return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 3}, **waits))
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3: {error}; set the AWS variables or ~/.aws/config") from error
 

@@ -59,7 +59,8 @@ def fill(config_class: type[Config], command: str, flags: argparse.Namespace, en
             values[name] = _convert(parts if kinds[name] == MANY else text, kinds[name], variable)
         elif name in from_file:
             values[name] = _convert(from_file[name], kinds[name], f"{flags.config}: {command}.{name}")
-    return config_class(**values)
+    implied = getattr(config_class, "implied", None)  # a setting may stand for several others: they yield to any that is given
+    return config_class(**{**(implied(values) if implied else {}), **values})
 
 
 def _read_section(path: Path, command: str) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def training_rate(dataset: Dataset, preset: str, steps: int) -> float:
     """Pairs/s of whole steps, batches included."""
     with tempfile.TemporaryDirectory() as name:
         config = PretrainConfig(data=dataset.folder, out=Path(name), preset=preset, batch_size=BATCH, device="cpu", metrics=False)
-        bert, _ = load_or_create(config, dataset, dataset.token_counts())
+        bert = load_or_create(config, dataset, dataset.token_counts(), None)
     model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
     batches = Loader(dataset.examples("train"), BATCH, 0).epoch(0)
 

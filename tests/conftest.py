@@ -76,13 +76,17 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does."""
+    yield from serve_s3(tmp_path_factory)
+
+
+def serve_s3(folders: Any) -> Iterator[str]:
+    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does; yields its address."""
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     assert weed, "weed is not there; run `make install`"
-    folder = tmp_path_factory.mktemp("seaweed")
-    credentials = [{"accessKey": "test-key", "secretKey": "test-secret"}]
-    settings = {"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin", "Read", "List", "Tagging", "Write"]}]}
-    (folder / "s3.json").write_text(json.dumps(settings))
+    folder = folders.mktemp("seaweed")
+    writer = {"name": "test", "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}], "actions": ["Admin", "Read", "List", "Tagging", "Write"]}
+    reader = {"name": "reader", "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}], "actions": ["Read", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [writer, reader]}))
     master, volume, filer, s3 = _ports_with_room(4)
     command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
     ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
@@ -106,18 +110,23 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     """An empty bucket; the AWS variables point to the server."""
     import boto3
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": os.devnull,
-    }.items():
+    for name, value in aws_variables(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     bucket = f"bucket-{time.time_ns()}"
     client.create_bucket(Bucket=bucket)
     return S3(client, bucket)
+
+
+def aws_variables(endpoint: str) -> dict[str, str]:
+    """What leads boto3 to the server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test-key",
+        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+    }
 
 
 def _answers(url: str) -> bool:

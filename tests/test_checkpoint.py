@@ -14,7 +14,7 @@ from babybert.training.trainer import load_or_create, make_optimizer
 def run(small, demo):
     """A run's folder with checkpoints of steps 1 to 3, its model and its optimizer."""
     config = small()
-    bert, _ = load_or_create(config, demo, demo.token_counts())
+    bert = load_or_create(config, demo, demo.token_counts(), None)
     optimizer = make_optimizer(bert, config)
     for step in (1, 2, 3):
         sum((p**2).sum() for p in bert.parameters()).backward()
@@ -25,14 +25,11 @@ def run(small, demo):
 
 def test_what_is_saved_is_restored(run, demo):
     folder, bert, optimizer, config = run
-    before = torch.get_rng_state()
     save_checkpoint(folder, RunState(4, 1, 2), bert, demo.tokenizer, optimizer, {})
-    torch.rand(5)
     loaded, tokenizer = load_model(newest_whole(folder))
     fresh = make_optimizer(loaded, config)
     assert restore(newest_whole(folder), fresh) == RunState(4, 1, 2)
     assert tokenizer.digest == demo.tokenizer.digest
-    assert torch.equal(torch.get_rng_state(), before)
     for one, other in zip(bert.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(one, other)
         assert torch.equal(optimizer.state[one]["exp_avg_sq"], fresh.state[other]["exp_avg_sq"])

@@ -16,3 +16,12 @@ def test_climbs_to_the_peak_and_falls_to_zero():
 @pytest.mark.parametrize("total", [1, 2, 7])
 def test_short_runs_have_rates_too(warmup, total):
     assert all(0 < learning_rate(step, total, 1.0, warmup) <= 1 for step in range(total))
+
+
+def test_other_ways_down():
+    cosine = [learning_rate(step, 100, 2.0, 0.1, "cosine") for step in range(101)]
+    assert cosine[10] == 2.0
+    assert cosine[55] == pytest.approx(1.0)
+    assert cosine[100] == 0
+    assert cosine[10:] == sorted(cosine[10:], reverse=True)
+    assert {learning_rate(step, 100, 2.0, 0.1, "constant") for step in range(10, 100)} == {2.0}

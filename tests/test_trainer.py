@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import resource
@@ -8,16 +9,23 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 
 import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from babybert.config import PrepareConfig
+from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, UsageError, UserError
-from babybert.training.checkpoint import newest_whole, read_state
+from babybert.model.saved import load_model
+from babybert.settings import add_flags, fill
+from babybert.training import trainer
+from babybert.training.checkpoint import checkpoints, newest_whole, read_state
+from babybert.training.evaluation import evaluate
+from babybert.training.metrics import read_metrics
+from babybert.training.schedule import learning_rate
 from babybert.training.trainer import load_or_create, make_optimizer, pretrain
 
 COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain"]
@@ -35,33 +43,121 @@ def test_it_starts_where_word_counts_are(small):
     assert outcome.scores.mlm_loss == pytest.approx(outcome.scores.mlm_unigram_loss, abs=0.05)
 
 
+def curve(run):
+    """What was logged, but for times."""
+    return [{name: value for name, value in line.items() if name not in ("seconds", "pairs_per_second")} for line in read_metrics(run / "metrics.jsonl")]
+
+
 @pytest.mark.parametrize(
-    ("cuts", "settings"), [([1, 40], {}), ([33, 34], {}), ([5, 41], {"masking": "dynamic"}), ([7], {"resident": "always", "bucketing": False})]
+    ("cuts", "settings"), [([1, 40], {}), ([33, 34], {}), ([5, 41], {"masking": "static"}), ([7], {"resident": "always", "bucketing": False, "accumulate": 3})]
 )
 def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, monkeypatch, cuts, settings):
-    """With dropout, so that the random state counts; cut within epochs and across them."""
-    whole = pretrain(small(out=tmp_path / "whole", dropout=0.1, **settings)).checkpoint
-    from babybert.training import trainer
+    """With dropout, so that what is random counts; cut within epochs and across them."""
+    settings = {**settings, "dropout": 0.1, "log_every": 1}
+    whole = pretrain(small(out=tmp_path / "whole", **settings)).checkpoint
+    rate_of = trainer.learning_rate
+    for cut in (*cuts, -1):
 
-    report = trainer.report
-
-    def cut_at(step):
-        def stop(seen, state, *rest):
-            if state.step == step:
+        def rate_and_stop(step, *rest, cut=cut):
+            if step + 1 == cut:
                 signal.raise_signal(signal.SIGTERM)
-            return report(seen, state, *rest)
+            return rate_of(step, *rest)
 
-        monkeypatch.setattr(trainer, "report", stop)
+        monkeypatch.setattr(trainer, "learning_rate", rate_and_stop)
+        outcome = pretrain(small(out=tmp_path / "cut", **settings))
+        if cut > 0:
+            assert outcome.stopped_by == signal.SIGTERM
+            assert read_state(outcome.checkpoint)["step"] == cut
+    assert outcome.checkpoint.name == whole.name
+    assert sha256(outcome.checkpoint / "model.safetensors") == sha256(whole / "model.safetensors")
+    assert sha256(outcome.checkpoint / "training.pt") == sha256(whole / "training.pt")
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert read_state(outcome.checkpoint)["restarts"] == len(cuts)
 
-    for step in cuts:
-        cut_at(step)
-        outcome = pretrain(small(out=tmp_path / "cut", dropout=0.1, log_every=1, **settings))
-        assert outcome.stopped_by == signal.SIGTERM
-        assert read_state(outcome.checkpoint)["step"] == step
-    cut_at(-1)
-    cut = pretrain(small(out=tmp_path / "cut", dropout=0.1, **settings)).checkpoint
-    assert cut.name == whole.name
-    assert sha256(cut / "model.safetensors") == sha256(whole / "model.safetensors")
+
+def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
+    asked = []
+
+    def evaluate_and_stop(*arguments):
+        asked.append(len(asked))
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate_and_stop)
+    outcome = pretrain(small())
+    assert outcome.stopped_by == signal.SIGINT
+    assert len(asked) == 1
+    assert outcome.scores is None
+    assert read_state(outcome.checkpoint)["epoch"] == 1
+
+
+def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
+    config = small(checkpoint_every="10", keep_checkpoints=99)
+    pretrain(config)
+    steps = [int(path.name[5:]) for path in checkpoints(config.out)]
+    assert steps == [56, 48, 38, 28, 20, 10]
+    config = small(out=tmp_path / "minutes", checkpoint_every="0.000001m", keep_checkpoints=99, epochs=1)
+    pretrain(config)
+    assert len(checkpoints(config.out)) == 28
+
+
+def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
+    original = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda *rest: replace(original(*rest), mlm_loss=next(losses)))
+    config = small(epochs=5, keep_checkpoints=2)
+    pretrain(config)
+    assert [int(path.name[5:]) for path in checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]
+
+
+def test_time_can_be_limited_across_processes(small):
+    first = pretrain(small(epochs=100_000, max_minutes=0.02))
+    state = read_state(first.checkpoint)
+    assert 1 < state["seconds"] < 20
+    summary = json.loads((small().out / "summary.json").read_text())
+    assert summary["ended_by"] == "max_minutes"
+    assert summary["step"] == state["step"]
+    again = pretrain(small(epochs=100_000, max_minutes=0.02))
+    assert read_state(again.checkpoint)["step"] == state["step"] + 1  # there is no time left but for the step that finds it
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_other_schedules(small, schedule):
+    config = small(schedule=schedule, log_every=1)
+    pretrain(config)
+    rates = [line["lr"] for line in read_metrics(config.out / "metrics.jsonl") if line["split"] == "train"]
+    assert rates == [learning_rate(step, 56, config.lr, config.warmup_fraction, schedule) for step in range(56)]
+
+
+def test_the_reference_is_a_recipe():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, PretrainConfig)
+    config = fill(PretrainConfig, "pretrain", parser.parse_args(["--recipe", "reference", "--lr", "1e-4"]), {})
+    assert (config.preset, config.batch_size, config.optimizer, config.lr, config.epochs) == ("baby", 6, "adam", 1e-4, 100)
+    assert config.decay_vectors
+    assert not config.init_decoder_bias
+
+
+def test_bf16_is_near(small, tmp_path):
+    losses = [pretrain(small(out=tmp_path / kind, precision=kind, max_steps=30)).scores.mlm_loss for kind in ("fp32", "bf16")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_data_parallel_on_one_gpu_is_the_plain_run(small, tmp_path):
+    runs = [pretrain(small(out=tmp_path / kind, parallel=kind, device="cuda", precision="fp32", max_steps=30)) for kind in ("single", "dp")]
+    one, other = (load_model(run.checkpoint)[0].state_dict() for run in runs)
+    assert all(not name.startswith("module.") for name in other)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_what_parallel_cannot_be_is_refused(small):
+    with pytest.raises(UsageError, match="torchrun"):
+        pretrain(small(parallel="ddp"))
+    with pytest.raises(UsageError, match="DataParallel is of GPUs"):
+        pretrain(small(parallel="dp"))
 
 
 def test_a_finished_run_is_left_as_it_is(small):
@@ -95,13 +191,13 @@ def test_another_vocabulary_or_other_sizes_are_refused(small, tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(small):
     pretrain(small(max_steps=3))
-    with pytest.raises(UserError, match="the loss is nan at step"):
+    with pytest.raises(UserError, match=r"no number at step \d+ \(rows (\d+, ){7}\d+ of the training table"):
         pretrain(small(lr=1e38, weight_decay=1e30, clip_norm=1e38))
     assert newest_whole(small().out).name == "step-00000003"
 
 
 def test_biases_and_norms_do_not_decay(small, demo):
-    bert, _ = load_or_create(small(), demo, demo.token_counts())
+    bert = load_or_create(small(), demo, demo.token_counts(), None)
     optimizer = make_optimizer(bert, small(weight_decay=0.5))
     before = {name: parameter.detach().clone() for name, parameter in bert.named_parameters()}
     for parameter in bert.parameters():

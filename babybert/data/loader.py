@@ -22,6 +22,7 @@ from babybert.data.table import Examples
 # Names this use of a seed. Without it, the first epoch's permutation would be the one that `pairs.py` drew its
 # negatives with, and half an epoch would pass before the first pair of the other label.
 ORDER_STREAM = 2
+NO_LABEL = -1  # in `is_next_B`, of a pair that only fills a place
 POOL_BATCHES = 64  # so many batches' pairs are sorted by length together: more would pad less and shuffle less
 
 
@@ -36,6 +37,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Every `parts`-th pair from the first, the second, ... on; parts that would be empty are left out."""
+        return [Batch(*(tensor[i::parts] for tensor in self)) for i in range(min(parts, len(self.is_next_B)))]
 
 
 @dataclass(frozen=True)
@@ -74,14 +79,23 @@ class Loader:
         return np.concatenate([batches[rng.permutation(len(batches))].ravel(), rest])
 
     def epoch(self, epoch: int, start: int = 0, reader: int = 0, readers: int = 1) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on; reader r of n gets every n-th pair of each, from r on."""
+        """The batches of one epoch from number `start` on; reader r of n gets every n-th pair of each, from r on.
+
+        A reader for whom an epoch's last batch has no pair gets its first one, with nothing in it to learn from.
+        """
         order = self.order(epoch)
         for first in range(start * self.batch_size, len(order), self.batch_size):
-            yield self.batch(order[first : first + self.batch_size][reader::readers], epoch)
+            rows = order[first : first + self.batch_size]
+            own = rows[reader::readers]
+            yield self.batch(own, epoch) if len(own) else _blank(self.batch(rows[:1], epoch))
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
         """One batch of the pairs with these indices, with the masks of this epoch."""
         return collate(self.examples, rows, self.remask, epoch)
+
+
+def _blank(batch: Batch) -> Batch:
+    return batch._replace(labels_BT=torch.zeros_like(batch.labels_BT), is_next_B=torch.full_like(batch.is_next_B, NO_LABEL))
 
 
 def batches_in_epoch(pairs: int, batch_size: int) -> int:

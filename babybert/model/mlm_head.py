@@ -27,7 +27,7 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
     """
     logits_NV = hidden_ND @ weight_VD.T + bias_V
     target_logit_N = (hidden_ND * weight_VD[targets_N]).sum(-1) + bias_V[targets_N]
-    loss_sum = (logits_NV.logsumexp(-1) - target_logit_N).sum()
+    loss_sum = (logits_NV.float().logsumexp(-1) - target_logit_N.float()).sum()  # under autocast, logits are bf16
     rank_N = None
     if with_rank:
         own_N1 = logits_NV.gather(1, targets_N[:, None])

@@ -10,11 +10,13 @@ instead of a B x T x V tensor, and the mean is over the whole batch, not a mean 
 Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from babybert.data.tokenizer import PAD
 from babybert.model.bert import BabyBert
 from babybert.model.mlm_head import HeadLoss, mlm_head_loss
 
@@ -29,9 +31,10 @@ def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: 
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
-    """Sum over pairs of `-log softmax(logits)[is_next]`, both classes alike."""
-    own_B = logits_B2.gather(1, is_next_B[:, None].long()).squeeze(1)
-    return (logits_B2.logsumexp(-1) - own_B).sum()
+    """Sum over pairs of `-log softmax(logits)[is_next]`, both classes alike; a pair with -1 has no part in it."""
+    logits_B2 = logits_B2.float()  # under autocast they are bf16
+    own_B = logits_B2.gather(1, is_next_B[:, None].long().clamp(min=0)).squeeze(1)
+    return ((logits_B2.logsumexp(-1) - own_B) * (is_next_B >= 0)).sum()
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Totals:
     nsp_sum: Tensor
     nsp_correct: Tensor
     nsp_count: Tensor
+    tokens: Tensor
 
     @classmethod
     def of(cls, sums: dict[str, Tensor]) -> "Totals":
@@ -52,9 +56,13 @@ class Totals:
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Totals":
+        """Each number changed."""
+        return Totals(**{name: change(value) for name, value in vars(self).items()})
+
     def detach(self) -> "Totals":
         """The same numbers without their graph."""
-        return Totals(**{name: value.detach() for name, value in vars(self).items()})
+        return self.map(Tensor.detach)
 
     @property
     def mlm_loss(self) -> Tensor:
@@ -95,5 +103,6 @@ class PretrainingModel(nn.Module):
             "mlm_count": torch.full_like(correct.reshape(1), mlm.positions),
             "nsp_sum": nsp_loss(nsp_logits_B2, is_next_B).reshape(1),
             "nsp_correct": correct.reshape(1),
-            "nsp_count": torch.full_like(correct.reshape(1), len(is_next_B)),
+            "nsp_count": (is_next_B >= 0).sum().reshape(1),
+            "tokens": (ids_BT != PAD).sum().reshape(1),
         }

@@ -1,9 +1,10 @@
 """Checkpoints on local disk: `RUN/step-00001234/`, whole or not there at all.
 
-A checkpoint is the saved model (see `model/saved.py`), `training.pt` (optimizer and random states), `state.json`
-(where the run is) and `manifest.json` (each file's size and SHA-256). All of it is written into a folder with another
-name, flushed to disk, and renamed at the end: a crash at any moment leaves the older checkpoints and at most a
-`.partial-` folder, which the next save sweeps away. Readers take only folders whose files are what the manifest says.
+A checkpoint is the saved model (see `model/saved.py`), `training.pt` (the optimizer's state), `state.json` (where the
+run is, its settings and scores) and `manifest.json` (each file's size and SHA-256). All of it is written into a folder
+with another name, flushed to disk, and renamed at the end: a crash at any moment leaves the older checkpoints and at
+most a `.partial-` folder, which the next save sweeps away. Readers take only folders whose files are what the manifest
+says. There is no random state in it: what is random in a step is a function of the seed and the step.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from babybert.model.bert import BabyBert
 from babybert.model.saved import MODEL_FILES, save_model
 from babybert.progress import say
 
-FORMAT = 1
+FORMAT = 2
 STEP_FOLDER = re.compile(r"^step-(\d{8})$")
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
 FILES = (*MODEL_FILES, TRAINING, STATE)
@@ -33,30 +34,45 @@ FILES = (*MODEL_FILES, TRAINING, STATE)
 
 @dataclass
 class RunState:
-    """Where a run is: `step` steps are done, and the next batch is number `batch` of epoch `epoch`."""
+    """Where a run is: `step` steps are done, and the next batch is number `batch` of epoch `epoch`.
+
+    `seconds` of training lie behind it, in `restarts` + 1 processes.
+    """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    seconds: float = 0.0
+    restarts: int = 0
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
 
 
 def save_checkpoint(run: Path, state: RunState, model: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
     """Write the checkpoint of `state` and return its folder. `facts` (settings, scores) are kept in `state.json`.
 
+    The scores' losses go into the manifest too, so that the best checkpoint is found without reading any.
+
     Raises StorageError if the disk cannot take it; nothing half-written stays.
     """
-    target = run / f"step-{state.step:08d}"
+    target = run / step_name(state.step)
     partial = run / f".partial-{target.name}"
     for abandoned in run.glob(".partial-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         save_model(partial, model, tokenizer)
-        torch.save({"optimizer": optimizer.state_dict(), "random": random_states()}, partial / TRAINING)
+        torch.save({"optimizer": optimizer.state_dict()}, partial / TRAINING)
         described = {"format": FORMAT, **dataclasses.asdict(state), "tokenizer_digest": tokenizer.digest, **facts}
         (partial / STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         manifest = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES}
-        (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": manifest}, indent=2) + "\n", encoding="utf-8")
+        scores = facts.get("scores")
+        loss = scores["mlm_loss"] + scores["nsp_loss"] if scores else None
+        whole = {"format": FORMAT, "step": state.step, "held_out_loss": loss, "files": manifest}
+        (partial / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         for name in (*FILES, MANIFEST):
             _flush(partial / name)
         if target.exists():  # the same step, from a run that ended and was started again
@@ -75,7 +91,7 @@ def save_checkpoint(run: Path, state: RunState, model: BabyBert, tokenizer: Toke
 def verify(folder: Path) -> str | None:
     """What is wrong with this checkpoint, in a few words; None if it is whole."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(folder)
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
         for name in FILES:
@@ -86,6 +102,11 @@ def verify(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"cannot be read ({error!r})"
     return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `manifest.json` says. Raises OSError and ValueError."""
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -122,26 +143,39 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer) -> RunState:
-    """Put a verified checkpoint's optimizer and random states back; the weights are `load_model`'s part."""
+    """Put a verified checkpoint's optimizer back; the weights are `load_model`'s part."""
     saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["random"]["cpu"])
-    if torch.cuda.is_available() and len(saved["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+    return run_state(folder)
+
+
+def run_state(folder: Path) -> RunState:
+    """Where the run was at a verified checkpoint."""
     state = read_state(folder)
-    return RunState(state["step"], state["epoch"], state["batch"])
+    return RunState(**{field.name: state[field.name] for field in dataclasses.fields(RunState)})
 
 
-def random_states() -> dict[str, Any]:
-    """The state of every generator that training draws from: dropout's, on each device."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def to_prune(losses: dict[int, float | None], keep: int) -> list[int]:
+    """The steps to delete: all but the newest `keep` and the one with the lowest held-out loss."""
+    newest = sorted(losses, reverse=True)
+    scored = {step: loss for step, loss in losses.items() if loss is not None}
+    best = min(scored, key=lambda step: (scored[step], -step)) if scored else None
+    return [step for step in newest[keep:] if step != best]
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints. Called after a save, so the newest is whole."""
-    for folder in checkpoints(run)[keep:]:
-        (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted one is never taken for whole
-        shutil.rmtree(folder, ignore_errors=True)
+def prune(run: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> None:
+    """Delete all but the newest `keep` checkpoints, the best, and those in use. Called after a save: the newest is whole."""
+    losses = {}
+    for folder in checkpoints(run):
+        try:
+            losses[int(folder.name[5:])] = read_manifest(folder).get("held_out_loss")
+        except (OSError, ValueError, AttributeError):
+            losses[int(folder.name[5:])] = None
+    for step in to_prune(losses, keep):
+        folder = run / step_name(step)
+        if folder not in in_use:
+            (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted one is never taken for whole
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

@@ -9,6 +9,7 @@ Shapes: B pairs, T positions, D width, N chosen positions.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from babybert.errors import DataError
 from babybert.model.bert import BabyBert
 from babybert.model.objectives import mlm_loss, nsp_loss
 from babybert.progress import Progress
+
+
+class Stopped(Exception):
+    """An evaluation was asked to stop before it had its scores."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,30 @@ def unigram_log_probabilities(counts_V: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def evaluate(model: BabyBert, examples: Examples, counts_V: np.ndarray, batch_size: int, device: torch.device, task: str = "evaluate") -> Scores:
-    """Score `model` on `examples`; `counts_V` are the training pairs' token counts. The model's mode is restored."""
+def evaluate(
+    model: BabyBert,
+    examples: Examples,
+    counts_V: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    task: str = "evaluate",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """Score `model` on `examples`; `counts_V` are the training pairs' token counts. The model's mode is restored.
+
+    Raises Stopped as soon as `should_stop` says so.
+    """
     was_training = model.training
     model.eval()
+    try:
+        return _evaluate(model, examples, counts_V, batch_size, device, task, should_stop)
+    finally:
+        model.train(was_training)
+
+
+def _evaluate(
+    model: BabyBert, examples: Examples, counts_V: np.ndarray, batch_size: int, device: torch.device, task: str, should_stop: Callable[[], bool]
+) -> Scores:
     nsp_sum = mlm_sum = 0.0
     nsp_correct = 0
     ranks = []
@@ -91,7 +116,8 @@ def evaluate(model: BabyBert, examples: Examples, counts_V: np.ndarray, batch_si
             nsp_sum += nsp_loss(nsp_logits_B2, batch.is_next_B).item()
             nsp_correct += int((nsp_logits_B2.argmax(-1) == batch.is_next_B).sum())
             progress.advance(len(batch.is_next_B))
-    model.train(was_training)
+            if should_stop():
+                raise Stopped
     rank_N = np.concatenate(ranks)
     return Scores(
         pairs=len(examples),

@@ -1,15 +1,15 @@
 """The pretraining loop, from top to bottom: set up, then for each epoch train, validate, save.
 
-A run is a function of its settings and data. The order of pairs depends on (seed, epoch) alone, and a checkpoint holds
-the optimizer, the random states and the number of the next batch: a run that was stopped and started again ends, on
-the CPU, with the same bits as one that was not (a test compares them).
+A run is a function of its settings and data. Which pairs, masks and dropout a step has depends on (seed, step) alone,
+and a checkpoint holds the weights, the optimizer and the number of the next batch: a run that was stopped, or killed,
+and started again ends, on the CPU, with the same bits as one that was not (a test compares them).
 """
 
-import dataclasses
+import contextlib
+import io
 import math
 import signal
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -22,15 +22,17 @@ from babybert.data.dataset import SPLITS, Dataset, open_dataset
 from babybert.data.loader import Loader, Remask, batches_in_epoch, pairs_before
 from babybert.data.resident import ResidentLoader, fits
 from babybert.data.table import Examples
-from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.errors import DataError, UsageError
 from babybert.model.bert import BabyBert
-from babybert.model.objectives import PretrainingModel, Totals
+from babybert.model.objectives import PretrainingModel
 from babybert.model.saved import load_model
 from babybert.progress import Progress, say
-from babybert.training.checkpoint import RunState, checkpoints, newest_whole, prune, restore, save_checkpoint
-from babybert.training.evaluation import Scores, as_dict, check_vocabulary, evaluate, unigram_log_probabilities
-from babybert.training.metrics import MetricsLog, RunMetrics
-from babybert.training.parallel import describe, parallelize, pick_device
+from babybert.training.checkpoint import RunState, restore
+from babybert.training.evaluation import Scores, Stopped, check_vocabulary, evaluate, unigram_log_probabilities
+from babybert.training.keeper import Keeper
+from babybert.training.metrics import RunMetrics
+from babybert.training.parallel import Parallel, backward, start
+from babybert.training.reporter import NumberWatch, Reporter
 from babybert.training.schedule import learning_rate
 
 
@@ -43,77 +45,120 @@ class Outcome:
     stopped_by: signal.Signals | None
 
 
-def pretrain(config: PretrainConfig) -> Outcome:
-    """Train until the epochs (or `max_steps`) are done, or a SIGTERM or SIGINT asks for a checkpoint and an end.
+def pretrain(config: PretrainConfig) -> Outcome | None:
+    """Train until the epochs (or `max_steps`, `max_minutes`) are done, or a SIGTERM or SIGINT asks for a checkpoint and an end.
 
-    Raises UsageError, DataError and StorageError as their docstrings say; the checkpoints written so far stay.
+    Returns None in all processes but the first. Raises UsageError, DataError and StorageError as their docstrings say;
+    the checkpoints written so far stay.
     """
-    device = pick_device(config.device)
-    dataset = open_dataset(config.data)
-    metrics = RunMetrics()
-    if config.metrics:
-        metrics.serve(config.metrics_host, config.metrics_port)
-    say(f"reading {config.data}")
+    with start(config.parallel, config.device, config.precision) as parallel, contextlib.ExitStack() as stack:
+        metrics = RunMetrics()
+        if config.metrics and parallel.is_main:
+            metrics.serve(config.metrics_host, config.metrics_port)
+        dataset = open_dataset(config.data)
+        keeper = stack.enter_context(Keeper(config, metrics)) if parallel.is_main else None
+        if keeper:
+            say(f"reading {config.data}")
+            dataset.examples("train"), dataset.examples("validation")  # caches them before the others look
+        parallel.tell(None)
+        outcome = _train(config, parallel, dataset, keeper, metrics)
+        if outcome and config.pushgateway:
+            metrics.push(config.pushgateway, config.out.name)
+        return outcome
+
+
+def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper: Keeper | None, metrics: RunMetrics) -> Outcome | None:
     train, held_out = dataset.examples("train"), dataset.examples("validation").first(config.validation_pairs)
     counts_V = dataset.token_counts()
-
-    torch.manual_seed(config.seed)
-    bert, resumed_from = load_or_create(config, dataset, counts_V)
-    model = parallelize(PretrainingModel(bert), device)
-    optimizer = make_optimizer(bert, config)
-    state = restore(resumed_from, optimizer) if resumed_from else RunState()
-    log = MetricsLog(config.out)
-
-    loader = make_loader(config, train, dataset.tokenizer.size, device)
+    bert, optimizer, state, resumed_from = set_up(config, parallel, dataset, counts_V, keeper)
+    model = parallel.wrap(PretrainingModel(bert))
+    loader = make_loader(config, train, dataset.tokenizer.size, parallel.device)
     epoch_batches = batches_in_epoch(len(train), config.batch_size)
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)
     assert isinstance(total_steps, int)
-    parameters = sum(parameter.numel() for parameter in bert.parameters())
-    say(f"model: {config.preset}, {parameters:,} parameters; {len(train):,} pairs, {total_steps:,} steps; {describe(device)}")
-    saved, scores = resumed_from, None
-    seen: Totals | None = None
+    reporter = Reporter(config, parallel, metrics, state, total_steps)
+    watch = NumberWatch(parallel.device, loader, epoch_batches)
+    if keeper:
+        keeper.started_at(state.step)
+        parameters = sum(parameter.numel() for parameter in bert.parameters())
+        say(f"model: {config.preset}, {parameters:,} parameters; {len(train):,} pairs, {total_steps:,} steps; {parallel.describe()}")
+
+    scores, saved, ended = None, resumed_from, False
     total_pairs = pairs_before(total_steps, epoch_batches, len(train), config.batch_size)
     done_pairs = pairs_before(state.step, epoch_batches, len(train), config.batch_size)
-    with StopOnSignal() as stop, Progress("pretrain", total_pairs, "pairs", done_pairs) as progress:
-        while state.step < total_steps and not stop.signal:
+    with StopOnSignal() as stop, Progress("pretrain", total_pairs, "pairs", done_pairs, show=parallel.is_main, json_lines=True) as progress:
+        while state.step < total_steps and not ended:
             metrics.epoch.set(state.epoch)
-            for batch in loader.epoch(state.epoch, start=state.batch):
-                rate = learning_rate(state.step, total_steps, config.lr, config.warmup_fraction)
+            for batch in metrics.timed(loader.epoch(state.epoch, state.batch, parallel.rank, parallel.world)):
+                rate = learning_rate(state.step, total_steps, config.lr, config.warmup_fraction, config.schedule)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                totals = Totals.of(model(*batch.to(device)))
-                optimizer.zero_grad()
-                totals.loss.backward()
+                parallel.seed_step(config.seed, state.step)
+                totals = backward(model, batch.to(parallel.device), parallel, config.accumulate)
                 gradient_norm = nn.utils.clip_grad_norm_(bert.parameters(), config.clip_norm)
+                watch.look(gradient_norm, state.step)
                 optimizer.step()
+                optimizer.zero_grad()
 
                 state.step += 1
                 state.batch += 1
-                seen = totals.detach() if seen is None else seen + totals.detach()
-                metrics.count_step(batch, rate, state.step / total_steps)
-                note = ""
-                if state.step % config.log_every == 0 or state.step == total_steps:
-                    note = report(seen, state, rate, float(gradient_norm), metrics, log)
-                    seen = None
-                progress.advance(len(batch.is_next_B), note)
-                if stop.signal or state.step == total_steps:
+                note = reporter.step(totals, state, rate, gradient_norm, watch)
+                progress.advance(min(config.batch_size, len(train) - (state.batch - 1) * config.batch_size), note)
+                ended = parallel.any(bool(stop.signal) or reporter.out_of_time)
+                if ended or state.step == total_steps or state.batch == epoch_batches:
                     break
+                if keeper and keeper.due(state.step):
+                    watch.check()
+                    saved = keeper.save(reporter.now(state), bert, dataset.tokenizer, optimizer, None)
             if state.batch == epoch_batches:
                 state.epoch, state.batch = state.epoch + 1, 0
-            scores = None
-            if not stop.signal:
-                scores = evaluate(bert, held_out, counts_V, config.batch_size, device, task="validate")
-                report_scores(scores, state, metrics, log)
-            saved = save(config, dataset, state, bert, optimizer, scores, metrics)
+            watch.check()
+            if keeper:
+                with contextlib.suppress(Stopped):
+                    scores = None
+                    if not stop.signal:
+                        scores = evaluate(bert, held_out, counts_V, config.batch_size, parallel.device, "validate", lambda: bool(stop.signal))
+                        reporter.validated(scores, state)
+                saved = keeper.save(reporter.now(state), bert, dataset.tokenizer, optimizer, scores)
+            ended = parallel.any(ended or bool(stop.signal))
+    if not keeper:
+        return None
     assert saved is not None
+    if saved != resumed_from:
+        ended_by = stop.signal.name if stop.signal else "done" if state.step == total_steps else "max_minutes"
+        reporter.summarize(ended_by, saved, state, scores)
     return Outcome(saved, scores, stop.signal)
 
 
-def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarray) -> tuple[BabyBert, Path | None]:
-    """The model of the run's newest whole checkpoint and that checkpoint, or a new model and None.
+def set_up(
+    config: PretrainConfig, parallel: Parallel, dataset: Dataset, counts_V: np.ndarray, keeper: Keeper | None
+) -> tuple[BabyBert, torch.optim.Optimizer, RunState, Path | None]:
+    """The model, its optimizer and where the run is: new, or those of the checkpoint that the first process finds."""
+    folder = keeper.find() if keeper else None
+    torch.manual_seed(config.seed)
+    bert = load_or_create(config, dataset, counts_V, folder).to(parallel.device)
+    optimizer = make_optimizer(bert, config)
+    state = restore(folder, optimizer) if folder else RunState()
+    if parallel.world > 1:  # the weights are told by DistributedDataParallel itself
+        state, content = parallel.tell((state, _as_bytes(optimizer)))
+        if not keeper and state.step:
+            optimizer.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    if state.step:
+        state = replace(state, restarts=state.restarts + 1)
+    return bert, optimizer, state, folder
 
-    Raises UsageError if the run has checkpoints that `resume: never` would mix with, or of other sizes; DataError
-    if they are of another vocabulary.
+
+def _as_bytes(optimizer: torch.optim.Optimizer) -> bytes:
+    content = io.BytesIO()
+    torch.save(optimizer.state_dict(), content)
+    return content.getvalue()
+
+
+def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarray, folder: Path | None) -> BabyBert:
+    """The model of a checkpoint, or a new one.
+
+    Raises UsageError if the checkpoint is of other sizes; DataError if it is of another vocabulary, or the data has
+    pairs that the model cannot take.
     """
     sizes = model_config(
         config.preset,
@@ -127,24 +172,17 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
     longest = max(dataset.facts[split]["longest"] for split in SPLITS)
     if longest > sizes.max_positions:
         raise DataError(f"{config.data}: has a pair of {longest} tokens; the model takes at most {sizes.max_positions}: prepare the data with shorter pairs")
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{config.out}: cannot be made: {error.strerror}; choose another --out") from error
-    if config.resume == "never" and checkpoints(config.out):
-        raise UsageError(f"{config.out}: has checkpoints already; choose another --out, or drop --resume never to go on from them")
-    folder = newest_whole(config.out)
     if folder is None:
         bert = BabyBert(sizes)
         if config.init_decoder_bias:
             bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probabilities(counts_V)))
-        return bert, None
+        return bert
     bert, tokenizer = load_model(folder)
     check_vocabulary(folder, tokenizer, dataset)
     if bert.config != sizes:
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
     say(f"resuming from {folder}")
-    return bert, folder
+    return bert
 
 
 def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
@@ -158,58 +196,15 @@ def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device
 def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimizer:
     """Adam or AdamW, in its fused form: the loop over parameters runs in C++.
 
-    Tables and matrices decay; biases and norms do not. To pull the decoder's bias toward zero would undo, step by
-    step, the word frequencies that it starts from.
+    Tables and matrices decay; biases and norms do not, unless asked for. To pull the decoder's bias toward zero would
+    undo, step by step, the word frequencies that it starts from.
     """
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     matrices = [parameter for parameter in bert.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in bert.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    vector_decay = config.weight_decay if config.decay_vectors else 0.0
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": vector_decay}]
     return optimizer_class(groups, lr=config.lr, fused=True)
-
-
-def report(seen: Totals, state: RunState, rate: float, gradient_norm: float, metrics: RunMetrics, log: MetricsLog) -> str:
-    """Publish the means since the last report; returns them in short. Raises UserError once the loss is no number."""
-    mlm, nsp, accuracy = seen.mlm_loss.item(), seen.nsp_loss.item(), seen.nsp_accuracy.item()
-    if not math.isfinite(mlm + nsp):
-        raise UserError(f"the loss is {mlm + nsp} at step {state.step}; the last checkpoint is untouched: go on from it with a lower --lr")
-    metrics.loss.labels("mlm", "train").set(mlm)
-    metrics.loss.labels("nsp", "train").set(nsp)
-    metrics.nsp_accuracy.labels("train").set(accuracy)
-    metrics.gradient.set(gradient_norm)
-    log.write("train", step=state.step, epoch=state.epoch, mlm_loss=mlm, nsp_loss=nsp, nsp_accuracy=accuracy, lr=rate, gradient_norm=gradient_norm)
-    return f"MLM {mlm:.3f}  NSP {nsp:.3f}"
-
-
-def report_scores(scores: Scores, state: RunState, metrics: RunMetrics, log: MetricsLog) -> None:
-    """Publish held-out scores."""
-    metrics.loss.labels("mlm", "validation").set(scores.mlm_loss)
-    metrics.loss.labels("nsp", "validation").set(scores.nsp_loss)
-    metrics.nsp_accuracy.labels("validation").set(scores.nsp_accuracy)
-    log.write("validation", step=state.step, epoch=state.epoch, **as_dict(scores))
-    say(
-        f"step {state.step:,}: held-out MLM {scores.mlm_loss:.3f} (unigram {scores.mlm_unigram_loss:.3f}), "
-        f"NSP {scores.nsp_loss:.3f} (chance {scores.nsp_chance_loss:.3f}), NSP accuracy {scores.nsp_accuracy:.1%}"
-    )
-
-
-def save(
-    config: PretrainConfig, dataset: Dataset, state: RunState, bert: BabyBert, optimizer: torch.optim.Optimizer, scores: Scores | None, metrics: RunMetrics
-) -> Path:
-    """Write the checkpoint, count it, and delete the oldest."""
-    start = time.monotonic()
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()}
-    facts = {"settings": settings, "scores": as_dict(scores) if scores else None}
-    try:
-        folder = save_checkpoint(config.out, state, bert, dataset.tokenizer, optimizer, facts)
-    except StorageError:
-        metrics.failures.inc()
-        raise
-    metrics.saves.inc()
-    metrics.saved_at.set_to_current_time()
-    metrics.save_seconds.set(time.monotonic() - start)
-    prune(config.out, config.keep_checkpoints)
-    return folder
 
 
 class StopOnSignal:

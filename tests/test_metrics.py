@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
+from babybert.training.plot import plot
+from babybert.training.trainer import pretrain
+
+
+def test_what_a_resume_has_undone_does_not_count(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in (1, 2, 3):
+        log.write("train", step=step, run=1)
+    log.write("resume", step=2)
+    log.write("train", step=3, run=2)
+    assert [(line["step"], line["run"]) for line in read_metrics(log.path)] == [(1, 1), (2, 1), (3, 2)]
+    assert len(log.path.read_text().splitlines()) == 5  # nothing was taken away
+
+
+def test_a_torn_line_breaks_neither_writer_nor_reader(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("train", step=1)
+    with log.path.open("ab") as file:
+        file.write(b'{"split": "train", "step": 2, "mlm_lo\xff')
+    log.write("train", step=3)
+    assert [line["step"] for line in read_metrics(log.path)] == [1, 3]
+    assert all(line == b"" or line.startswith(b"{") for line in log.path.read_bytes().split(b"\n"))
+
+
+def test_a_gateway_that_is_away_is_a_warning(capsys):
+    RunMetrics().push("127.0.0.1:9", "run")
+    assert "could not be pushed" in capsys.readouterr().err
+
+
+def test_plots_and_summary(small, tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        outcome = pretrain(small(out=tmp_path / name, tensorboard=False))
+        runs.append(tmp_path / name)
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        assert summary["ended_by"] == "done"
+        assert summary["step"] == 56
+        assert summary["scores"]["mlm_loss"] == pytest.approx(outcome.scores.mlm_loss, abs=1e-5)
+    png, svg = plot(runs, tmp_path / "pictures" / "plot")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in svg.read_bytes()
+    assert len(set(svg.read_bytes().split(b"#1f77b4"))) > 3  # the first run's color is drawn with
+    assert b"#ff7f0e" in svg.read_bytes()  # and the second's
