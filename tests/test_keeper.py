@@ -14,7 +14,7 @@ import pytest
 from faulty_proxy import FaultyProxy
 
 from babybert.data.dataset import sha256
-from babybert.errors import DataError, UsageError
+from babybert.errors import DataError, UsageError, UserError
 from babybert.s3 import list_keys
 from babybert.training import storage
 from babybert.training.checkpoint import MANIFEST, checkpoints, newest_whole, read_state, verify
@@ -98,9 +98,9 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(small, address, tmp_path, mo
         for line in job.stderr:
             if "held-out" in line:
                 break
-        with pytest.raises(UsageError, match="another process is training there"):
+        with pytest.raises(UserError, match="another process is training there"):
             pretrain(small())
-        with pytest.raises(UsageError, match=rf"process {job.pid} on .* is training there; stop it, or choose another --store"):
+        with pytest.raises(UserError, match=rf"process {job.pid} on .* is training there; stop it, or choose another --store"):
             pretrain(small(out=tmp_path / "other", store=address))
     finally:
         job.kill()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from babybert.data.dataset import sha256
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.s3 import list_keys
 from babybert.training.checkpoint import MANIFEST, RunState, save_checkpoint, verify
 from babybert.training.metrics import RunMetrics
@@ -113,7 +113,7 @@ def test_refusals_say_which(store, s3, monkeypatch):
 
 def test_a_second_job_is_refused_while_the_first_lives(store, s3):
     with Lease(store, seconds=1.0) as first:
-        with pytest.raises(UsageError, match=r"process \d+ on .* is training there"), Lease(store, seconds=1.0):
+        with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=1.0):
             pass
         assert first.lost is None
     assert keys(s3) == []
@@ -130,7 +130,7 @@ def test_of_many_at_once_one_gets_it(store):
             with Lease(store, seconds=3.0):
                 got.append(1)
                 everyone_tried.wait(60)
-        except UsageError:
+        except UserError:
             refused.append(1)
             everyone_tried.wait(60)
 

@@ -38,8 +38,8 @@ from babybert.training.uploader import Uploader
 class Keeper:
     """Use as a context manager around a run.
 
-    Raises UsageError when another process trains in the folder or below the prefix, or the store refuses what a run
-    needs; StorageError when the folder cannot be made, or at the end when an upload could not be finished.
+    Raises UserError when another process trains in the folder or below the prefix; UsageError when the store refuses
+    what a run needs; StorageError when the folder cannot be made, or at the end when an upload could not be finished.
     """
 
     def __init__(self, config: PretrainConfig, metrics: RunMetrics) -> None:
@@ -199,4 +199,4 @@ def _lock(file: IO[str], run: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UsageError(f"{run}: another process is training there; stop it, or choose another --out") from error
+        raise UserError(f"{run}: another process is training there; stop it, or choose another --out") from error

@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.errors import DataError, StorageError, UserError
 from babybert.progress import say
 from babybert.s3 import errors_of, list_keys, make_client, split_address
 from babybert.training.checkpoint import MANIFEST, step_name, to_prune, verify
@@ -172,7 +172,8 @@ class Lease:
     """The right to write below a prefix, for `seconds` at a time, renewed by a thread. Use as a context manager.
 
     One that has not been renewed for as long as it lasts belongs to nobody: it is watched for that time, so that
-    clocks that disagree do no harm. Raises UsageError when its owner is alive.
+    clocks that disagree do no harm. Raises UserError when its owner is alive: exit 1, for an owner that is being
+    evicted will be gone at the next try.
     """
 
     def __init__(self, store: S3Store, seconds: float = 45.0) -> None:
@@ -218,9 +219,9 @@ class Lease:
             if now != watched:
                 if self._put(IfNoneMatch="*"):  # it was given back
                     return
-                raise UsageError(f"{self._store.address}: {whose} is training there; stop it, or choose another --store")
+                raise UserError(f"{self._store.address}: {whose} is training there; stop it, or choose another --store")
         if not self._put(IfMatch=watched):
-            raise UsageError(f"{self._store.address}: another process was faster to take over from {whose}; stop it, or choose another --store")
+            raise UserError(f"{self._store.address}: another process was faster to take over from {whose}; stop it, or choose another --store")
 
     def _put(self, **condition: str) -> bool:
         from botocore.exceptions import ClientError

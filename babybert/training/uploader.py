@@ -4,6 +4,8 @@ Training never waits for it. A checkpoint that is still waiting when a newer one
 newer one has all that it had.
 """
 
+import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from babybert.training.metrics import RunMetrics
 from babybert.training.storage import S3Store
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries, doubling
+BACKGROUND = 15  # of 19, the lowest
 
 
 class Uploader:
@@ -59,6 +62,9 @@ class Uploader:
             self._changed.notify_all()
 
     def _run(self) -> None:
+        # Threads have priorities of their own on Linux, and boto3's inherit this one: training goes first.
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
         pause = FIRST_PAUSE
         while True:
             with self._changed:
