@@ -97,6 +97,16 @@ def test_the_newest_and_the_best_are_kept_and_orphans_are_swept(store, saved, s3
     store.download(2, saved(5).parent)
 
 
+def test_parts_of_a_killed_upload_are_aborted(store, saved, s3):
+    for key in (store.key("step-00000003", "0" * 32, "model.safetensors"), "elsewhere"):
+        upload = s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
+        s3.client.upload_part(Bucket=s3.bucket, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 6_000_000)
+    store.upload(saved(4))
+    store.prune(2)
+    left = [upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", [])]
+    assert left == ["elsewhere"]
+
+
 def test_refusals_say_which(store, s3, monkeypatch):
     store.check()
     assert keys(s3) == []

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
-from babybert.errors import DataError, UsageError, UserError
+from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.model.saved import load_model
 from babybert.settings import add_flags, fill
 from babybert.training import trainer
@@ -153,6 +153,17 @@ def test_data_parallel_on_one_gpu_is_the_plain_run(small, tmp_path):
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_tensorboard_gets_the_curves_or_says_what_is_missing(small):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        with pytest.raises(UsageError, match=r"pip install 'babybert-pretrain\[tensorboard\]'"):
+            pretrain(small(tensorboard=True))
+        return
+    pretrain(small(tensorboard=True))
+    assert list((small().out / "tensorboard").glob("events.*"))
+
+
 def test_what_parallel_cannot_be_is_refused(small):
     with pytest.raises(UsageError, match="torchrun"):
         pretrain(small(parallel="ddp"))
@@ -262,6 +273,43 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder, tm
         assert "Traceback" not in full.stderr
         assert [path.name for path in tmp_path.glob("*step-*")] == ["step-00000002"]
     assert newest_whole(tmp_path).name == "step-00000002"
+
+
+def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(small, monkeypatch, capsys):
+    from babybert.training import keeper
+
+    original, full = keeper.save_checkpoint, iter([True, True, False, False])
+
+    def save(*arguments):
+        if next(full):
+            raise StorageError("no space left")
+        return original(*arguments)
+
+    monkeypatch.setattr(keeper, "save_checkpoint", save)
+    outcome = pretrain(small(epochs=4))
+    assert capsys.readouterr().err.count("warning: no space left") == 2
+    assert [int(path.name[5:]) for path in checkpoints(small().out)] == [112, 84]
+    assert outcome.checkpoint.name == "step-00000112"
+
+
+def test_a_disk_that_stays_full_ends_the_run_at_its_end(demo_folder, tmp_path):
+    command = [*COMMAND, f"--data={demo_folder}", f"--out={tmp_path}", *SIZES, "--no-metrics", "--epochs=3"]
+    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000)))
+    assert full.returncode == 1
+    assert full.stderr.count("held-out MLM") == 3
+    assert full.stderr.count("cannot write the checkpoint") == 3
+    assert full.stderr.strip().splitlines()[-1].startswith("babybert pretrain: error:")
+
+
+def test_a_position_in_another_order_is_refused(small, tmp_path, demo_folder):
+    pretrain(small(max_steps=2))
+    for settings in ({"batch_size": 4}, {"seed": 5}, {"bucketing": False}):
+        with pytest.raises(UsageError, match=f"was trained with {next(iter(settings))}"):
+            pretrain(small(**settings))
+    shutil.copytree(demo_folder, tmp_path / "other")
+    prepare(PrepareConfig(out=tmp_path / "other", demo_documents=80, validation_fraction=0.2, duplicates=2, overwrite=True))
+    with pytest.raises(UsageError, match="on other data"):
+        pretrain(small(data=tmp_path / "other"))
 
 
 def test_a_port_that_is_taken_is_said_before_anything_else(demo_folder, tmp_path):

@@ -67,6 +67,11 @@ class Dataset:
                     yield chunk
                     progress.advance(len(chunk))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what a run's order of pairs rests on: the training rows and the tokenizer."""
+        return hashlib.sha256("".join([self.tokenizer.digest, *(shard["sha256"] for shard in self.facts["shards"]["train"])]).encode()).hexdigest()
+
     def token_counts(self) -> np.ndarray:
         """How often each token stands in the training pairs (int64, one a token id). Raises DataError."""
         path = self.folder / "vocabulary.csv"

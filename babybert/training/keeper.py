@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 
 from babybert.config import PretrainConfig
-from babybert.data.tokenizer import Tokenizer
+from babybert.data.dataset import Dataset
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.model.bert import BabyBert
 from babybert.progress import say
@@ -171,18 +171,28 @@ class Keeper:
         steps, minutes = self._config.checkpoint_interval
         return (steps is not None and step - self._saved_step >= steps) or (minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes)
 
-    def save(self, state: RunState, bert: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer, scores: Scores | None) -> Path:
-        """Write the checkpoint, hand it to the uploader, delete old ones. One that is there already is left alone."""
+    def save(
+        self, state: RunState, bert: BabyBert, dataset: Dataset, optimizer: torch.optim.Optimizer, scores: Scores | None, last: bool = False
+    ) -> Path | None:
+        """Write the checkpoint, hand it to the uploader, delete old ones. One that is there already is left alone.
+
+        A disk that cannot take it is a warning, and training goes on to the next one; at the end of the run (`last`)
+        StorageError is raised.
+        """
         start, there = time.monotonic(), self._config.out / step_name(state.step)
         if scores is None and state.step == self._saved_step and there.is_dir():
             return there
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self._config).items()}
-        facts: dict[str, Any] = {"settings": settings, "scores": as_dict(scores) if scores else None}
+        facts: dict[str, Any] = {"settings": settings, "data_digest": dataset.digest, "scores": as_dict(scores) if scores else None}
         try:
-            folder = save_checkpoint(self._config.out, state, bert, tokenizer, optimizer, facts)
-        except StorageError:
+            folder = save_checkpoint(self._config.out, state, bert, dataset.tokenizer, optimizer, facts)
+        except StorageError as error:
             self._metrics.failures.inc()
-            raise
+            if last:
+                raise
+            say(f"warning: {error}")
+            self._saved_step, self._saved_at = state.step, time.monotonic()
+            return None
         self._saved_step, self._saved_at = state.step, time.monotonic()
         self._metrics.saved(sum(path.stat().st_size for path in folder.iterdir()), self._saved_at - start)
         if self._uploader:

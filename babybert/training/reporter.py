@@ -114,7 +114,10 @@ class Reporter:
         )
 
     def _write(self, split: str, state: RunState, values: dict[str, float]) -> None:
-        self._log.write(split, step=state.step, epoch=state.epoch, seconds=round(self.seconds, 3), **values)
+        try:
+            self._log.write(split, step=state.step, epoch=state.epoch, seconds=round(self.seconds, 3), **values)
+        except StorageError as error:  # a gap in the curve is no reason to lose the run
+            say(f"warning: {error}")
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, state.step)

@@ -144,6 +144,13 @@ class S3Store:
                 if match and kept.get(int(match[1])) != match[2]:
                     orphans.append(key)
             self._delete(client, orphans)
+            self._abort_parts()
+
+    def _abort_parts(self) -> None:
+        """Large files go up in parts; those of an upload that was killed are invisible, and paid for, until they are aborted."""
+        for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.key("step-")):
+            for upload in page.get("Uploads", []):
+                self.client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def put_metrics(self, path: Path) -> None:
         """Keep the run's curve there as well."""

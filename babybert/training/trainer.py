@@ -27,7 +27,7 @@ from babybert.model.bert import BabyBert
 from babybert.model.objectives import PretrainingModel
 from babybert.model.saved import load_model
 from babybert.progress import Progress, say
-from babybert.training.checkpoint import RunState, restore
+from babybert.training.checkpoint import RunState, read_state, restore
 from babybert.training.evaluation import Scores, Stopped, check_vocabulary, evaluate, unigram_log_probabilities
 from babybert.training.keeper import Keeper
 from babybert.training.metrics import RunMetrics
@@ -109,7 +109,7 @@ def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper:
                     break
                 if keeper and keeper.due(state.step):
                     watch.check()
-                    saved = keeper.save(reporter.now(state), bert, dataset.tokenizer, optimizer, None)
+                    saved = keeper.save(reporter.now(state), bert, dataset, optimizer, None) or saved
             if state.batch == epoch_batches:
                 state.epoch, state.batch = state.epoch + 1, 0
             watch.check()
@@ -119,7 +119,8 @@ def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper:
                     if not stop.signal:
                         scores = evaluate(bert, held_out, counts_V, config.batch_size, parallel.device, "validate", lambda: bool(stop.signal))
                         reporter.validated(scores, state)
-                saved = keeper.save(reporter.now(state), bert, dataset.tokenizer, optimizer, scores)
+                last = ended or bool(stop.signal) or state.step == total_steps
+                saved = keeper.save(reporter.now(state), bert, dataset, optimizer, scores, last) or saved
             ended = parallel.any(ended or bool(stop.signal))
     if not keeper:
         return None
@@ -179,10 +180,24 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
         return bert
     bert, tokenizer = load_model(folder)
     check_vocabulary(folder, tokenizer, dataset)
+    check_order(folder, config, dataset)
     if bert.config != sizes:
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
     say(f"resuming from {folder}")
     return bert
+
+
+def check_order(folder: Path, config: PretrainConfig, dataset: Dataset) -> None:
+    """Raise UsageError if the checkpoint's position means another place in the order of pairs that the settings give."""
+    state = read_state(folder)
+    for name in ("batch_size", "seed", "bucketing"):
+        before, now = state["settings"][name], getattr(config, name)
+        if before != now:
+            raise UsageError(
+                f"{folder}: was trained with {name} {before}, the settings say {now}: pairs would be left out or come twice; keep it, or choose another --out"
+            )
+    if state["data_digest"] != dataset.digest:
+        raise UsageError(f"{folder}: was trained on other data than {config.data}; use the same, or choose another --out")
 
 
 def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
