@@ -23,11 +23,11 @@ from babybert.model.mlm_head import HeadLoss, mlm_head_loss
 IGNORED = 0  # the MLM label of a position that was not chosen
 
 
-def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: bool = False) -> HeadLoss:
+def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: bool = False, head: str = "auto") -> HeadLoss:
     """Sum of the MLM cross entropies over the chosen positions, and how many they are."""
     chosen_BT = labels_BT != IGNORED
     transformed_ND = model.mlm_transform(hidden_BTD[chosen_BT])
-    return mlm_head_loss(transformed_ND, model.mlm_decoder.weight, model.mlm_decoder.bias, labels_BT[chosen_BT], with_rank)
+    return mlm_head_loss(transformed_ND, model.mlm_decoder.weight, model.mlm_decoder.bias, labels_BT[chosen_BT], with_rank, head)
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
@@ -88,14 +88,14 @@ class Totals:
 class PretrainingModel(nn.Module):
     """A BabyBert with its losses inside, so that it can be wrapped for several devices."""
 
-    def __init__(self, bert: BabyBert) -> None:
+    def __init__(self, bert: BabyBert, head: str = "auto") -> None:
         super().__init__()
-        self.bert = bert
+        self.bert, self.head = bert, head
 
     def forward(self, ids_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, is_next_B: Tensor) -> dict[str, Tensor]:
         """The fields of `Totals` as tensors of shape (1,)."""
         hidden_BTD = self.bert(ids_BT, segments_BT)
-        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT)
+        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT, head=self.head)
         nsp_logits_B2 = self.bert.nsp_logits(hidden_BTD)
         correct = (nsp_logits_B2.argmax(-1) == is_next_B).sum()
         return {
