@@ -36,6 +36,9 @@ soak: $(INSTALLED) ## 50 random kills against one run with a real S3 server, whi
 bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar.gz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data.py $(ARCHIVE)
+	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
+	$(BIN)/python benchmarks/pretrain.py --data data/imdb
+	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
 
 check: lint types test ## what CI runs
 

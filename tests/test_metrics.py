@@ -13,7 +13,12 @@ def test_what_a_resume_has_undone_does_not_count(tmp_path):
         log.write("train", step=step, run=1)
     log.write("resume", step=2)
     log.write("train", step=3, run=2)
-    assert [(line["step"], line["run"]) for line in read_metrics(log.path)] == [(1, 1), (2, 1), (3, 2)]
+    assert [(line["step"], line["split"], line.get("run")) for line in read_metrics(log.path)] == [
+        (1, "train", 1),
+        (2, "train", 1),
+        (2, "resume", None),
+        (3, "train", 2),
+    ]
     assert len(log.path.read_text().splitlines()) == 5  # nothing was taken away
 
 

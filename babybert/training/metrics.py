@@ -169,7 +169,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines that count: none that is torn, none that a resume has undone. Raises OSError."""
+    """The lines that count: none that is torn, none that a resume has undone; the resumes are among them. Raises OSError."""
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -179,6 +179,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         if split == "resume":
             lines = [earlier for earlier in lines if earlier["step"] <= step]
-        else:
-            lines.append(line)
+        lines.append(line)
     return lines

@@ -1,7 +1,7 @@
 """`babybert plot`: the curves of one or more runs, as one picture in PNG and SVG.
 
 Training losses are points (each the mean of a few steps) with a running mean over them; held-out losses are lines with
-marks; what word counts and a coin reach is dashed. The x axis is steps.
+marks; what word counts and a coin reach is dashed, and where a run was gone on with after a stop is dotted.
 """
 
 from pathlib import Path
@@ -27,7 +27,8 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
         from matplotlib import pyplot
     except ImportError as error:
         raise UsageError("plot needs matplotlib: pip install 'babybert-pretrain[plot]'") from error
-    curves = {str(run): _read(run) for run in runs}
+    names = [run.resolve().name for run in runs]
+    curves = {name if names.count(name) == 1 else str(run): _read(run) for name, run in zip(names, runs, strict=True)}
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
     panels: dict[str, tuple[Any, str]] = {
         "mlm_loss": (axes[0, 0], "MLM loss (nats)"),
@@ -41,6 +42,9 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
         for key, (axis, title) in panels.items():
             _draw(axis, lines, key, f"C{number}", name)
             axis.set_title(title)
+            for line in lines:
+                if line["split"] == "resume":
+                    axis.axvline(line["step"], color=f"C{number}", linestyle=":", linewidth=1)
         _draw(axes[1, 0], lines, "mlm_top5", f"C{number}", None)
         for key, axis, label in (
             ("mlm_unigram_loss", axes[0, 0], "word counts"),
@@ -91,6 +95,6 @@ def _draw(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: st
             axis.plot(steps, values, color=color, linewidth=1, label=name)
         else:
             axis.plot(steps, values, ".", color=color, alpha=0.25, markersize=3)
-            width = min(SMOOTHED, len(values))
+            width = max(1, min(SMOOTHED, len(values) // 4))
             smooth = np.convolve(values, np.ones(width) / width, "valid")
             axis.plot(steps[width - 1 :], smooth, color=color, linewidth=1, label=name)
