@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from babybert import __version__
 from babybert.config import PrepareConfig
@@ -213,6 +214,7 @@ def _describe(config: PrepareConfig, tokenizer: Tokenizer, bad: BadRows) -> dict
         "format": FORMAT,
         "babybert": __version__,
         "numpy": np.__version__,
+        "tokenizers": tokenizers.__version__,
         "corpus": config.corpus,
         "generated": config.corpus == "demo",
         "source": ", ".join(config.source) or ("built-in grammar" if config.corpus == "demo" else "public archive"),

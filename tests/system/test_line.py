@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     """A folder in which the line has been run up to the archive."""
     folder = tmp_path_factory.mktemp("line")
     assert "generated reviews" in babybert(folder, "prepare", "--demo-documents", "1500")
-    babybert(folder, "pretrain", "--epochs", "12", "--metrics-port", "0", "--device", "cpu")
+    babybert(folder, "pretrain", "--epochs", "24", "--metrics-port", "0", "--device", "cpu")
     babybert(folder, "archive")
     return folder
 
