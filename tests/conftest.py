@@ -80,29 +80,46 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def serve_s3(folders: Any) -> Iterator[str]:
-    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does; yields its address."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    assert weed, "weed is not there; run `make install`"
-    folder = folders.mktemp("seaweed")
-    writer = {"name": "test", "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}], "actions": ["Admin", "Read", "List", "Tagging", "Write"]}
-    reader = {"name": "reader", "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}], "actions": ["Read", "List"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [writer, reader]}))
-    master, volume, filer, s3 = _ports_with_room(4)
-    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
-    ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([*command, *ports, f"-s3.config={folder / 's3.json'}"], stdout=log, stderr=log, cwd=folder)
+    """A SeaweedFS server in a folder of its own; yields its address."""
+    server = Seaweed(folders.mktemp("seaweed"))
+    server.start()
     try:
-        endpoint = f"http://127.0.0.1:{s3}"
-        deadline = time.monotonic() + 60
-        while not _answers(endpoint):
-            assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-2000:]
-            time.sleep(0.1)
-        yield endpoint
+        yield server.url
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        server.kill()
+
+
+class Seaweed:
+    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does, and can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        assert weed, "weed is not there; run `make install`"
+        writer = {
+            "name": "test",
+            "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        reader = {"name": "reader", "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}], "actions": ["Read", "List"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [writer, reader]}))
+        master, volume, filer, s3 = _ports_with_room(4)
+        command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
+        ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        self._command, self._folder = [*command, *ports, f"-s3.config={folder / 's3.json'}"], folder
+        self.url = f"http://127.0.0.1:{s3}"
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._folder)
+        deadline = time.monotonic() + 60
+        while not _answers(self.url):
+            assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from urllib.parse import urlparse
 
 import pytest
+from conftest import Seaweed, aws_variables
 from faulty_proxy import FaultyProxy
 
 from babybert.data.dataset import sha256
@@ -222,6 +223,31 @@ def test_training_goes_on_while_the_server_is_bad_and_the_newest_gets_there(smal
     assert S3Store(address).steps()[0] == int(newest.name[5:]) == 60 * 28
     manifest = S3Store(address).manifest(60 * 28)
     assert manifest["files"] == json.loads((newest / MANIFEST).read_text())["files"]
+
+
+def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(small, tmp_path, monkeypatch):
+    (tmp_path / "seaweed").mkdir()
+    server = Seaweed(tmp_path / "seaweed")
+    server.start()
+    try:
+        for name, value in {**aws_variables(server.url), "BABYBERT_S3_TIMEOUT": "2"}.items():
+            monkeypatch.setenv(name, value)
+        store = S3Store("s3://bucket/run")
+        store.client.create_bucket(Bucket="bucket")
+        command = [*COMMAND, *SIZES, f"--data={small().data}", f"--out={tmp_path / 'run'}", f"--store={store.address}", "--epochs=40"]
+        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        for line in job.stderr:
+            if "step 56:" in line:
+                server.kill()
+            if "is not uploaded yet" in line:
+                server.start()
+                break
+        rest = job.stderr.read()
+        assert job.wait(180) == 0, rest
+        assert store.steps()[0] == 40 * 28
+        assert verify(store.download(40 * 28, tmp_path)) is None
+    finally:
+        server.kill()
 
 
 def test_a_server_that_never_comes_back_is_said_and_the_local_copy_is_whole(small, address, proxy, tmp_path):
