@@ -122,12 +122,12 @@ def test_refusals_say_which(store, s3, monkeypatch):
 
 
 def test_a_second_job_is_refused_while_the_first_lives(store, s3):
-    with Lease(store, seconds=1.0) as first:
-        with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=1.0):
+    with Lease(store, seconds=6.0) as first:
+        with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=6.0):
             pass
         assert first.lost is None
     assert keys(s3) == []
-    with Lease(store, seconds=1.0):
+    with Lease(store, seconds=6.0):
         pass
 
 
@@ -137,7 +137,7 @@ def test_of_many_at_once_one_gets_it(store):
 
     def take():
         try:
-            with Lease(store, seconds=3.0):
+            with Lease(store, seconds=6.0):
                 got.append(1)
                 everyone_tried.wait(60)
         except UserError:
