@@ -94,7 +94,7 @@ class PrepareConfig:
     validation_fraction: float = option(0.05, "share of documents held out; the same text is never on both sides")
     max_positions: int = option(128, "longest pair in tokens: 95 in 100 of IMDB's pairs are shorter than 80")
     duplicates: int = option(1, "copies of each training pair, differently masked; BERT's authors made 10. --masking dynamic needs none")
-    format: Literal["csv", "csv.gz", "csv.zst", "parquet"] = option("csv", "of the table; csv opens everywhere, csv.zst takes a fifth of the space")
+    format: Literal["csv", "csv.gz", "csv.zst", "parquet"] = option("csv", "of the table; csv opens everywhere, the others are smaller")
     shard_mb: int = option(64, "begin a new file when one has grown to this many MB")
     seed: int = option(0, "of the split, the pairs and the masks; the same seed writes the same files")
     overwrite: bool = option(False, "replace data that is already in the folder")
@@ -195,6 +195,10 @@ class PretrainConfig:
         if every is None:
             return None, None
         return (None, float(every[:-1])) if every.endswith("m") else (int(every), None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as `state.json` and `summary.json` keep them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,16 +7,14 @@ result can be piped on.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FRAMES = 0.1  # of the bar: to draw it for each unit would cost more than many a unit does
 
@@ -90,11 +88,3 @@ class Progress:
 
     def _amount(self, units: float) -> str:
         return f"{units / 1e6:,.1f} MB" if self.unit == "bytes" else f"{units:,.0f} {self.unit}"
-
-
-def track(items: Iterable[Item], task: str, total: int, unit: str) -> Iterator[Item]:
-    """Yield `items`, showing progress over them."""
-    with Progress(task, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.advance()

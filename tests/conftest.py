@@ -66,6 +66,35 @@ def tokenizer_of(*texts: str) -> Tokenizer:
     return words.finish(min_frequency=1, vocab_size=None)[0]
 
 
+SUICIDAL = """
+import importlib, os, signal, sys
+from babybert import cli
+
+module, _, name = sys.argv[1].partition(":")
+*path, name = name.split(".")
+owner, calls = importlib.import_module(module), int(sys.argv[2])
+for part in path:
+    owner = getattr(owner, part)
+original = getattr(owner, name)
+
+def wrapped(*arguments, **named):
+    global calls
+    calls -= 1
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **named)
+
+setattr(owner, name, wrapped)
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+def run_until_killed(function: str, calls: int, *flags: str) -> None:
+    """A babybert command that kills itself with SIGKILL at the `calls`-th call of `module:Class.function`."""
+    job = subprocess.run([sys.executable, "-c", SUICIDAL, function, str(calls), *flags], capture_output=True, text=True)
+    assert job.returncode == -signal.SIGKILL, job.stderr
+
+
 @dataclass(frozen=True)
 class S3:
     """A running server with a bucket of the test's own."""

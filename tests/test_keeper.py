@@ -4,14 +4,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from urllib.parse import urlparse
 
 import pytest
-from conftest import Seaweed, aws_variables
+from conftest import Seaweed, aws_variables, run_until_killed
 from faulty_proxy import FaultyProxy
 
 from babybert.data.dataset import sha256
@@ -126,27 +125,6 @@ def test_a_store_that_refuses_is_said_before_the_first_step(small, address, tmp_
     assert not checkpoints(tmp_path / "run")
 
 
-SUICIDAL = """
-import os, signal, sys
-from babybert import cli
-from babybert.training import checkpoint, keeper, storage, uploader
-import botocore.client
-
-owner, name, calls = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original = getattr(owner, name)
-
-def wrapped(*arguments, **named):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **named)
-
-setattr(owner, name, wrapped)
-sys.exit(cli.main(sys.argv[4:]))
-"""
-
-
 KILLED_RUN = ["pretrain", *COMMAND[4:], *SIZES, "--epochs=2", "--checkpoint-every=12", "--keep-checkpoints=1"]
 
 
@@ -159,23 +137,22 @@ def uninterrupted(demo_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "calls", "what"),
+    ("function", "calls", "what"),
     [
-        ("checkpoint", "save_model", 2, "in a local save"),
-        ("checkpoint", "_flush", 9, "before the local rename"),
-        ("storage.S3Store", "upload", 1, "before an upload"),
-        ("storage.S3Store", "key", 6, "in the middle of an upload, or before it"),
-        ("storage.S3Store", "_is_orphan", 1, "after the manifest"),
-        ("storage.S3Store", "prune", 1, "before pruning there"),
-        ("storage.S3Store", "_delete", 2, "while pruning there"),
-        ("keeper", "prune", 2, "before pruning here"),
-        ("checkpoint.shutil", "rmtree", 4, "while pruning or saving here"),
+        ("babybert.training.checkpoint:save_model", 2, "in a local save"),
+        ("babybert.training.checkpoint:_flush", 9, "before the local rename"),
+        ("babybert.training.storage:S3Store.upload", 1, "before an upload"),
+        ("babybert.training.storage:S3Store.key", 6, "in the middle of an upload, or before it"),
+        ("babybert.training.storage:S3Store.put_metrics", 1, "after the manifest"),
+        ("babybert.training.storage:S3Store.prune", 1, "before pruning there"),
+        ("babybert.training.storage:S3Store._delete", 2, "while pruning there"),
+        ("babybert.training.keeper:prune", 2, "before pruning here"),
+        ("babybert.training.checkpoint:shutil.rmtree", 4, "while pruning or saving here"),
     ],
 )
-def test_killed_anywhere_it_ends_with_the_same_bits(small, uninterrupted, address, tmp_path, owner, name, calls, what):
+def test_killed_anywhere_it_ends_with_the_same_bits(small, uninterrupted, address, tmp_path, function, calls, what):
     here = [*KILLED_RUN, f"--data={small().data}", f"--out={tmp_path / 'run'}", f"--store={address}"]
-    killed = subprocess.run([sys.executable, "-c", SUICIDAL, owner, name, str(calls), *here], capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, (what, killed.stderr)
+    run_until_killed(function, calls, *here)
     if calls % 2:  # half the time the machine is gone, and its disk with it
         shutil.rmtree(tmp_path / "run")
     again = subprocess.run([sys.executable, "-m", "babybert.cli", *here], capture_output=True, text=True)

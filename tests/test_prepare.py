@@ -2,14 +2,13 @@ import itertools
 import json
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import imdb_review_folder
+from conftest import imdb_review_folder, run_until_killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_pairs import plain_split
@@ -79,48 +78,26 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
         prepare(PrepareConfig(out=tmp_path / "file" / "data", demo_documents=40))
 
 
-SUICIDAL = """
-import os, signal, sys
-from pathlib import Path
-from babybert import cli
-from babybert.data import prepare, shards, spool, words
-
-owner, name, calls = eval(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-original = getattr(owner, name)
-
-def wrapped(*arguments, **named):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **named)
-
-setattr(owner, name, wrapped)
-cli.main(sys.argv[4:])
-"""
-
-
 @pytest.mark.parametrize(
-    ("owner", "name", "calls"),
+    ("function", "calls"),
     [
-        ("spool.Spool", "add", 40),
-        ("words.Words", "finish", 1),
-        ("shards.Shard", "write_csv", 1),
-        ("shards.Shard", "close", 1),
-        ("prepare", "_write_vocabulary", 1),
-        ("shards.Shard", "close", 2),
-        ("prepare", "_finish", 1),
-        ("prepare", "_replace", 1),
-        ("Path", "replace", 1),
-        ("Path", "replace", 3),
-        ("Path", "replace", 5),
+        ("babybert.data.spool:Spool.add", 40),
+        ("babybert.data.words:Words.finish", 1),
+        ("babybert.data.shards:Shard.write_csv", 1),
+        ("babybert.data.shards:Shard.close", 1),
+        ("babybert.data.prepare:_write_vocabulary", 1),
+        ("babybert.data.shards:Shard.close", 2),
+        ("babybert.data.prepare:_finish", 1),
+        ("babybert.data.prepare:_replace", 1),
+        ("pathlib:Path.replace", 1),
+        ("pathlib:Path.replace", 3),
+        ("pathlib:Path.replace", 5),
     ],
 )
-def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(tmp_path, demo_folder, owner, name, calls):
+def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(tmp_path, demo_folder, function, calls):
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
-    job = subprocess.run([sys.executable, "-c", SUICIDAL, owner, name, str(calls), *flags], capture_output=True)
-    assert job.returncode == -signal.SIGKILL, job.stderr
+    run_until_killed(function, calls, *flags)
     assert (out / ".partial").exists()
     with pytest.raises(DataError, match=r"no dataset.json"):
         open_dataset(out)
@@ -135,8 +112,7 @@ def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls)
     """Killed between the last of the old and the last of the new files."""
     shutil.copytree(demo_folder, tmp_path / "data")
     flags = ["prepare", "--demo-documents=60", "--overwrite", f"--out={tmp_path / 'data'}"]
-    job = subprocess.run([sys.executable, "-c", SUICIDAL, "Path", "replace", str(calls), *flags], capture_output=True)
-    assert job.returncode == -signal.SIGKILL, job.stderr
+    run_until_killed("pathlib:Path.replace", calls, *flags)
     with pytest.raises(DataError, match=r"no dataset.json"):
         open_dataset(tmp_path / "data")
 

@@ -56,6 +56,7 @@ def test_a_second_upload_takes_the_place_of_the_first(store, saved, s3, tmp_path
     store.upload(folder)
     first = set(keys(s3))
     store.upload(folder)
+    store.prune(1)
     assert len(keys(s3)) == len(first)
     assert len(set(keys(s3)) & first) == 1  # the manifest
     assert verify(store.download(7, tmp_path)) is None

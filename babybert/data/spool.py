@@ -17,7 +17,7 @@ import numpy as np
 
 from babybert.data.pairs import Corpus
 
-BLOCK_TOKENS = 1 << 21  # the tokens that are in memory at once; what is made of them takes about 100 bytes each
+BLOCK_TOKENS = 1 << 21  # the tokens that are in memory at once, with the pairs that are made of them
 PIECE_TOKENS = 1 << 16  # a longer document (a book) comes in pieces, so that a block is never of one document alone
 
 

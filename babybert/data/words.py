@@ -1,8 +1,8 @@
 """Tokenize and count in one pass: `basic_english` word by word, with ids in the order of first sight.
 
 `tokenizers` needs two passes over the text, one to count words and one to give them ids, and tracks where in the text
-each token was. Training needs neither: here a document is a chain of `bytes` methods and one dictionary look-up a word,
-about four times as fast on one core as the two passes are on two. It must be *the same* tokenizer, so all that is not
+each token was. Training needs neither: here a document is a chain of `bytes` methods and one dictionary look-up a word.
+It must be *the same* tokenizer, so all that is not
 plain ASCII (lower case and white space of Unicode) is asked of `tokenizers` itself, once a character, and remembered.
 """
 

@@ -37,7 +37,7 @@ def _cpu_kernels() -> Any:
     try:
         from babybert.model import cpu_kernels
     except ImportError as error:
-        logging.getLogger(__name__).warning("no CPU kernels (%s): the plain form is used, several times slower at small widths", error)
+        logging.getLogger(__name__).warning("no CPU kernels (%s): the plain form is used, which is slower at small widths", error)
         return None
     return cpu_kernels
 

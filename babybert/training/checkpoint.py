@@ -51,6 +51,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def save_checkpoint(run: Path, state: RunState, model: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer, facts: dict[str, Any]) -> Path:
     """Write the checkpoint of `state` and return its folder. `facts` (settings, scores) are kept in `state.json`.
 
@@ -168,9 +173,9 @@ def prune(run: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> None:
     losses = {}
     for folder in checkpoints(run):
         try:
-            losses[int(folder.name[5:])] = read_manifest(folder).get("held_out_loss")
+            losses[step_of(folder)] = read_manifest(folder).get("held_out_loss")
         except (OSError, ValueError, AttributeError):
-            losses[int(folder.name[5:])] = None
+            losses[step_of(folder)] = None
     for step in to_prune(losses, keep):
         folder = run / step_name(step)
         if folder not in in_use:

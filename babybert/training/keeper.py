@@ -5,7 +5,6 @@ and a lease in S3, which ends by itself.
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from babybert.training.checkpoint import (
     prune,
     save_checkpoint,
     step_name,
+    step_of,
     verify,
 )
 from babybert.training.evaluation import Scores, as_dict
@@ -88,7 +88,7 @@ class Keeper:
         """
         resume, run = self._config.resume, self._config.out
         remote = self._store.steps() if self._store else []
-        local = [int(folder.name[5:]) for folder in checkpoints(run)]
+        local = [step_of(folder) for folder in checkpoints(run)]
         steps = sorted({*local, *remote}, reverse=True)
         if resume == "never":
             if steps:
@@ -140,7 +140,7 @@ class Keeper:
         if not is_s3(source):
             return find_checkpoint(Path(source))
         prefix, _, last = source.rstrip("/").rpartition("/")
-        store, steps = (S3Store(prefix), [int(last[5:])]) if STEP_FOLDER.match(last) else (S3Store(source), None)
+        store, steps = (S3Store(prefix), [step_of(Path(last))]) if STEP_FOLDER.match(last) else (S3Store(source), None)
         for step in steps or store.steps():
             try:
                 return store.download(step, self._config.out)
@@ -182,8 +182,7 @@ class Keeper:
         start, there = time.monotonic(), self._config.out / step_name(state.step)
         if scores is None and state.step == self._saved_step and there.is_dir():
             return there
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(self._config).items()}
-        facts: dict[str, Any] = {"settings": settings, "data_digest": dataset.digest, "scores": as_dict(scores) if scores else None}
+        facts: dict[str, Any] = {"settings": self._config.as_json(), "data_digest": dataset.digest, "scores": as_dict(scores) if scores else None}
         try:
             folder = save_checkpoint(self._config.out, state, bert, dataset.tokenizer, optimizer, facts)
         except StorageError as error:

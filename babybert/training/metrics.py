@@ -5,6 +5,7 @@ makes a GPU wait. A short job's end would fall between two scrapes: a Pushgatewa
 last values.
 """
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -75,13 +76,9 @@ class RunMetrics:
         Info("babybert_build", "Versions", registry=registry).info({"version": __version__, "torch": torch.__version__})
         self._last_good = time.time()
         self.age.set_function(lambda: time.time() - self._last_good)
+        memory = Gauge("babybert_gpu_memory_bytes", "Memory PyTorch holds", ["gpu"], registry=registry)
         for number in range(torch.cuda.device_count()):
-            self._watch_gpu(number)
-
-    def _watch_gpu(self, number: int) -> None:
-        gauge = getattr(self, "gpu_memory", None) or Gauge("babybert_gpu_memory_bytes", "Memory PyTorch holds", ["gpu"], registry=self.registry)
-        self.gpu_memory = gauge
-        gauge.labels(str(number)).set_function(lambda: torch.cuda.memory_reserved(number))
+            memory.labels(str(number)).set_function(functools.partial(torch.cuda.memory_reserved, number))
 
     def serve(self, host: str, port: int) -> int:
         """Answer at http://host:port/metrics from a thread of its own; returns the port. Raises UsageError if taken."""

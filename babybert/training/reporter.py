@@ -124,9 +124,8 @@ class Reporter:
 
     def summarize(self, ended_by: str, checkpoint: Path, state: RunState, scores: Scores | None) -> None:
         """Write `summary.json`. Raises StorageError."""
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self._config).items()}
         found = as_dict(scores) if scores else None
-        summary = {"ended_by": ended_by, "checkpoint": str(checkpoint), **asdict(self.now(state)), "scores": found, "settings": settings}
+        summary = {"ended_by": ended_by, "checkpoint": str(checkpoint), **asdict(self.now(state)), "scores": found, "settings": self._config.as_json()}
         partial = self._config.out / ".summary.json"
         try:
             partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -88,7 +88,7 @@ class S3Store:
             raise DataError(f"s3://{self.bucket}/{key}: not a manifest ({error!r})") from error
 
     def upload(self, folder: Path) -> int:
-        """Put a local checkpoint there, the manifest last, and sweep what earlier tries left of it. Returns the bytes."""
+        """Put a local checkpoint there, the manifest last; `prune` sweeps what earlier tries left of it. Returns the bytes."""
         client, attempt, size = self.client, uuid.uuid4().hex, 0
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         with errors_of(f"{self.address}/{folder.name}"):
@@ -97,7 +97,6 @@ class S3Store:
                 size += (folder / name).stat().st_size
             body = json.dumps({**manifest, "attempt": attempt}, indent=2).encode()
             client.put_object(Bucket=self.bucket, Key=self.key(folder.name, MANIFEST), Body=body)
-            self._delete(client, [key for key, _ in list_keys(client, self.bucket, self.key(folder.name) + "/") if self._is_orphan(key, attempt)])
         return size
 
     def download(self, step: int, run: Path) -> Path:
@@ -165,10 +164,6 @@ class S3Store:
                 self.client.download_file(self.bucket, self.key(METRICS), str(path))
         except DataError:
             return
-
-    def _is_orphan(self, key: str, attempt: str) -> bool:
-        match = STEP_DATA.search(key)
-        return match is not None and match[2] != attempt
 
     def _delete(self, client: Any, keys: list[str]) -> None:
         for key in keys:
