@@ -38,6 +38,7 @@ bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar
 	$(BIN)/python benchmarks/data.py $(ARCHIVE)
 	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
 	$(BIN)/python benchmarks/pretrain.py --data data/imdb
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
 
 check: lint types test ## what CI runs

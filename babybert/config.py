@@ -153,7 +153,7 @@ class PretrainConfig:
     parallel: Literal["auto", "single", "dp", "ddp"] = option("auto", "auto: under torchrun ddp, else with several GPUs DataParallel, else one device")
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 autocast on GPUs that have it")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: all visible GPUs (DataParallel), else the CPU")
-    mlm_head: Literal["auto", "plain"] = option("auto", "auto: on a CPU and up to width 32, kernels that never hold all logits; plain: PyTorch's own")
+    kernels: Literal["auto", "plain"] = option("auto", "auto: code of our own where it is made for the sizes and the device; plain: PyTorch's operations alone")
     store: str | None = option(None, "s3://bucket/prefix: checkpoints are brought there in the background, and looked for there")
     resume: str = option(
         "auto", "auto: from the newest whole checkpoint of the run, here or in the store; never; a step; or another run's folder or s3:// address"

@@ -1,148 +1,168 @@
-"""Pairs/s and memory of whole training steps at the reference's sizes, beside three peers on the same batches.
+"""Pairs/s and memory of whole training steps beside three peers on the same batches, and how near the floor ours comes.
 
-    python benchmarks/pretrain.py --data data/imdb       # four minutes on two cores; needs `pip install '.[bench]'`
+    python benchmarks/pretrain.py --data data/imdb        # five minutes on two cores; needs `pip install '.[bench]'`
 
-(a) the reference's loop: logits at every position, eager, Adam; (b) Hugging Face's `BertForPreTraining` at the same
-sizes with its own loss; (c) our model with the plain head: masked positions only; (d) ours. Data, forward, backward,
-clipping and optimizer are in a step. The ways take turns, and medians are compared; memory is each way's own process.
+Forward, backward, clipping and optimizer are in a step, and making the batch is too. Ways take turns, and medians are
+compared; memory is the peak of a process that takes steps of one way only. Prints tables, writes JSON, draws a chart.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from floor import Rates, floor_seconds, measure_rates
+from ways import WAYS, batches_of, make_step
 
-from babybert.config import PretrainConfig
+from babybert.config import model_config
 from babybert.data.dataset import Dataset, open_dataset
-from babybert.data.loader import Batch, Loader
-from babybert.model.objectives import PretrainingModel
-from babybert.training.parallel import Parallel, backward
-from babybert.training.trainer import load_or_create, make_optimizer
 
-WAYS = ("reference", "hugging face", "plain head", "ours")
-POSITIONS = 64
+Case = dict[str, Any]
+ALL, TWO = tuple(WAYS), ("plain", "ours")
 
 
 def main() -> None:
-    """Run everything, print the table, write JSON."""
-    parser = argparse.ArgumentParser(description="Measure training steps.")
+    """Run every case, print as they end, write JSON and the chart."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeat", type=int, default=5, help="rounds in which each way has its turn")
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/pretrain.json"), help="where the figures go")
-    parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for pretrain.json and pretrain.svg")
+    parser.add_argument("--only", type=int, nargs="*", help="cases to run, by their number")
+    parser.add_argument("--memory-of", nargs=4, metavar=("WAY", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    dataset = open_dataset(options.data)
+    dataset, device = open_dataset(options.data), torch.device(options.device)
     if options.memory_of:
-        batches = batches_of(dataset, options.batch_size)
-        step = make(options.memory_of, dataset, options.data)
-        for _ in range(3):
-            step(next(batches))
-        print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])  # noqa: SIM115, PTH123
+        print(peak_gib(dataset, options, device))
         return
-    found = measure(dataset, options)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
-    print(f"batch {options.batch_size} x at most {POSITIONS} positions, {torch.get_num_threads()} threads, medians of {options.repeat}")
-    for way in WAYS:
-        own = found[way]
-        ratio = found["ours"]["pairs_per_second"] / own["pairs_per_second"]
-        print(
-            f"  {way:<14}{own['step_ms']:>9,.0f} ms a step{own['pairs_per_second']:>9,.1f} pairs/s   ours has {ratio:5.1f} times that   peak {own['peak_gib']:.2f} GiB"
-        )
+    rates = measure_rates(device)
+    print(f"{describe(device)}: {2e-9 * rates.multiply_adds:,.0f} GFLOP/s, {1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s")
+    found = []
+    for number, case in enumerate(cases(device)):
+        if options.only is None or number in options.only:
+            found.append(measure(dataset, options, device, rates, case))
+            show(number, found[-1], len(dataset.examples("train")))
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = {"machine": describe(device), "rates": vars(rates), "cases": found}
+    (options.out / "pretrain.json").write_text(json.dumps(result, indent=2) + "\n")
+    growth(found)
+    draw(found, options.out / "pretrain.svg")
+    print(f"written: {options.out}/pretrain.json, {options.out}/pretrain.svg")
 
 
-def measure(dataset: Dataset, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Median step and pairs/s of each way, in turns; the peak of a process that does only that."""
-    steps = {way: make(way, dataset, options.data) for way in WAYS}
-    batches = batches_of(dataset, options.batch_size)
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for step in steps.values():
-        step(next(batches))
-    for _ in range(options.repeat):
+def cases(device: torch.device) -> list[Case]:
+    """The case of the claims first, with all peers; then ours and the plain form by batch size, length and preset."""
+    if device.type == "cuda":
+        sizes = [*itertools.product(("baby",), (32, 512, 4096), (64,)), ("baby", 512, 32), ("baby", 512, 128), ("tiny", 512, 64), ("mini", 512, 64)]
+        peers = {("baby", 32, 64): ALL, ("baby", 512, 64): ALL}
+    else:
+        sizes = [("baby", 32, 64), ("baby", 6, 64), ("baby", 8, 64), ("baby", 128, 64), ("baby", 512, 64), ("baby", 32, 32), ("baby", 32, 128)]
+        sizes += [("tiny", 32, 64), ("mini", 32, 64)]
+        peers = {("baby", 32, 64): ALL, ("baby", 6, 64): ALL}
+    return [{"preset": p, "batch": b, "positions": t, "ways": peers.get((p, b, t), TWO)} for p, b, t in sizes]
+
+
+def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device, rates: Rates, case: Case) -> Case:
+    """Median step and rates of each way, in turns, its peak of memory, and the floor of such steps."""
+    steps = {way: make_step(way, dataset, options.data, case["preset"], device) for way in case["ways"]}
+    batches = batches_of(dataset, case["batch"], case["positions"])
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    tokens, masked = [], []
+    for turn in range(options.repeat + 1):
+        begin = time.perf_counter()
         batch = next(batches)
+        making = time.perf_counter() - begin
+        tokens.append(int((batch.ids_BT > 0).sum()))
+        masked.append(int((batch.labels_BT > 0).sum()))
         for way, step in steps.items():
             begin = time.perf_counter()
-            step(batch)
-            times[way].append(time.perf_counter() - begin)
-    found = {}
-    for way in WAYS:
-        command = [sys.executable, __file__, f"--data={options.data}", f"--batch-size={options.batch_size}", f"--memory-of={way}"]
-        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-        seconds = statistics.median(times[way])
-        found[way] = {"step_ms": 1000 * seconds, "pairs_per_second": options.batch_size / seconds, "peak_gib": peak / 2**20}
+            step(batch.to(device))
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:  # the first is for compiling and for memory
+                times[way].append(making + time.perf_counter() - begin)
+    token, mask = statistics.median(tokens), statistics.median(masked)
+    floor = floor_seconds(model_config(case["preset"], dataset.tokenizer.size), token, mask, rates)
+    found: Case = {**case, "tokens": token, "masked": mask, "floor_ms": {name: 1000 * seconds for name, seconds in floor.items()}, "found": {}}
+    for way, taken in times.items():
+        seconds = statistics.median(taken)
+        peak = _peak(options, way, case) if case["batch"] >= 32 else None
+        found["found"][way] = {
+            "step_ms": 1000 * seconds,
+            "pairs_per_second": case["batch"] / seconds,
+            "tokens_per_second": token / seconds,
+            "peak_gib": peak,
+        }
     return found
 
 
-def batches_of(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """Batches cut to 64 positions."""
-    for batch in Loader(dataset.examples("train"), batch_size, 0, bucketing=False).epoch(0):
-        yield Batch(*(tensor[:, :POSITIONS] if tensor.dim() == 2 else tensor for tensor in batch))
+def _peak(options: argparse.Namespace, way: str, case: Case) -> float:
+    what = [way, case["preset"], str(case["batch"]), str(case["positions"])]
+    command = [sys.executable, __file__, f"--data={options.data}", f"--device={options.device}", "--memory-of", *what]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
-def make(way: str, dataset: Dataset, data: Path) -> Callable[[Batch], Any]:
-    """A function that takes one training step."""
-    head = "plain" if way == "plain head" else "auto"
-    config = PretrainConfig(data=data, preset="baby", device="cpu", metrics=False, mlm_head=head)  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    if way == "hugging face":
-        return hugging_face(dataset.tokenizer.size)
-    bert = load_or_create(config, dataset, dataset.token_counts(), None)
-    if way == "reference":
-        return reference(bert)
-    model, optimizer, parallel = PretrainingModel(bert, head), make_optimizer(bert, config), Parallel("single", torch.device("cpu"), bf16=False)
-
-    def step(batch: Batch) -> None:
-        backward(model, batch, parallel)
-        torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def peak_gib(dataset: Dataset, options: argparse.Namespace, device: torch.device) -> float:
+    """The most memory that two steps took: of the device, or of this whole process."""
+    way, preset, batch, positions = options.memory_of
+    batches, step = batches_of(dataset, int(batch), int(positions)), make_step(way, dataset, options.data, preset, device)
+    for _ in range(2):
+        step(next(batches).to(device))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def reference(bert: torch.nn.Module) -> Callable[[Batch], Any]:
-    """Logits at every position, and the cross entropy told to ignore most of them."""
-    optimizer = torch.optim.Adam(bert.parameters(), lr=5e-5, weight_decay=0.01)
-    mlm, nsp = torch.nn.CrossEntropyLoss(ignore_index=0), torch.nn.CrossEntropyLoss()
-
-    def step(batch: Batch) -> None:
-        hidden = bert(batch.ids_BT, batch.segments_BT)
-        logits = bert.mlm_logits(hidden)  # type: ignore[operator]
-        loss = mlm(logits.view(-1, logits.shape[-1]), batch.labels_BT.reshape(-1)) + nsp(bert.nsp_logits(hidden), batch.is_next_B)  # type: ignore[operator]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
-        optimizer.step()
-
-    return step
+def show(number: int, case: Case, pairs: int) -> None:
+    """One case as a table."""
+    floor = sum(case["floor_ms"].values())
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in case["floor_ms"].items())
+    print(f"\n[{number}] {case['preset']}, batch {case['batch']} x {case['positions']}: {case['tokens']:,.0f} tokens, {case['masked']:,.0f} of them masked")
+    ours = case["found"]["ours"]["pairs_per_second"]
+    for way, own in case["found"].items():
+        peak = f"peak {own['peak_gib']:.2f} GiB" if own["peak_gib"] else ""
+        rate = f"{own['step_ms']:>9,.1f} ms{own['pairs_per_second']:>10,.1f} pairs/s{own['tokens_per_second']:>11,.0f} tokens/s"
+        print(f"  {way:<14}{rate}   ours has {ours / own['pairs_per_second']:6.1f} x   {peak}")
+    print(f"  floor         {floor:>9,.1f} ms ({parts}): ours takes {case['found']['ours']['step_ms'] / floor:.1f} times as long")
+    print(f"  an epoch of these {pairs:,} pairs by ours: {pairs / ours:,.0f} s", flush=True)
 
 
-def hugging_face(vocab_size: int) -> Callable[[Batch], Any]:
-    """`BertForPreTraining` of width 10, with its own loss."""
-    from transformers import BertConfig, BertForPreTraining
+def growth(found: list[Case]) -> None:
+    """How time grows with pairs and masked tokens, and memory with the batch, of the preset that was measured by batch size."""
+    ladder = sorted((case for case in found if case["preset"] == "baby" and case["positions"] == 64), key=lambda case: case["batch"])
+    print("\nours by batch size: the same time a pair and a masked token, were all of it work")
+    for case in ladder:
+        own = case["found"]["ours"]
+        peak = f"{own['peak_gib']:.2f} GiB; N x V in fp32 would be {4 * case['masked'] * 147_161 / 2**30:.2f}" if own["peak_gib"] else ""
+        print(f"  batch {case['batch']:>5}: {own['step_ms'] / case['batch']:.3f} ms a pair, {own['step_ms'] / case['masked']:.3f} a masked token   {peak}")
 
-    sizes: dict[str, Any] = {"hidden_size": 10, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2048, "type_vocab_size": 3}
-    model = BertForPreTraining(BertConfig(vocab_size=vocab_size, **sizes))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
-    def step(batch: Batch) -> None:
-        labels = torch.where(batch.labels_BT > 0, batch.labels_BT, -100)
-        inputs = {"input_ids": batch.ids_BT, "token_type_ids": batch.segments_BT, "attention_mask": (batch.ids_BT > 0).long()}
-        loss = model(**inputs, labels=labels, next_sentence_label=1 - batch.is_next_B).loss  # its 0 is our 1
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+def draw(found: list[Case], path: Path) -> None:
+    """Pairs/s of each way in each case, on a logarithmic axis."""
+    from matplotlib import pyplot
 
-    return step
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
+    for place, way in enumerate(WAYS):
+        points = [(i + 0.2 * (place - 1.5), case["found"][way]["pairs_per_second"]) for i, case in enumerate(found) if way in case["found"]]
+        axes.bar([x for x, _ in points], [rate for _, rate in points], 0.2, label=way)
+    axes.set_yscale("log")
+    axes.set_ylabel("pairs/s")
+    axes.set_xticks(range(len(found)), [f"{case['preset']}\n{case['batch']} x {case['positions']}" for case in found])
+    axes.legend()
+    axes.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_padding_changes_nothing_wherever_it_is(bert):
 
 def test_positions_are_the_papers_sines():
     encoding = PositionalEncoding(width=4, max_positions=5, dropout=0.0)
-    added = encoding(torch.zeros(1, 5, 4))[0]
+    added = encoding(torch.zeros(1, 5, 4), torch.arange(5))[0]
     for position in range(5):
         expected = [math.sin(position), math.cos(position), math.sin(position / 100), math.cos(position / 100)]
         assert added[position].tolist() == pytest.approx(expected, abs=1e-6)

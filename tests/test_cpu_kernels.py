@@ -1,16 +1,21 @@
-import logging
-import sys
+import itertools
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babybert.model import mlm_head
-from babybert.model.cpu_kernels import BLOCK, WIDEST, CpuHeadLoss, takes
-from babybert.model.mlm_head import mlm_head_loss, plain_head_loss
-from babybert.training.metrics import read_metrics
-from babybert.training.trainer import pretrain
+from babybert.model.kernels import cpu_head
+from babybert.model.kernels.cpu_attention import CpuAttention
+from babybert.model.kernels.cpu_dropout import CpuDropout
+from babybert.model.kernels.cpu_feed_forward import BLOCK as UNITS
+from babybert.model.kernels.cpu_feed_forward import CpuFeedForward
+from babybert.model.kernels.cpu_head import BLOCK, WIDEST, CpuHeadLoss, takes
+from babybert.model.mlm_head import plain_head_loss
+
+ONES = 2**32 - 1
 
 
 def gradients(loss_of, inputs, dtype, weight=1.0):
@@ -23,7 +28,7 @@ def gradients(loss_of, inputs, dtype, weight=1.0):
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 31]),
-    width=st.sampled_from([1, 10, 17, WIDEST]),
+    width=st.sampled_from([1, 10, WIDEST]),
     vocabulary=st.sampled_from([1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 1000, 3 * BLOCK + 17]),
     scale=st.sampled_from([0.01, 1.0, 30.0, 1000.0]),
     repeated=st.booleans(),
@@ -80,26 +85,117 @@ def test_the_kernels_are_taken_where_they_are_made_for():
     assert not taken(1, 10, 16 * BLOCK, torch.float64)
 
 
-def test_without_numba_the_plain_form_is_used_and_said_once(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "babybert.model.cpu_kernels", None)
-    monkeypatch.delattr("babybert.model.cpu_kernels")
-    mlm_head._cpu_kernels.cache_clear()
-    hidden, weight, bias, targets = torch.randn(3, 4), torch.randn(5000, 4), torch.randn(5000), torch.tensor([1, 2, 3])
-    with caplog.at_level(logging.WARNING):
-        losses = [mlm_head_loss(hidden, weight, bias, targets).loss_sum for _ in range(2)]
-    assert losses[0] == plain_head_loss(hidden, weight, bias, targets).loss_sum
-    assert len([record for record in caplog.records if "no CPU kernels" in record.message]) == 1
-    mlm_head._cpu_kernels.cache_clear()
+def test_logits_far_above_the_targets_go_another_way_to_the_same_loss(monkeypatch):
+    torch.manual_seed(0)
+    hidden, weight, bias, targets = torch.randn(9, 10), torch.randn(2000, 10), torch.randn(2000), torch.randint(0, 2000, (9,))
+    bias[7] = 100.0  # of every position, so all are done again, but for the one whose target it is
+    targets[3] = 7
+    again = []
+    log_sums = cpu_head._log_sums
+    monkeypatch.setattr(cpu_head, "_log_sums", lambda h, *rest: again.append(len(h)) or log_sums(h, *rest))
+    ours = CpuHeadLoss.apply(hidden, weight, bias, targets, False)[0]
+    assert again == [8]
+    assert float(ours) == pytest.approx(float(F.cross_entropy((hidden @ weight.T + bias).double(), targets, reduction="sum")), rel=1e-6)
 
 
-def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, monkeypatch):
-    """200 steps, with a threshold low enough for the demo's 209 words."""
-    monkeypatch.setattr("babybert.model.cpu_kernels.takes", lambda hidden, weight: len(hidden) > 0)
-    curves = []
-    for head in ("plain", "auto"):
-        config = small(out=tmp_path / head, mlm_head=head, max_steps=200, epochs=10, log_every=1)
-        pretrain(config)
-        curves.append([line["mlm_loss"] for line in read_metrics(config.out / "metrics.jsonl") if line["split"] == "train"])
-    assert len(curves[0]) == 200
-    assert curves[0] != curves[1]  # another order of summing: the kernels did run
-    assert curves[1] == pytest.approx(curves[0], rel=2e-3)
+def test_nan_is_not_hidden():
+    hidden, weight, bias = torch.randn(3, 10), torch.randn(2000, 10), torch.randn(2000)
+    hidden[1, 2] = torch.nan
+    assert CpuHeadLoss.apply(hidden, weight, bias, torch.tensor([1, 2, 3]), False)[0].isnan()
+
+
+def mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
+    x = (x ^ (x >> 15)) * 0x846CA68B & ONES
+    return x ^ (x >> 16)
+
+
+def mask(rows, columns, drop, seed_2):
+    """What is kept, in int64: a product that wraps has its lowest 32 bits right."""
+    first, second = seed_2.tolist()
+    key = mix((torch.arange(rows) + first) & ONES) ^ second
+    return mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)
+
+
+def assert_close(ours, reference, tolerance):
+    for one, other in zip(ours, reference, strict=True):
+        assert one.shape == other.shape
+        size = max([1.0, *other.abs().flatten().tolist()])
+        assert float((one.double() - other).abs().max()) <= tolerance * size
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.sampled_from([1, 2, 7, 64, 129]),
+    width=st.sampled_from([1, 10]),
+    units=st.sampled_from([1, UNITS - 1, UNITS, 2 * UNITS + 1]),
+    drop=st.sampled_from([0.0, 0.1, 0.5]),
+    dtype=st.sampled_from([torch.float32, torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, units, drop, dtype, seed):
+    torch.manual_seed(seed)
+    # Eighths and odd 128ths: what goes into the relu is exact, and never 0.
+    x, weight1 = torch.randint(-8, 9, (n, width)) / 8, torch.randint(-8, 9, (units, width)) / 8
+    bias1 = (2 * torch.randint(-64, 64, (units,)) + 1) / 128
+    inputs, seed_2 = [x, weight1, bias1, torch.randn(width, units), torch.randn(width)], torch.randint(0, 2**32, (2,))
+    d_y, kept = torch.randn(n, width).bfloat16(), mask(n, units, drop, seed_2)
+
+    def run(function, leaves):
+        y = function(*leaves)
+        y.backward(d_y.to(y.dtype))
+        return [y.detach(), *(leaf.grad for leaf in leaves)]
+
+    ours = run(
+        lambda *leaves: CpuFeedForward.apply(*leaves, drop, seed_2), [inputs[0].to(dtype).requires_grad_(), *(w.clone().requires_grad_() for w in inputs[1:])]
+    )
+    reference = run(
+        lambda x, w1, b1, w2, b2: (torch.relu(x @ w1.T + b1) * kept / (1 - drop)) @ w2.T + b2, [x.detach().double().requires_grad_() for x in inputs]
+    )
+    assert_close(ours, reference, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    heads=st.sampled_from([1, 2, 3]),
+    head_width=st.sampled_from([1, 5]),
+    drop=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 99),
+)
+def test_attention_equals_float64_autograd_with_the_same_mask(lengths, heads, head_width, drop, seed):
+    torch.manual_seed(seed)
+    offsets, width = torch.tensor([0, *np.cumsum(lengths)]), heads * head_width
+    qkv, d_out, seed_2 = torch.randn(sum(lengths), 3 * width), torch.randn(sum(lengths), width), torch.randint(0, 2**32, (2,))
+    kept = mask(sum(lengths) * heads, max(lengths), drop, seed_2).view(sum(lengths), heads, -1)
+
+    def plain(x):
+        out = []
+        for first, end in itertools.pairwise(offsets.tolist()):
+            q, k, v = x[first:end].unflatten(1, (3, heads, head_width)).permute(1, 2, 0, 3)
+            weights = (q @ k.transpose(1, 2) / head_width**0.5).softmax(-1) * kept[first:end, :, : end - first].transpose(0, 1) / (1 - drop)
+            out.append((weights @ v).transpose(0, 1).flatten(1))
+        return torch.cat(out)
+
+    results = []
+    for function, leaf in ((lambda x: CpuAttention.apply(x, offsets, heads, drop, seed_2), qkv.clone()), (plain, qkv.double())):
+        out = function(leaf.requires_grad_())
+        out.backward(d_out.to(out.dtype))
+        results.append([out.detach(), leaf.grad])
+    assert_close(*results, 1e-5)
+
+
+@pytest.mark.parametrize("drop", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_backward_keeps_the_same(drop):
+    x, seed_2 = torch.ones(300, 7, 50, requires_grad=True), torch.tensor([7, ONES])
+    y = CpuDropout.apply(x, drop, seed_2)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(y, x.grad)
+    assert torch.equal(y.detach().view(-1, 50) > 0, mask(2100, 50, drop, seed_2))
+    assert float(y.detach().max()) == pytest.approx(1 / (1 - drop))
+    assert float((y > 0).double().mean()) == pytest.approx(1 - drop, abs=4 * (drop * (1 - drop) / y.numel()) ** 0.5)
+    # Neighbours, and masks of two seeds, agree as often as independent ones.
+    one, other = mask(500, 2000, drop, torch.tensor([7, 8])), mask(500, 2000, drop, torch.tensor([7, 9]))
+    agree = drop**2 + (1 - drop) ** 2
+    for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
+        assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)

@@ -3,12 +3,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babybert.model.mlm_head import mlm_head_loss
+from babybert.model import mlm_head
+from babybert.model.mlm_head import mlm_head_loss, plain_head_loss
 
 
 @settings(max_examples=50, deadline=None)
-@given(n=st.integers(0, 9), width=st.integers(1, 12), vocabulary=st.integers(1, 50), scale=st.sampled_from([0.1, 1.0, 30.0]), seed=st.integers(0, 99))
-def test_value_and_gradients_equal_a_float64_reference(n, width, vocabulary, scale, seed):
+@given(
+    n=st.integers(0, 9),
+    width=st.integers(1, 12),
+    vocabulary=st.integers(1, 50),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 99),
+    kernels=st.sampled_from(["auto", "plain"]),
+)
+def test_value_and_gradients_equal_a_float64_reference(n, width, vocabulary, scale, seed, kernels):
     torch.manual_seed(seed)
     targets = torch.randint(0, vocabulary, (n,))
     inputs = [scale * torch.randn(n, width), torch.randn(vocabulary, width), torch.randn(vocabulary)]
@@ -16,7 +24,7 @@ def test_value_and_gradients_equal_a_float64_reference(n, width, vocabulary, sca
     for dtype in (torch.float32, torch.float64):
         hidden, weight, bias = (x.detach().to(dtype, copy=True).requires_grad_() for x in inputs)
         if dtype == torch.float32:
-            loss = mlm_head_loss(hidden, weight, bias, targets).loss_sum
+            loss = mlm_head_loss(hidden, weight, bias, targets, kernels=kernels).loss_sum
         else:
             loss = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")
         loss.backward()
@@ -37,3 +45,29 @@ def test_rank_counts_the_likelier_tokens():
 def test_very_large_logits_stay_finite():
     head = mlm_head_loss(torch.full((1, 1), 1e4), torch.tensor([[1.0], [-1.0]]), torch.zeros(2), torch.tensor([1]))
     assert head.loss_sum.item() == pytest.approx(2e4)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("chunk", [1, 130, 2**24])
+def test_rows_without_a_target_take_no_part_whatever_the_chunk(kernels, chunk, monkeypatch):
+    monkeypatch.setattr(mlm_head, "CHUNK", chunk)
+    torch.manual_seed(0)
+    inputs, targets = [torch.randn(7, 6), torch.randn(50, 6), torch.randn(50)], torch.tensor([3, -1, 3, 49, -1, 0, 7])
+    results = []
+    for rows in (slice(None), targets >= 0):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        head = mlm_head_loss(leaves[0][rows], *leaves[1:], targets[rows], True, kernels if isinstance(rows, slice) else "plain")
+        (0.3 * head.loss_sum).backward()
+        results.append([head.loss_sum.detach(), head.positions, *(leaf.grad for leaf in leaves)])
+        ranks = head.rank_N if isinstance(rows, slice) else torch.zeros(7, dtype=torch.int64).masked_scatter(rows, head.rank_N)
+        results[-1].append(ranks)
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    assert results[0][1] == 5
+
+
+def test_without_gradients_none_are_made():
+    with torch.no_grad():
+        loss = mlm_head_loss(torch.randn(3, 2), torch.randn(9, 2, requires_grad=True), torch.zeros(9), torch.tensor([1, 2, 3])).loss_sum
+    assert not loss.requires_grad
+    assert plain_head_loss(torch.randn(0, 2), torch.randn(9, 2), torch.zeros(9), torch.empty(0, dtype=torch.int64)).loss_sum == 0

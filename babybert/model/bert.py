@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
+from babybert.model.kernels import cpu_kernels
+from babybert.model.layer import Dropout, EncoderLayer, Rows
 
 SEGMENTS = 3  # 0 padding, 1 `[CLS] A [SEP]`, 2 `B [SEP]`
 
@@ -36,15 +38,15 @@ class PositionalEncoding(nn.Module):
 
     def __init__(self, width: int, max_positions: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
         angle = torch.arange(max_positions)[:, None] * frequency
         table_TD = torch.zeros(max_positions, width)
         table_TD[:, 0::2], table_TD[:, 1::2] = angle.sin(), angle.cos()
         self.register_buffer("table_TD", table_TD, persistent=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.dropout(x_BTD + self.table_TD[: x_BTD.shape[1]])
+    def forward(self, x: Tensor, position: Tensor) -> Tensor:
+        return self.dropout(x + self.table_TD[position])
 
 
 class BertEmbedding(nn.Module):
@@ -55,27 +57,30 @@ class BertEmbedding(nn.Module):
         self.token_embedding = TokenEmbedding(config.vocab_size, config.width)
         self.positional_encoding = PositionalEncoding(config.width, config.max_positions, config.dropout)
         self.segment_embedding = nn.Embedding(SEGMENTS, config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
-    def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
-        return self.dropout(self.positional_encoding(self.token_embedding(ids_BT)) + self.segment_embedding(segments_BT))
+    def forward(self, ids: Tensor, segments: Tensor, position: Tensor) -> Tensor:
+        """Vectors (..., D) of ids and segments (...); `position` is theirs, or that of the last dimension."""
+        return self.dropout(self.positional_encoding(self.token_embedding(ids), position) + self.segment_embedding(segments))
 
 
 class BabyBert(nn.Module):
     """Token ids to hidden states, and hidden states to what each objective predicts."""
+
+    kernels = "auto"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, dropout = config.width, config.dropout
         self.config = config
         self.embedding = BertEmbedding(config)
-        layer = nn.TransformerEncoderLayer(width, config.heads, config.feed_forward, dropout, batch_first=True)
+        layer = EncoderLayer(width, config.heads, config.feed_forward, dropout)
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.encoder_norm = nn.LayerNorm(width)
-        self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, 2))
+        self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(dropout), nn.Linear(width, 2))
         self.mlm_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.mlm_decoder = nn.Linear(width, config.vocab_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -90,9 +95,23 @@ class BabyBert(nn.Module):
 
     def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D). Positions that hold `[PAD]` are not attended to, wherever in the row they are."""
-        x_BTD = self.embedding(ids_BT, segments_BT)
+        position_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        if self.kernels == "auto" and ids_BT.device.type == "cpu" and cpu_kernels():
+            rows = Rows.of(ids_BT != PAD)
+            x_ND = self.embedding(rows.pack(ids_BT), rows.pack(segments_BT), rows.pack(position_T.expand_as(ids_BT)))
+            for layer in self.encoder.layers:
+                x_ND = layer.forward_rows(x_ND, rows)
+            return rows.pad(self.dropout(self.encoder_norm(x_ND)))
+        x_BTD = self.embedding(ids_BT, segments_BT, position_T)
         x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
         return self.dropout(self.encoder_norm(x_BTD))
+
+    def choose_kernels(self, kernels: str) -> "BabyBert":
+        """Compute by whatever is fastest here ("auto"), or by PyTorch's own operations ("plain")."""
+        for module in self.modules():
+            if isinstance(module, (BabyBert, EncoderLayer, Dropout)):
+                module.kernels = kernels
+        return self
 
     def mlm_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits over the vocabulary (N, V) of chosen positions; ask for few, V is large."""

@@ -13,21 +13,27 @@ Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from babybert.data.tokenizer import PAD
 from babybert.model.bert import BabyBert
-from babybert.model.mlm_head import HeadLoss, mlm_head_loss
+from babybert.model.kernels import gpu_kernels
+from babybert.model.mlm_head import NO_TARGET, HeadLoss, mlm_head_loss
 
 IGNORED = 0  # the MLM label of a position that was not chosen
 
 
-def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: bool = False, head: str = "auto") -> HeadLoss:
+def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: bool = False) -> HeadLoss:
     """Sum of the MLM cross entropies over the chosen positions, and how many they are."""
-    chosen_BT = labels_BT != IGNORED
-    transformed_ND = model.mlm_transform(hidden_BTD[chosen_BT])
-    return mlm_head_loss(transformed_ND, model.mlm_decoder.weight, model.mlm_decoder.bias, labels_BT[chosen_BT], with_rank, head)
+    decoder, chosen_N = model.mlm_decoder, labels_BT.flatten() != IGNORED
+    gpu = gpu_kernels(labels_BT.device) if model.kernels == "auto" and not with_rank else None
+    # On a GPU, the host would have to wait for how many were chosen; the kernel passes over rows without a target.
+    waits = not (gpu and gpu.takes_head(hidden_BTD, decoder.weight))
+    index_N = chosen_N.nonzero().squeeze(1) if waits else chosen_N.int().argsort(descending=True, stable=True)
+    labels_N = labels_BT.flatten()[index_N]
+    targets_N = labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
+    transformed_ND = model.mlm_transform(hidden_BTD.flatten(0, 1)[index_N])
+    return mlm_head_loss(transformed_ND, decoder.weight, decoder.bias, targets_N, with_rank, model.kernels)
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
@@ -88,19 +94,19 @@ class Totals:
 class PretrainingModel(nn.Module):
     """A BabyBert with its losses inside, so that it can be wrapped for several devices."""
 
-    def __init__(self, bert: BabyBert, head: str = "auto") -> None:
+    def __init__(self, bert: BabyBert) -> None:
         super().__init__()
-        self.bert, self.head = bert, head
+        self.bert = bert
 
     def forward(self, ids_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, is_next_B: Tensor) -> dict[str, Tensor]:
         """The fields of `Totals` as tensors of shape (1,)."""
         hidden_BTD = self.bert(ids_BT, segments_BT)
-        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT, head=self.head)
+        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT)
         nsp_logits_B2 = self.bert.nsp_logits(hidden_BTD)
         correct = (nsp_logits_B2.argmax(-1) == is_next_B).sum()
         return {
             "mlm_sum": mlm.loss_sum.reshape(1),
-            "mlm_count": torch.full_like(correct.reshape(1), mlm.positions),
+            "mlm_count": mlm.positions.reshape(1),
             "nsp_sum": nsp_loss(nsp_logits_B2, is_next_B).reshape(1),
             "nsp_correct": correct.reshape(1),
             "nsp_count": (is_next_B >= 0).sum().reshape(1),

@@ -71,7 +71,7 @@ def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper:
     train, held_out = dataset.examples("train"), dataset.examples("validation").first(config.validation_pairs)
     counts_V = dataset.token_counts()
     bert, optimizer, state, resumed_from = set_up(config, parallel, dataset, counts_V, keeper)
-    model = parallel.wrap(PretrainingModel(bert, config.mlm_head))
+    model = parallel.wrap(PretrainingModel(bert.choose_kernels(config.kernels)))
     loader = make_loader(config, train, dataset.tokenizer.size, parallel.device)
     epoch_batches = batches_in_epoch(len(train), config.batch_size)
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)

@@ -1,0 +1,44 @@
+"""What the model computes fastest by code of its own: numba on a CPU, Triton on a GPU.
+
+Each kernel has a plain form in PyTorch beside the place that picks it (`mlm_head.py`, `layer.py`), which is its oracle
+in the tests and runs wherever the kernel does not.
+"""
+
+import functools
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+@functools.cache
+def cpu_kernels() -> ModuleType | None:
+    """The CPU's kernels, or None where numba cannot be had; says so, once."""
+    try:
+        from babybert.model.kernels import cpu
+    except ImportError as error:
+        logging.getLogger(__name__).warning("no CPU kernels (%s): PyTorch's own operations are used, which are slower", error)
+        return None
+    return cpu
+
+
+def gpu_kernels(device: torch.device) -> ModuleType | None:
+    """The GPU's kernels, or None for another device or where Triton cannot be had; says so, once."""
+    return _gpu_kernels() if device.type == "cuda" else None
+
+
+@functools.cache
+def _gpu_kernels() -> ModuleType | None:
+    try:
+        from babybert.model.kernels import gpu
+    except ImportError as error:
+        logging.getLogger(__name__).warning("no GPU kernels (%s): PyTorch's own operations are used, which are slower", error)
+        return None
+    return gpu
+
+
+def as_autocast(x: Tensor) -> Tensor:
+    """What autocast would make of the input of a matrix product: it does not look into our own functions."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

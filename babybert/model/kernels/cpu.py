@@ -1,0 +1,8 @@
+"""The CPU kernels under one name, so that they are there together or not at all."""
+
+from babybert.model.kernels import cpu_attention as attention
+from babybert.model.kernels import cpu_dropout as dropout
+from babybert.model.kernels import cpu_feed_forward as feed_forward
+from babybert.model.kernels import cpu_head as head
+
+__all__ = ["attention", "dropout", "feed_forward", "head"]

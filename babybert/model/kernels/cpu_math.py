@@ -1,0 +1,107 @@
+"""What the CPU kernels share: an exponential and a random number that vectorise, and how they are compiled.
+
+numba compiles Python loops with LLVM. A loop becomes vector instructions only if its body has no call in it (so `exp` is
+a polynomial with an exponent set by bits) and no state that goes from one round to the next (so a random number is a
+hash of where it is, not the next of a generator). Compiling takes seconds, once: numba keeps the code on disk, under
+`__pycache__` or NUMBA_CACHE_DIR. It does not see changes in this file: after an edit, delete `*.nbi` in `__pycache__`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import get_num_threads, njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+DEGREE = 6
+POWERS = tuple(np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, DEGREE, [0, 1]).convert(kind=np.polynomial.Polynomial).coef.astype(np.float32))
+C0, C1, C2, C3, C4, C5, C6 = POWERS
+LOG2_E = np.float32(np.log2(np.e))
+SMALLEST = np.float32(-126.0)  # below 2^-126 there are only denormal numbers
+LARGEST = np.float32(126.0)
+EXPONENT_BIAS = 127  # of an fp32 number
+GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: neighbours come to lie far apart
+
+
+@intrinsic
+def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+    """The fp32 number with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@njit(inline="always", fastmath=True)
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x with a relative error below 3e-7, for -87 < x < 87; beyond, what it is there."""
+    y = min(max(x * LOG2_E, SMALLEST), LARGEST)
+    biased = np.int32(y + np.float32(EXPONENT_BIAS))  # positive, so that cutting rounds down
+    f = y - np.float32(biased - np.int32(EXPONENT_BIAS))
+    power = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6)))))
+    return power * _float_of_bits(biased << np.int32(23))
+
+
+@njit(inline="always")
+def mix(x):  # type: ignore[no-untyped-def]
+    """A hash of 32 bits to 32 bits (`lowbias32`, found by Chris Wellons' hash-prospector)."""
+    # numba's product of two uint32 is a uint64: each is cut, or the loop works on half as many numbers at a time.
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@njit(inline="always")
+def row_key(row, seed0, seed1):  # type: ignore[no-untyped-def]
+    """What all random numbers of a row have in common."""
+    return np.uint32(mix(np.uint32(np.uint32(row) + seed0)) ^ seed1)
+
+
+@njit(inline="always")
+def bits_of(key, column):  # type: ignore[no-untyped-def]
+    """The random number of one column of a row: 32 bits."""
+    return mix(np.uint32(key + np.uint32(np.uint32(column) * GOLDEN)))
+
+
+def dropout_numbers(drop: float, seed_2: Tensor) -> tuple[np.uint32, np.uint32, np.uint32, np.float32]:
+    """The seed as two numbers, the hash from which on a number is kept, and what is kept is multiplied by."""
+    seed0, seed1 = seed_2.tolist()
+    return np.uint32(seed0), np.uint32(seed1), np.uint32(min(round(drop * 2**32), 2**32 - 1)), np.float32(1 / (1 - drop))
+
+
+def threads_for(rows: int, rows_each: int) -> int:
+    """As many threads as torch uses (one process of several does not take all cores), each with work worth its start."""
+    return max(1, min(torch.get_num_threads(), get_num_threads(), rows // rows_each))
+
+
+def compiled(make: Callable[[int, bool], tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
+    """`make(width, cache)` as a function of the width: called once for each, without a cache where no folder can be written."""
+
+    @functools.cache
+    def kernels(width: int) -> tuple[Any, ...]:
+        try:
+            made = make(width, True)
+        except RuntimeError:
+            made = make(width, False)
+        return tuple(_forgiving(kernel) for kernel in made)
+
+    return kernels
+
+
+def _forgiving(kernel: Any) -> Callable[..., None]:
+    """The kernel, also where what was compiled cannot be written to the cache, for want of space: it is there in memory."""
+
+    def run(*arguments: Any) -> None:
+        try:
+            kernel(*arguments)
+        except OSError:
+            kernel(*arguments)
+
+    return run

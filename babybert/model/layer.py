@@ -1,0 +1,110 @@
+"""A Transformer layer that is PyTorch's own in name, weights and plain form, and runs on kernels where they are faster.
+
+Where there are CPU kernels, the tokens of all pairs are laid end to end, without padding (`Rows`): attention looks from
+`offsets[b]` to `offsets[b + 1]`, and all else is a function of one row. On a GPU a batch stays padded, because how many
+tokens there are would have to be waited for; only the feed-forward is then replaced.
+
+Dropout draws its seed from PyTorch's generator at each call, so a run's seed decides it, whatever computes it.
+
+Shapes: B pairs, T positions, N tokens of all pairs (or B x T positions), D width, F hidden units.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from babybert.model.kernels import as_autocast, cpu_kernels, gpu_kernels
+
+
+class Rows(NamedTuple):
+    """Where the tokens of a padded batch are when they are laid end to end."""
+
+    index_N: Tensor  # in the flattened batch
+    offsets: Tensor  # pair b has the tokens from offsets[b] to offsets[b + 1]
+    shape: torch.Size  # (B, T)
+
+    @classmethod
+    def of(cls, real_BT: Tensor) -> "Rows":
+        """The positions that are not padding."""
+        return cls(real_BT.flatten().nonzero().squeeze(1), F.pad(real_BT.sum(1).cumsum(0), (1, 0)), real_BT.shape)
+
+    def pack(self, x_BT: Tensor) -> Tensor:
+        """Of a padded batch, what is at the tokens."""
+        return x_BT.flatten(0, 1)[self.index_N]
+
+    def pad(self, x_ND: Tensor) -> Tensor:
+        """The padded batch (B, T, D), with zeros where there is no token."""
+        flat = x_ND.new_zeros(self.shape.numel(), x_ND.shape[1]).index_copy(0, self.index_N, x_ND)
+        return flat.view(*self.shape, -1)
+
+
+def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: float, kernels: str = "auto") -> Tensor:
+    """`dropout(relu(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D), by a kernel where one is made for them."""
+    if kernels == "auto":
+        cpu, gpu = cpu_kernels(), gpu_kernels(x_ND.device)
+        arguments = linear1.weight, linear1.bias, linear2.weight, linear2.bias, drop
+        if cpu and cpu.feed_forward.takes(x_ND, linear1.weight):
+            return cpu.feed_forward.CpuFeedForward.apply(x_ND, *arguments, draw_seed(x_ND.device))
+        if gpu and gpu.takes_feed_forward(x_ND, linear1.weight):
+            return gpu.GpuFeedForward.apply(as_autocast(x_ND), *arguments, draw_seed(x_ND.device))
+    return linear2(dropout(F.relu(linear1(x_ND)), drop, kernels))
+
+
+def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al., 2017) within each pair, to (N, D)."""
+    cpu = cpu_kernels()
+    if cpu and cpu.attention.takes(qkv_N3D, heads, drop):
+        return cpu.attention.CpuAttention.apply(qkv_N3D, rows.offsets, heads, drop, draw_seed(qkv_N3D.device))
+    q, k, v = rows.pad(qkv_N3D).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    real_BT = torch.zeros(rows.shape.numel(), dtype=torch.bool).index_fill_(0, rows.index_N, True).view(rows.shape)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=real_BT[:, None, None], dropout_p=drop)
+    return rows.pack(out.transpose(1, 2).flatten(2))
+
+
+def dropout(x: Tensor, drop: float, kernels: str = "auto") -> Tensor:
+    """Each number 0 with probability `drop`, else divided by 1 - drop (Srivastava et al., 2014)."""
+    cpu = cpu_kernels() if kernels == "auto" and drop > 0 else None
+    if cpu and cpu.dropout.takes(x):
+        return cpu.dropout.CpuDropout.apply(x, drop, draw_seed(x.device))
+    return F.dropout(x, drop)
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """Two numbers below 2^32 from PyTorch's generator of this device: what one call of a dropout hashes with."""
+    return torch.randint(0, 2**32, (2,), device=device)
+
+
+class Dropout(nn.Dropout):
+    """`nn.Dropout` by whichever is faster."""
+
+    kernels = "auto"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.kernels) if self.training else x
+
+
+class EncoderLayer(nn.TransformerEncoderLayer):
+    """The same layer, with a second way through it for rows without padding."""
+
+    kernels = "auto"
+
+    def __init__(self, width: int, heads: int, hidden: int, drop: float) -> None:
+        super().__init__(width, heads, hidden, drop, batch_first=True)
+        self.dropout, self.dropout1, self.dropout2 = Dropout(drop), Dropout(drop), Dropout(drop)
+
+    def _get_name(self) -> str:
+        return "TransformerEncoderLayer"  # printed, it is what it stands for
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        drop = self.dropout.p if self.training else 0.0
+        return self.dropout2(feed_forward(x.flatten(0, -2), self.linear1, self.linear2, drop, self.kernels).view(x.shape))
+
+    def forward_rows(self, x_ND: Tensor, rows: Rows) -> Tensor:
+        """The layer's output for tokens laid end to end."""
+        attend = self.self_attn
+        qkv_N3D = F.linear(x_ND, attend.in_proj_weight, attend.in_proj_bias)
+        attended_ND = attention(qkv_N3D, rows, attend.num_heads, attend.dropout if self.training else 0.0)
+        x_ND = self.norm1(x_ND + self.dropout1(attend.out_proj(attended_ND)))
+        return self.norm2(x_ND + self._ff_block(x_ND))

@@ -1,0 +1,90 @@
+"""The training steps that `pretrain.py` compares: the reference's loop, Hugging Face's model, plain PyTorch, and ours."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from babybert.config import PRESETS, PretrainConfig
+from babybert.data.dataset import Dataset
+from babybert.data.loader import Batch, Loader
+from babybert.model.objectives import PretrainingModel
+from babybert.training.parallel import Parallel, backward
+from babybert.training.trainer import load_or_create, make_optimizer
+
+WAYS = {
+    "reference": "logits at every position, eager, Adam",
+    "hugging face": "BertForPreTraining of the same sizes, with its own loss",
+    "plain": "masked positions only, PyTorch's own operations",
+    "ours": "what `babybert pretrain` does",
+}
+Step = Callable[[Batch], Any]
+
+
+def batches_of(dataset: Dataset, batch_size: int, positions: int) -> Iterator[Batch]:
+    """Batches cut to so many positions; of pairs in no order of length, as all of the peers have them."""
+    loader = Loader(dataset.examples("train"), batch_size, 0, bucketing=False)
+    for epoch in range(10**6):
+        for batch in loader.epoch(epoch):
+            yield Batch(*(tensor[:, :positions] if tensor.dim() == 2 else tensor for tensor in batch))
+
+
+def make_step(way: str, dataset: Dataset, data: Path, preset: str, device: torch.device) -> Step:
+    """A function that takes one training step of this way: forward, backward, clipping, optimizer."""
+    config = PretrainConfig(data=data, preset=preset, device=device.type, metrics=False, kernels="auto" if way == "ours" else "plain")  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    if way == "hugging face":
+        return _hugging_face(dataset.tokenizer.size, preset, device)
+    bert = load_or_create(config, dataset, dataset.token_counts(), None).choose_kernels(config.kernels).to(device)
+    if way == "reference":
+        return _reference(bert)
+    parallel = Parallel("single", device, bf16=device.type == "cuda")
+    model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
+
+    def step(batch: Batch) -> None:
+        backward(model, batch, parallel)
+        torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _finish(loss: Tensor, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def _reference(bert: Any) -> Step:
+    """Logits at every position, and the cross entropy told to ignore most of them."""
+    optimizer = torch.optim.Adam(bert.parameters(), lr=5e-5, weight_decay=0.01)
+    mlm, nsp = torch.nn.CrossEntropyLoss(ignore_index=0), torch.nn.CrossEntropyLoss()
+
+    def step(batch: Batch) -> None:
+        hidden = bert(batch.ids_BT, batch.segments_BT)
+        logits = bert.mlm_logits(hidden)
+        loss = mlm(logits.view(-1, logits.shape[-1]), batch.labels_BT.reshape(-1)) + nsp(bert.nsp_logits(hidden), batch.is_next_B)
+        _finish(loss, list(bert.parameters()), optimizer)
+
+    return step
+
+
+def _hugging_face(vocab_size: int, preset: str, device: torch.device) -> Step:
+    from transformers import BertConfig, BertForPreTraining
+
+    own = PRESETS[preset]
+    sizes = {"hidden_size": own["width"], "num_hidden_layers": own["layers"], "num_attention_heads": own["heads"], "intermediate_size": own["feed_forward"]}
+    model = BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes)).to(device)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+
+    def step(batch: Batch) -> None:
+        labels = torch.where(batch.labels_BT > 0, batch.labels_BT, -100)
+        inputs = {"input_ids": batch.ids_BT, "token_type_ids": batch.segments_BT, "attention_mask": (batch.ids_BT > 0).long()}
+        loss = model(**inputs, labels=labels, next_sentence_label=1 - batch.is_next_B).loss  # its 0 is our 1
+        _finish(loss, list(model.parameters()), optimizer)
+
+    return step
