@@ -28,8 +28,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--vocabulary", type=int, default=147_161)
     options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, medians of {options.repeat}, in turns; chosen up to width: head {cpu_head.WIDEST}, ", end="")
-    print(f"feed-forward {cpu_feed_forward.WIDEST}, attention {cpu_attention.WIDEST_HEAD} (of a head; always with dropout)")
+    print(f"{torch.get_num_threads()} threads, medians of {options.repeat}, in turns. Widest that is chosen, without and with dropout: head {cpu_head.WIDEST};")
+    print(f"feed-forward {cpu_feed_forward.WIDEST}, {cpu_feed_forward.WIDEST_WITH_DROPOUT}; ", end="")
+    print(f"attention {cpu_attention.WIDEST}, {cpu_attention.WIDEST_WITH_DROPOUT} (of a head)")
     for width in (10, 16, 32, 64):
         compare(f"head, width {width}", *head(width, options.vocabulary), options.repeat)
     compare("head by chunks, width 256", *chunked_head(256, options.vocabulary), options.repeat)

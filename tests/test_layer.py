@@ -6,9 +6,9 @@ import torch
 
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
-from babybert.model import kernels, layer
+from babybert.model import kernels
 from babybert.model.bert import BabyBert
-from babybert.model.kernels import cpu_feed_forward, cpu_head
+from babybert.model.kernels import cpu_attention, cpu_feed_forward, cpu_head
 from babybert.model.mlm_head import mlm_head_loss, plain_head_loss
 from babybert.training.metrics import read_metrics
 from babybert.training.trainer import pretrain
@@ -82,7 +82,7 @@ def test_without_numba_everything_runs_in_pytorch_and_it_is_said_once(monkeypatc
 def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, monkeypatch):
     """200 steps without dropout, whose masks would differ; with thresholds low enough for the demo's 209 words."""
     monkeypatch.setattr(cpu_head, "takes", lambda hidden, weight: len(hidden) > 0)
-    monkeypatch.setattr(cpu_feed_forward, "takes", lambda x, weight: True)
+    monkeypatch.setattr(cpu_feed_forward, "takes", lambda x, weight, drop: True)
     curves = []
     for choice in ("plain", "auto"):
         config = small(out=tmp_path / choice, kernels=choice, max_steps=200, epochs=10, log_every=1)
@@ -93,6 +93,13 @@ def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, mo
     assert curves[1] == pytest.approx(curves[0], rel=2e-3)
 
 
-def test_numbers_of_a_head_that_attention_is_not_made_for():
-    assert layer.cpu_kernels().attention.takes(torch.zeros(3, 3 * 64), 1, 0.1)
-    assert not layer.cpu_kernels().attention.takes(torch.zeros(3, 3 * 64), 1, 0.0)
+def test_kernels_are_taken_where_they_are_faster():
+    def attends(width, drop, dtype=torch.float32):
+        return cpu_attention.takes(torch.zeros(3, 3 * width, dtype=dtype), 1, drop)
+
+    def feeds(width, drop, dtype=torch.float32):
+        return cpu_feed_forward.takes(torch.zeros(3, width), torch.zeros(9, width, dtype=dtype), drop)
+
+    for takes in (attends, feeds):
+        assert takes(10, 0.0) and takes(32, 0.1)
+        assert not takes(32, 0.0) and not takes(64, 0.1) and not takes(10, 0.0, torch.float64)

@@ -45,7 +45,7 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
     if kernels == "auto":
         cpu, gpu = cpu_kernels(), gpu_kernels(x_ND.device)
         arguments = linear1.weight, linear1.bias, linear2.weight, linear2.bias, drop
-        if cpu and cpu.feed_forward.takes(x_ND, linear1.weight):
+        if cpu and cpu.feed_forward.takes(x_ND, linear1.weight, drop):
             return cpu.feed_forward.CpuFeedForward.apply(x_ND, *arguments, draw_seed(x_ND.device))
         if gpu and gpu.takes_feed_forward(x_ND, linear1.weight):
             return gpu.GpuFeedForward.apply(as_autocast(x_ND), *arguments, draw_seed(x_ND.device))

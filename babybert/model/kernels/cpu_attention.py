@@ -16,7 +16,7 @@ from torch import Tensor
 
 from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, exp, row_key, threads_for
 
-WIDEST_HEAD = 32  # beyond it, and without dropout, PyTorch's own wins
+WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # of a head; beyond them PyTorch's own attention wins (benchmarks/kernels.py)
 
 
 def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
@@ -107,8 +107,8 @@ kernels = compiled(_make)
 
 def takes(qkv_N3D: Tensor, heads: int, drop: float) -> bool:
     """Whether these kernels are made for such tensors, and faster than PyTorch's attention."""
-    head_width = qkv_N3D.shape[1] // (3 * heads)
-    return qkv_N3D.device.type == "cpu" and qkv_N3D.dtype == torch.float32 and (head_width <= WIDEST_HEAD or drop > 0) and len(qkv_N3D) > 0
+    head_width, widest = qkv_N3D.shape[1] // (3 * heads), WIDEST_WITH_DROPOUT if drop else WIDEST
+    return qkv_N3D.device.type == "cpu" and qkv_N3D.dtype == torch.float32 and head_width <= widest and len(qkv_N3D) > 0
 
 
 class CpuAttention(torch.autograd.Function):

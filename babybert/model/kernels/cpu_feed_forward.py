@@ -17,7 +17,7 @@ from torch import Tensor
 from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, row_key, threads_for
 
 BLOCK = 128  # hidden units at a time: both tables of them, and their gradients, fit a core's first cache
-WIDEST = 32  # beyond it the matrix products of the plain form win
+WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # beyond them the matrix products of the plain form win (benchmarks/kernels.py)
 
 
 @njit(inline="always", fastmath=True)
@@ -110,9 +110,10 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
 kernels = compiled(_make)
 
 
-def takes(x_ND: Tensor, weight1_FD: Tensor) -> bool:
-    """Whether these kernels are made for such tensors."""
-    return weight1_FD.device.type == "cpu" and weight1_FD.dtype == torch.float32 and weight1_FD.shape[1] <= WIDEST and len(x_ND) > 0
+def takes(x_ND: Tensor, weight1_FD: Tensor, drop: float) -> bool:
+    """Whether these kernels are made for such tensors, and faster than PyTorch's operations."""
+    widest = WIDEST_WITH_DROPOUT if drop else WIDEST
+    return weight1_FD.device.type == "cpu" and weight1_FD.dtype == torch.float32 and weight1_FD.shape[1] <= widest and len(x_ND) > 0
 
 
 class CpuFeedForward(torch.autograd.Function):
