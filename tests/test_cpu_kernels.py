@@ -1,4 +1,7 @@
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -199,3 +202,29 @@ def test_dropout_keeps_its_share_and_the_backward_keeps_the_same(drop):
     agree = drop**2 + (1 - drop) ** 2
     for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
         assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)
+
+
+PLAIN_MACHINE = """
+import torch
+from numba.core.config import CPU_NAME
+from babybert.config import ModelConfig
+from babybert.model.bert import BabyBert
+from babybert.model.objectives import PretrainingModel
+torch.manual_seed(0)
+model = PretrainingModel(BabyBert(ModelConfig(vocab_size=5000, dropout=0.0, feed_forward=64)))
+ids = torch.randint(5, 5000, (2, 9))
+for kernels in ("auto", "plain"):
+    model.bert.choose_kernels(kernels)
+    print(CPU_NAME, float(model(ids, ids * (ids % 3 == 0), torch.ones_like(ids), torch.tensor([0, 1]))["mlm_sum"]))
+"""
+
+
+def test_they_run_on_a_machine_without_avx(tmp_path):
+    """numba compiles for a processor that is named; this one has SSE2 only."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", PLAIN_MACHINE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (name, ours), (_, plain) = (line.split() for line in done.stdout.splitlines())
+    assert name == "generic"
+    assert float(ours) == pytest.approx(float(plain), rel=1e-5)
+    assert list(tmp_path.rglob("*.nbi"))
