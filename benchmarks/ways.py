@@ -78,7 +78,8 @@ def _hugging_face(vocab_size: int, preset: str, device: torch.device) -> Step:
 
     own = PRESETS[preset]
     sizes = {"hidden_size": own["width"], "num_hidden_layers": own["layers"], "num_attention_heads": own["heads"], "intermediate_size": own["feed_forward"]}
-    model = BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes)).to(device)  # type: ignore[arg-type]
+    model: Any = BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
     def step(batch: Batch) -> None:
