@@ -219,7 +219,7 @@ for kernels in ("auto", "plain"):
 """
 
 
-def test_they_run_on_a_machine_without_avx(tmp_path):
+def test_they_run_on_a_machine_without_avx_and_are_compiled_once(tmp_path):
     """numba compiles for a processor that is named; this one has SSE2 only."""
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", PLAIN_MACHINE], env=environment, capture_output=True, text=True)
@@ -227,4 +227,7 @@ def test_they_run_on_a_machine_without_avx(tmp_path):
     (name, ours), (_, plain) = (line.split() for line in done.stdout.splitlines())
     assert name == "generic"
     assert float(ours) == pytest.approx(float(plain), rel=1e-5)
-    assert list(tmp_path.rglob("*.nbi"))
+    compiled = sorted(path.name for path in tmp_path.rglob("*.nbc"))
+    assert compiled
+    subprocess.run([sys.executable, "-c", PLAIN_MACHINE], env=environment, check=True, capture_output=True)
+    assert sorted(path.name for path in tmp_path.rglob("*.nbc")) == compiled  # the second process compiles nothing

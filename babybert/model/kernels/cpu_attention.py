@@ -19,17 +19,18 @@ from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, 
 WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # of a head; beyond them PyTorch's own attention wins (benchmarks/kernels.py)
 
 
+@njit(inline="always", fastmath=True)
+def _load(qkv_N3D, first, tokens, width, head, keys, values, C, root):  # type: ignore[no-untyped-def]
+    """One head's keys, scaled, and values, as columns."""
+    for j in range(tokens):
+        for c in range(C):
+            keys[c, j] = qkv_N3D[first + j, width + head * C + c] * root
+            values[c, j] = qkv_N3D[first + j, 2 * width + head * C + c]
+
+
 def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
     C = head_width
     root = np.float32(C**-0.5)
-
-    @njit(inline="always", fastmath=True)
-    def load(qkv_N3D, first, tokens, width, head, keys, values):  # type: ignore[no-untyped-def]
-        """One head's keys, scaled, and values, as columns."""
-        for j in range(tokens):
-            for c in range(C):
-                keys[c, j] = qkv_N3D[first + j, width + head * C + c] * root
-                values[c, j] = qkv_N3D[first + j, 2 * width + head * C + c]
 
     @njit(parallel=True, fastmath=True, cache=cache)
     def forward(qkv_N3D, offsets, longest, out_ND, log_sum_NH, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
@@ -39,7 +40,7 @@ def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
             for b in range(pairs * thread // threads, pairs * (thread + 1) // threads):
                 first, tokens = offsets[b], offsets[b + 1] - offsets[b]
                 for head in range(heads):
-                    load(qkv_N3D, first, tokens, heads * C, head, keys, values)
+                    _load(qkv_N3D, first, tokens, heads * C, head, keys, values, C, root)
                     for n in range(first, first + tokens):
                         q, key = qkv_N3D[n, head * C : head * C + C], row_key(n * heads + head, seed0, seed1)
                         top, total = np.float32(-1e30), np.float32(0)
@@ -71,7 +72,7 @@ def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
             for b in range(pairs * thread // threads, pairs * (thread + 1) // threads):
                 first, tokens = offsets[b], offsets[b + 1] - offsets[b]
                 for head in range(heads):
-                    load(qkv_N3D, first, tokens, width, head, keys, values)
+                    _load(qkv_N3D, first, tokens, width, head, keys, values, C, root)
                     d_keys[:], d_values[:] = 0, 0
                     for n in range(first, first + tokens):
                         q, d_out = qkv_N3D[n, head * C : head * C + C], d_out_ND[n, head * C : head * C + C]

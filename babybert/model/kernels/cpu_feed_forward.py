@@ -33,6 +33,19 @@ def _load_block(weight1_FD, bias1_F, weight2_DF, first, own, table1, bias1, tabl
             table1[d, v], table2[d, v] = 0, 0
 
 
+@njit(inline="always", fastmath=True)
+def _units_of(width, x, d_y, table1, bias1, table2, key, first, threshold, scale, a, g):  # type: ignore[no-untyped-def]
+    """The block's hidden units in `a`, and the gradients of what went into them in `g`."""
+    for v in range(BLOCK):
+        z, r = bias1[v], np.float32(0)
+        for d in range(width):
+            z += x[d] * table1[d, v]
+        for d in range(width):
+            r += d_y[d] * table2[d, v]
+        factor = scale if (bits_of(key, first + v) >= threshold) & (z > 0) else np.float32(0)
+        a[v], g[v] = z * factor, r * factor
+
+
 def _make(width: int, cache: bool) -> tuple[Any, Any]:
     D = width
 
@@ -58,18 +71,6 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
                             total += a[v] * table2[d, v]
                         y_ND[n, d] += total
 
-    @njit(inline="always", fastmath=True)
-    def units_of(x, d_y, table1, bias1, table2, key, first, threshold, scale, a, g):  # type: ignore[no-untyped-def]
-        """The block's hidden units in `a`, and the gradients of what went into them in `g`."""
-        for v in range(BLOCK):
-            z, r = bias1[v], np.float32(0)
-            for d in range(D):
-                z += x[d] * table1[d, v]
-            for d in range(D):
-                r += d_y[d] * table2[d, v]
-            factor = scale if (bits_of(key, first + v) >= threshold) & (z > 0) else np.float32(0)
-            a[v], g[v] = z * factor, r * factor
-
     @njit(parallel=True, fastmath=True, cache=cache)
     def backward(x_ND, weight1_FD, bias1_F, weight2_DF, d_y_ND, d_x_ND, d_weight1_TFD, d_bias1_TF, d_weight2_TDF, seed0, seed1, threshold, scale):  # type: ignore[no-untyped-def]
         threads, rows, units = d_bias1_TF.shape[0], x_ND.shape[0], bias1_F.shape[0]
@@ -86,8 +87,8 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
                     n2 = min(n1 + 1, end - 1)
                     scale2 = scale if n2 > n1 else np.float32(0)  # of an odd number, the last is its own partner
                     x1, x2, d_y1, d_y2 = x_ND[n1], x_ND[n2], d_y_ND[n1], d_y_ND[n2]
-                    units_of(x1, d_y1, table1, bias1, table2, row_key(n1, seed0, seed1), first, threshold, scale, a1, g1)
-                    units_of(x2, d_y2, table1, bias1, table2, row_key(n2, seed0, seed1), first, threshold, scale2, a2, g2)
+                    _units_of(D, x1, d_y1, table1, bias1, table2, row_key(n1, seed0, seed1), first, threshold, scale, a1, g1)
+                    _units_of(D, x2, d_y2, table1, bias1, table2, row_key(n2, seed0, seed1), first, threshold, scale2, a2, g2)
                     for v in range(BLOCK):
                         d_bias1[v] += g1[v] + g2[v]
                     for d in range(D):
