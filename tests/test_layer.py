@@ -68,7 +68,7 @@ def test_every_dropout_and_kernel_is_used_and_can_be_turned_off(monkeypatch, aut
 def test_without_numba_everything_runs_in_pytorch_and_it_is_said_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "babybert.model.kernels.cpu", None)
     monkeypatch.delattr("babybert.model.kernels.cpu")
-    kernels.cpu_kernels.cache_clear()
+    kernels._load.cache_clear()
     hidden, weight, bias, targets = torch.randn(3, 4), torch.randn(5000, 4), torch.randn(5000), torch.tensor([1, 2, 3])
     bert = BabyBert(ModelConfig(vocab_size=90, **SIZES["narrow"])).train()
     with caplog.at_level(logging.WARNING):
@@ -76,7 +76,7 @@ def test_without_numba_everything_runs_in_pytorch_and_it_is_said_once(monkeypatc
         assert torch.isfinite(bert(*ids_with_padding_anywhere())).all()
     assert float(losses[0]) == pytest.approx(float(plain_head_loss(hidden, weight, bias, targets).loss_sum))
     assert len([record for record in caplog.records if "no CPU kernels" in record.message]) == 1
-    kernels.cpu_kernels.cache_clear()
+    kernels._load.cache_clear()
 
 
 def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, monkeypatch):

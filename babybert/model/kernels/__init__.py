@@ -5,6 +5,7 @@ in the tests and runs wherever the kernel does not.
 """
 
 import functools
+import importlib
 import logging
 from types import ModuleType
 
@@ -12,30 +13,24 @@ import torch
 from torch import Tensor
 
 
-@functools.cache
 def cpu_kernels() -> ModuleType | None:
-    """The CPU's kernels, or None where numba cannot be had; says so, once."""
-    try:
-        from babybert.model.kernels import cpu
-    except ImportError as error:
-        logging.getLogger(__name__).warning("no CPU kernels (%s): PyTorch's own operations are used, which are slower", error)
-        return None
-    return cpu
+    """The CPU's kernels, or None where numba cannot be had."""
+    return _load("cpu")
 
 
 def gpu_kernels(device: torch.device) -> ModuleType | None:
-    """The GPU's kernels, or None for another device or where Triton cannot be had; says so, once."""
-    return _gpu_kernels() if device.type == "cuda" else None
+    """The GPU's kernels, or None for another device or where Triton cannot be had."""
+    return _load("gpu") if device.type == "cuda" else None
 
 
 @functools.cache
-def _gpu_kernels() -> ModuleType | None:
+def _load(name: str) -> ModuleType | None:
+    """The module, or None where what it needs is not installed; says so, once."""
     try:
-        from babybert.model.kernels import gpu
+        return importlib.import_module(f"{__name__}.{name}")
     except ImportError as error:
-        logging.getLogger(__name__).warning("no GPU kernels (%s): PyTorch's own operations are used, which are slower", error)
+        logging.getLogger(__name__).warning("no %s kernels (%s): PyTorch's own operations are used, which are slower", name.upper(), error)
         return None
-    return gpu
 
 
 def as_autocast(x: Tensor) -> Tensor:

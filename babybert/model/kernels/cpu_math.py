@@ -3,8 +3,9 @@
 numba compiles Python loops with LLVM. A loop becomes vector instructions only if its body has no call in it (so `exp` is
 a polynomial with an exponent set by bits) and no state that goes from one round to the next (so a random number is a
 hash of where it is, not the next of a generator). Compiling takes seconds, once: numba keeps the code on disk, under
-`__pycache__` or NUMBA_CACHE_DIR. A kernel's closure may hold numbers, but no
-compiled function: numba would take it for another one in each process, and compile again. It does not see changes in this file: after an edit, delete `*.nbi` in `__pycache__`.
+`__pycache__` or NUMBA_CACHE_DIR. A kernel's closure may hold numbers, but no compiled function: numba would take it for
+another one in each process, and compile again. It does not see changes in this file: after an edit, delete `*.nbi` in
+`__pycache__`.
 """
 
 import functools
