@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import Dataset, open_dataset
@@ -199,3 +200,19 @@ def _ports_with_room(count: int) -> list[int]:
         if len(found) == count:
             break
     return found
+
+
+ONES = 2**32 - 1
+
+
+def _mix(x):
+    x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
+    x = (x ^ (x >> 15)) * 0x846CA68B & ONES
+    return x ^ (x >> 16)
+
+
+def dropout_mask(rows, columns, drop, seed_2):
+    """What the kernels' dropout keeps, written in int64: a product that wraps has its lowest 32 bits right."""
+    first, second = seed_2.tolist()
+    key = _mix((torch.arange(rows) + first) & ONES) ^ second
+    return _mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ONES, dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +18,6 @@ from babybert.model.kernels.cpu_feed_forward import BLOCK as UNITS
 from babybert.model.kernels.cpu_feed_forward import CpuFeedForward
 from babybert.model.kernels.cpu_head import BLOCK, WIDEST, CpuHeadLoss, takes
 from babybert.model.mlm_head import plain_head_loss
-
-ONES = 2**32 - 1
 
 
 def gradients(loss_of, inputs, dtype, weight=1.0):
@@ -107,19 +106,6 @@ def test_nan_is_not_hidden():
     assert CpuHeadLoss.apply(hidden, weight, bias, torch.tensor([1, 2, 3]), False)[0].isnan()
 
 
-def mix(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
-    x = (x ^ (x >> 15)) * 0x846CA68B & ONES
-    return x ^ (x >> 16)
-
-
-def mask(rows, columns, drop, seed_2):
-    """What is kept, in int64: a product that wraps has its lowest 32 bits right."""
-    first, second = seed_2.tolist()
-    key = mix((torch.arange(rows) + first) & ONES) ^ second
-    return mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)
-
-
 def assert_close(ours, reference, tolerance):
     for one, other in zip(ours, reference, strict=True):
         assert one.shape == other.shape
@@ -142,7 +128,7 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, u
     x, weight1 = torch.randint(-8, 9, (n, width)) / 8, torch.randint(-8, 9, (units, width)) / 8
     bias1 = (2 * torch.randint(-64, 64, (units,)) + 1) / 128
     inputs, seed_2 = [x, weight1, bias1, torch.randn(width, units), torch.randn(width)], torch.randint(0, 2**32, (2,))
-    d_y, kept = torch.randn(n, width).bfloat16(), mask(n, units, drop, seed_2)
+    d_y, kept = torch.randn(n, width).bfloat16(), dropout_mask(n, units, drop, seed_2)
 
     def run(function, leaves):
         y = function(*leaves)
@@ -170,7 +156,7 @@ def test_attention_equals_float64_autograd_with_the_same_mask(lengths, heads, he
     torch.manual_seed(seed)
     offsets, width = torch.tensor([0, *np.cumsum(lengths)]), heads * head_width
     qkv, d_out, seed_2 = torch.randn(sum(lengths), 3 * width), torch.randn(sum(lengths), width), torch.randint(0, 2**32, (2,))
-    kept = mask(sum(lengths) * heads, max(lengths), drop, seed_2).view(sum(lengths), heads, -1)
+    kept = dropout_mask(sum(lengths) * heads, max(lengths), drop, seed_2).view(sum(lengths), heads, -1)
 
     def plain(x):
         out = []
@@ -194,11 +180,11 @@ def test_dropout_keeps_its_share_and_the_backward_keeps_the_same(drop):
     y = CpuDropout.apply(x, drop, seed_2)
     y.backward(torch.ones_like(y))
     assert torch.equal(y, x.grad)
-    assert torch.equal(y.detach().view(-1, 50) > 0, mask(2100, 50, drop, seed_2))
+    assert torch.equal(y.detach().view(-1, 50) > 0, dropout_mask(2100, 50, drop, seed_2))
     assert float(y.detach().max()) == pytest.approx(1 / (1 - drop))
     assert float((y > 0).double().mean()) == pytest.approx(1 - drop, abs=4 * (drop * (1 - drop) / y.numel()) ** 0.5)
     # Neighbours, and masks of two seeds, agree as often as independent ones.
-    one, other = mask(500, 2000, drop, torch.tensor([7, 8])), mask(500, 2000, drop, torch.tensor([7, 9]))
+    one, other = dropout_mask(500, 2000, drop, torch.tensor([7, 8])), dropout_mask(500, 2000, drop, torch.tensor([7, 9]))
     agree = drop**2 + (1 - drop) ** 2
     for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
         assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)

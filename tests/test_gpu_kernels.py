@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import ONES, dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,6 @@ with interpreter():
 
 DEVICE = "cuda" if CUDA else "cpu"
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
-ONES = 2**32 - 1
 a_few = settings(max_examples=25, deadline=None, derandomize=True)
 programs = st.sampled_from([1, 5, 512])  # 1: a sum is one loop over all blocks; 512: a split for each block
 
@@ -185,19 +185,6 @@ def test_gradients_are_those_that_are_asked_for():
         assert torch.equal(leaves[wanted].grad.cpu().double(), all_of_them[wanted])
 
 
-def mix(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
-    x = (x ^ (x >> 15)) * 0x846CA68B & ONES
-    return x ^ (x >> 16)
-
-
-def mask(rows, units, drop, seed):
-    """Which hidden units are kept, in int64: a product that wraps has its lowest 32 bits right."""
-    first, second = seed.tolist()
-    key = mix((torch.arange(rows) + first) & ONES) ^ second
-    return mix((key[:, None] + torch.arange(units) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)
-
-
 def feed_forward_case(n, width, units, x_dtype, weight_dtype, seed):
     """Eighths and odd 128ths: what goes into the relu is exact, and never 0."""
     torch.manual_seed(seed)
@@ -228,7 +215,7 @@ def feed_forward_in_float64(inputs, d_y, drop, kept):
 def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, units, drop, dtypes, split, seed):
     inputs, seed_2 = feed_forward_case(n, width, units, *dtypes, seed)
     d_y = torch.randn(n, width).to(BF16)
-    kept = mask(n, units, drop, seed_2)
+    kept = dropout_mask(n, units, drop, seed_2)
     ours = gradients(lambda *leaves: GpuFeedForward.apply(*leaves, drop, seed_2), inputs, d_y.to(DEVICE), split)
     assert_close(ours, feed_forward_in_float64(inputs, d_y, drop, kept), 1e-5 if dtypes[0] == FP32 else 1e-2, [1.0] * 6)
 
@@ -240,7 +227,7 @@ def test_as_many_units_are_kept_as_should_be(drop):
     count = BLOCK * 1000
     assert float(y.double().sum()) * (1 - drop) / count == pytest.approx(1 - drop, abs=4 * (drop * (1 - drop) / count) ** 0.5)
     # Neighbours, and masks of two seeds, agree as often as independent ones.
-    one, other = mask(500, 2000, drop, torch.tensor([7, 8])), mask(500, 2000, drop, torch.tensor([7, 9]))
+    one, other = dropout_mask(500, 2000, drop, torch.tensor([7, 8])), dropout_mask(500, 2000, drop, torch.tensor([7, 9]))
     agree = drop**2 + (1 - drop) ** 2
     for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
         assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)
