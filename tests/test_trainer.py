@@ -26,7 +26,7 @@ from babybert.training.checkpoint import checkpoints, newest_whole, read_state
 from babybert.training.evaluation import evaluate
 from babybert.training.metrics import read_metrics
 from babybert.training.schedule import learning_rate
-from babybert.training.trainer import load_or_create, make_optimizer, pretrain
+from babybert.training.trainer import EagerAdam, load_or_create, make_optimizer, pretrain
 
 COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain"]
 SIZES = ["--width=8", "--heads=2", "--layers=1", "--feed-forward=16", "--batch-size=8", "--device=cpu"]
@@ -221,6 +221,34 @@ def test_biases_and_norms_do_not_decay(small, demo):
     for name, parameter in bert.named_parameters():
         factor = 1.0 if parameter.dim() == 1 else 1 - small().lr * 0.5
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_the_optimizer_is_pytorchs_to_the_bit_also_after_a_resume(name):
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 0.1, "weight_decay": 0.2, "fused": True}
+    one = EagerAdam(ours.parameters(), decoupled_weight_decay=name == "AdamW", **settings)
+    other = getattr(torch.optim, name)(theirs.parameters(), **settings)
+    for step in range(4):
+        for model, optimizer in ((ours, one), (theirs, other)):
+            model(torch.full((2, 3), step + 1.0)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if step == 1:
+            state = one.state_dict()
+            one = EagerAdam(ours.parameters(), decoupled_weight_decay=name == "AdamW", **settings)
+            one.load_state_dict(state)
+    assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+
+
+def test_training_loads_no_library_that_it_does_not_use(demo_folder, tmp_path):
+    """Each would take memory and seconds."""
+    flags = f"['pretrain', '--data={demo_folder}', '--out={tmp_path / 'run'}', '--max-steps=2', '--no-metrics', *{SIZES}]"
+    script = f"import sys; from babybert.cli import main; main({flags}); print([n for n in ('pandas', 'boto3', 'torch._dynamo', 'ts') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
 def test_data_on_the_device_trains_to_the_same_bits(small, tmp_path):

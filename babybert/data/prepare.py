@@ -9,7 +9,6 @@ The corpus is read once, tokenized into a spool on disk, and made into pairs blo
 it, but for the vocabulary and about 60 bytes a document. (`--tokenizer-kind wordpiece` reads it twice.)
 """
 
-import csv
 import itertools
 import json
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import tokenizers
 
 from babybert import __version__
@@ -237,7 +237,5 @@ def _finish(partial: Path, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
 
 
 def _write_vocabulary(path: Path, tokenizer: Tokenizer, counts: np.ndarray) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("id", "token", "count"))
-        writer.writerows((i, tokenizer.token(i), count) for i, count in enumerate(counts.tolist()))
+    tokens = [tokenizer.token(i) for i in range(tokenizer.size)]
+    pd.DataFrame({"token": tokens, "count": counts}).to_csv(path, index_label="id", lineterminator="\r\n")

@@ -7,7 +7,7 @@ marks; what word counts and a coin reach is dashed, and where a run was gone on 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from babybert.errors import DataError, StorageError, UsageError
 from babybert.training.metrics import read_metrics
@@ -85,10 +85,10 @@ def _read(run: Path) -> list[dict[str, Any]]:
 def _draw(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: str | None) -> None:
     """The values of `key`: training ones as points with a running mean, held-out ones as a line with marks."""
     for split in ("train", "validation"):
-        own = [(line["step"], line[key]) for line in lines if line["split"] == split and key in line]
-        if not own:
+        own = pd.DataFrame([(line["step"], line[key]) for line in lines if line["split"] == split and key in line], columns=["step", "value"])
+        if own.empty:
             continue
-        steps, values = np.array(own, float).T
+        steps, values = own["step"], own["value"].astype(float)
         if split == "validation":
             axis.plot(steps, values, color=color, marker="o", markersize=3, linewidth=1.5, label=name and f"{name}, held out")
         elif key in ("lr", "pairs_per_second"):
@@ -96,5 +96,4 @@ def _draw(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: st
         else:
             axis.plot(steps, values, ".", color=color, alpha=0.25, markersize=3)
             width = max(1, min(SMOOTHED, len(values) // 4))
-            smooth = np.convolve(values, np.ones(width) / width, "valid")
-            axis.plot(steps[width - 1 :], smooth, color=color, linewidth=1, label=name)
+            axis.plot(steps, values.rolling(width).mean(), color=color, linewidth=1, label=name)
