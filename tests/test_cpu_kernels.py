@@ -217,3 +217,30 @@ def test_they_run_on_a_machine_without_avx_and_are_compiled_once(tmp_path):
     assert compiled
     subprocess.run([sys.executable, "-c", PLAIN_MACHINE], env=environment, check=True, capture_output=True)
     assert sorted(path.name for path in tmp_path.rglob("*.nbc")) == compiled  # the second process compiles nothing
+
+
+MANY_THREADS = """
+import torch
+from babybert.config import ModelConfig
+from babybert.model.bert import BabyBert
+from babybert.model.kernels.cpu_math import threads_for
+from babybert.model.objectives import PretrainingModel
+for threads in (1, 64):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = PretrainingModel(BabyBert(ModelConfig(vocab_size=300_000)))
+    ids = torch.randint(5, 5000, (70, 20))
+    totals = model(ids, ids * (ids % 7 == 0), torch.ones_like(ids), torch.arange(70) % 2)
+    (totals["mlm_sum"] + totals["nsp_sum"]).sum().backward()
+    gradients = [float(parameter.grad.norm()) for parameter in model.parameters()]
+    print(torch.get_num_threads(), threads_for(1400, 16), float(totals["mlm_sum"]), *gradients)
+"""
+
+
+def test_sixty_four_threads_compute_what_one_does():
+    """More than there are cores here, but shares, sums over threads and masks are those of a large machine."""
+    done = subprocess.run([sys.executable, "-c", MANY_THREADS], env={**os.environ, "NUMBA_NUM_THREADS": "64"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone, together = ([float(word) for word in line.split()] for line in done.stdout.splitlines())
+    assert (alone[:2], together[:2]) == ([1, 1], [64, 64])  # and torch's own number is as it was set
+    assert together[2:] == pytest.approx(alone[2:], rel=1e-4, abs=1e-6)

@@ -53,7 +53,7 @@ def test_every_dropout_and_kernel_is_used_and_can_be_turned_off(monkeypatch, aut
     bert = BabyBert(ModelConfig(vocab_size=5000, dropout=0.1, **SIZES["narrow"])).train()
     used = []
     for name, module in (("attention", "CpuAttention"), ("feed_forward", "CpuFeedForward"), ("dropout", "CpuDropout")):
-        owner = getattr(kernels.cpu_kernels(), name)
+        owner = getattr(kernels.cpu_kernels(torch.device("cpu")), name)
         apply = getattr(owner, module).apply
         monkeypatch.setattr(getattr(owner, module), "apply", lambda *inputs, apply=apply, name=name: used.append(name) or apply(*inputs))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

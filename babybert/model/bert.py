@@ -96,7 +96,7 @@ class BabyBert(nn.Module):
     def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D). Positions that hold `[PAD]` are not attended to, wherever in the row they are."""
         position_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        if self.kernels == "auto" and ids_BT.device.type == "cpu" and cpu_kernels():
+        if self.kernels == "auto" and cpu_kernels(ids_BT.device):
             rows = Rows.of(ids_BT != PAD)
             x_ND = self.embedding(rows.pack(ids_BT), rows.pack(segments_BT), rows.pack(position_T.expand_as(ids_BT)))
             for layer in self.encoder.layers:

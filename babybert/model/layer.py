@@ -43,7 +43,7 @@ class Rows(NamedTuple):
 def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: float, kernels: str = "auto") -> Tensor:
     """`dropout(relu(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D), by a kernel where one is made for them."""
     if kernels == "auto":
-        cpu, gpu = cpu_kernels(), gpu_kernels(x_ND.device)
+        cpu, gpu = cpu_kernels(x_ND.device), gpu_kernels(x_ND.device)
         arguments = linear1.weight, linear1.bias, linear2.weight, linear2.bias, drop
         if cpu and cpu.feed_forward.takes(x_ND, linear1.weight, drop):
             return cpu.feed_forward.CpuFeedForward.apply(x_ND, *arguments, draw_seed(x_ND.device))
@@ -54,7 +54,7 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
 
 def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float) -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017) within each pair, to (N, D)."""
-    cpu = cpu_kernels()
+    cpu = cpu_kernels(qkv_N3D.device)
     if cpu and cpu.attention.takes(qkv_N3D, heads, drop):
         return cpu.attention.CpuAttention.apply(qkv_N3D, rows.offsets, heads, drop, draw_seed(qkv_N3D.device))
     q, k, v = rows.pad(qkv_N3D).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
@@ -65,7 +65,7 @@ def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float) -> Tensor:
 
 def dropout(x: Tensor, drop: float, kernels: str = "auto") -> Tensor:
     """Each number 0 with probability `drop`, else divided by 1 - drop (Srivastava et al., 2014)."""
-    cpu = cpu_kernels() if kernels == "auto" and drop > 0 else None
+    cpu = cpu_kernels(x.device) if kernels == "auto" and drop > 0 else None
     if cpu and cpu.dropout.takes(x):
         return cpu.dropout.CpuDropout.apply(x, drop, draw_seed(x.device))
     return F.dropout(x, drop)

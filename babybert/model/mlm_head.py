@@ -31,7 +31,7 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
     if kernels == "plain":
         return plain_head_loss(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
     positions = (targets_N != NO_TARGET).sum()
-    cpu, gpu = cpu_kernels(), gpu_kernels(hidden_ND.device)
+    cpu, gpu = cpu_kernels(hidden_ND.device), gpu_kernels(hidden_ND.device)
     if cpu and cpu.head.takes(hidden_ND, weight_VD) and positions == len(targets_N):
         loss_sum, rank_N = cpu.head.CpuHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
     elif gpu and gpu.takes_head(hidden_ND, weight_VD):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 
-def cpu_kernels() -> ModuleType | None:
-    """The CPU's kernels, or None where numba cannot be had."""
-    return _load("cpu")
+def cpu_kernels(device: torch.device) -> ModuleType | None:
+    """The CPU's kernels, or None for another device or where numba cannot be had."""
+    return _load("cpu") if device.type == "cpu" else None
 
 
 def gpu_kernels(device: torch.device) -> ModuleType | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import get_num_threads, njit, types
+from numba import config, njit, set_num_threads, types
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -79,8 +79,17 @@ def dropout_numbers(drop: float, seed_2: Tensor) -> tuple[np.uint32, np.uint32, 
 
 
 def threads_for(rows: int, rows_each: int) -> int:
-    """As many threads as torch uses (one process of several does not take all cores), each with work worth its start."""
-    return max(1, min(torch.get_num_threads(), get_num_threads(), rows // rows_each))
+    """As many threads as torch uses (one process of several does not take all cores), each with work worth its start.
+
+    numba's threads are OpenMP's, as torch's are. When they first start, numba changes torch's number to its own: it is put
+    back. Both then always ask for the same number: OpenMP ends and starts threads when it changes.
+    """
+    allowed = torch.get_num_threads()
+    most = min(allowed, vars(config)["NUMBA_NUM_THREADS"])
+    set_num_threads(most)
+    if torch.get_num_threads() != allowed:
+        torch.set_num_threads(allowed)
+    return max(1, min(most, rows // rows_each))
 
 
 def compiled(make: Callable[[int, bool], tuple[Any, ...]]) -> Callable[[int], tuple[Any, ...]]:
