@@ -24,7 +24,8 @@ from babybert.config import model_config
 from babybert.data.dataset import Dataset, open_dataset
 
 Case = dict[str, Any]
-ALL, TWO, OURS = tuple(WAYS), ("plain", "ours"), ("ours",)
+ALL: tuple[str, ...] = ("reference", "hugging face", "plain", "ours")
+TWO, OURS = ALL[2:], ALL[3:]
 
 
 def main() -> None:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeat", type=int, default=5, help="rounds in which each way has its turn")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for pretrain.json and pretrain.svg")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, wherever the plain form is measured; some minutes more")
     parser.add_argument("--only", type=int, nargs="*", help="cases to run, by their number")
     parser.add_argument("--memory-of", nargs=4, metavar=("WAY", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -46,6 +48,8 @@ def main() -> None:
     found = []
     for number, case in enumerate(cases(device)):
         if options.only is None or number in options.only:
+            if options.compile and "plain" in case["ways"]:
+                case["ways"] += ("compiled",)
             found.append(measure(dataset, options, device, rates, case))
             show(number, found[-1], len(dataset.examples("train")))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -73,8 +77,9 @@ def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device,
     steps = {way: make_step(way, dataset, options.data, case["preset"], device) for way in case["ways"]}
     batches = batches_of(dataset, case["batch"], case["positions"])
     times: dict[str, list[float]] = {way: [] for way in steps}
+    first: dict[str, float] = {}
     tokens, masked = [], []
-    rounds = options.repeat if case["ways"] == ALL else min(options.repeat, 3)
+    rounds = options.repeat if "reference" in case["ways"] else min(options.repeat, 3)
     for turn in range(rounds + 1):
         begin = time.perf_counter()
         batch = next(batches)
@@ -86,18 +91,22 @@ def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device,
             step(batch.to(device))
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if turn:  # the first is for compiling and for memory
-                times[way].append(making + time.perf_counter() - begin)
+            taken = making + time.perf_counter() - begin
+            if turn:
+                times[way].append(taken)
+            else:  # what was to be compiled has been
+                first[way] = taken
     token, mask = statistics.median(tokens), statistics.median(masked)
     floor = floor_seconds(model_config(case["preset"], dataset.tokenizer.size), token, mask, rates)
     found: Case = {**case, "tokens": token, "masked": mask, "floor_ms": {name: 1000 * seconds for name, seconds in floor.items()}, "found": {}}
-    for way, taken in times.items():
-        seconds = statistics.median(taken)
-        peak = _peak(options, way, case) if case["batch"] >= 32 and case["positions"] == 64 else None
+    for way, all_taken in times.items():
+        seconds = statistics.median(all_taken)
+        peak = _peak(options, way, case) if case["batch"] >= 32 and case["positions"] == 64 and way != "compiled" else None
         found["found"][way] = {
             "step_ms": 1000 * seconds,
             "pairs_per_second": case["batch"] / seconds,
             "tokens_per_second": token / seconds,
+            "first_step_s": first[way],
             "peak_gib": peak,
         }
     return found
@@ -128,6 +137,7 @@ def show(number: int, case: Case, pairs: int) -> None:
     ours = case["found"]["ours"]["pairs_per_second"]
     for way, own in case["found"].items():
         peak = f"peak {own['peak_gib']:.2f} GiB" if own["peak_gib"] else ""
+        peak += f"   first step {own['first_step_s']:.0f} s" if way == "compiled" else ""
         rate = f"{own['step_ms']:>9,.1f} ms{own['pairs_per_second']:>10,.1f} pairs/s{own['tokens_per_second']:>11,.0f} tokens/s"
         print(f"  {way:<14}{rate}   ours has {ours / own['pairs_per_second']:6.1f} x   {peak}")
     print(f"  floor         {floor:>9,.1f} ms ({parts}): ours takes {case['found']['ours']['step_ms'] / floor:.1f} times as long")
@@ -150,9 +160,11 @@ def draw(found: list[Case], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
-    for place, way in enumerate(WAYS):
-        points = [(i + 0.2 * (place - 1.5), case["found"][way]["pairs_per_second"]) for i, case in enumerate(found) if way in case["found"]]
-        axes.bar([x for x, _ in points], [rate for _, rate in points], 0.2, label=way)
+    ways = [way for way in WAYS if any(way in case["found"] for case in found)]
+    wide = 0.8 / len(ways)
+    for place, way in enumerate(ways):
+        points = [(i + wide * (place - (len(ways) - 1) / 2), case["found"][way]["pairs_per_second"]) for i, case in enumerate(found) if way in case["found"]]
+        axes.bar([x for x, _ in points], [rate for _, rate in points], wide, label=way)
     axes.set_yscale("log")
     axes.set_ylabel("pairs/s")
     axes.set_xticks(range(len(found)), [f"{case['preset']}\n{case['batch']} x {case['positions']}" for case in found])

@@ -18,6 +18,7 @@ WAYS = {
     "reference": "logits at every position, eager, Adam",
     "hugging face": "BertForPreTraining of the same sizes, with its own loss",
     "plain": "masked positions only, PyTorch's own operations",
+    "compiled": "the same through torch.compile",
     "ours": "what `babybert pretrain` does",
 }
 Step = Callable[[Batch], Any]
@@ -41,7 +42,10 @@ def make_step(way: str, dataset: Dataset, data: Path, preset: str, device: torch
     if way == "reference":
         return _reference(bert)
     parallel = Parallel("single", device, bf16=device.type == "cuda")
-    model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
+    model: torch.nn.Module = PretrainingModel(bert)
+    if way == "compiled":
+        model.compile(dynamic=True)  # batches differ in length and in masked positions
+    optimizer = make_optimizer(bert, config)
 
     def step(batch: Batch) -> None:
         backward(model, batch, parallel)
