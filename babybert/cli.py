@@ -102,7 +102,7 @@ def plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
 
 
 def fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
-    answer = _predictor(config.checkpoint).fill_mask([arguments.text], config.top_k)[0]
+    answer = _predictor(config.checkpoint).fill_mask([arguments.text], config.top_k, config.targets or None)[0]
     if config.json:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return 0

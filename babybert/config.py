@@ -265,6 +265,7 @@ class FillMaskConfig:
 
     checkpoint: Path = option(Path("runs/demo"), "a run (its newest whole checkpoint) or one checkpoint")
     top_k: int = option(5, "candidates a mask")
+    targets: tuple[str, ...] = option((), "score only these words")
     json: bool = option(False, "print JSON, as the HTTP endpoint answers")
 
 

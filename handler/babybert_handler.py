@@ -1,17 +1,43 @@
-"""TorchServe's side of BabyBERT: JSON in, `babybert.inference.Predictor`, JSON out.
+"""TorchServe's side of BabyBERT: JSON in, `babybert.inference`, JSON out.
 
-TorchServe hands over a batch of requests, whatever their method or content type. Each gets an answer of its own: a
-request that cannot be answered is a 400 with `{"error": "..."}`, and its neighbours are not harmed.
+TorchServe hands over a batch of requests, whatever their method or content type. Each gets an answer of its own: one
+that cannot be answered is a 400, 415 or 500 with `{"error": "..."}`, and its neighbours are not harmed. The items of
+all requests of a batch go through the model together.
+
+Metrics are lines on the worker's output, which TorchServe reads: they are added up over a batch, and written by
+TorchServe's own metric objects, without the ids of all requests that its cache would put on each line.
 """
 
 import json
+import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
-from ts.metrics import dimension, metric_type_enum
+from ts.metrics.caching_metric import CachingMetric
+from ts.metrics.metric_type_enum import MetricTypes
 
-from babybert.inference import predictor
+from babybert.errors import DataError, UserError
+from babybert.inference import requests
+from babybert.inference.predictor import Predictor, Work
+
+MAX_RESPONSE_BYTES = 6_000_000  # TorchServe's own limit is 6.5 MB by default: a longer response kills the worker
+PHRASES = {400: "Bad Request", 415: "Unsupported Media Type", 500: "Internal Server Error"}
+OUTCOMES = {200: "ok", 400: "bad_request", 415: "bad_request", 500: "failed"}
+
+# Name: type, unit, labels. metrics.yaml declares the same; TorchServe drops what it does not.
+METRICS = {
+    "babybert_inference_requests_total": (MetricTypes.COUNTER, "Count", ["task", "outcome"]),
+    "babybert_inference_items_total": (MetricTypes.COUNTER, "Count", ["task"]),
+    "babybert_inference_masks_total": (MetricTypes.COUNTER, "Count", []),
+    "babybert_inference_tokens_total": (MetricTypes.COUNTER, "Count", []),
+    "babybert_inference_batch_requests": (MetricTypes.HISTOGRAM, "Count", []),
+    "babybert_inference_batch_seconds": (MetricTypes.HISTOGRAM, "s", []),
+    "babybert_inference_phase_seconds": (MetricTypes.HISTOGRAM, "s", ["phase"]),
+    "babybert_model_info": (MetricTypes.GAUGE, "Count", ["version", "step", "digest"]),
+    "babybert_model_load_seconds": (MetricTypes.GAUGE, "s", []),
+}
 
 
 class BabyBertHandler:
@@ -19,51 +45,102 @@ class BabyBertHandler:
 
     def initialize(self, context):
         """Load the model that lies beside this file."""
+        start = time.perf_counter()
+        # Bodies are to arrive as they were sent: decoded by TorchServe, a bad one leaves a traceback in the log, and
+        # NaN or a key that is there twice would pass.
+        os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
         # One thread a worker: workers, not threads, share out the cores.
-        torch.set_num_threads(context.model_yaml_config["handler"]["threads"])
-        self.predictor = predictor.Predictor.load(Path(context.system_properties["model_dir"]))
+        threads = context.model_yaml_config["handler"]["threads"]
+        torch.set_num_threads(threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        folder = Path(context.system_properties["model_dir"])
+        self.predictor = Predictor.load(folder)
+        served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
+        self.headers = {"content-type": "application/json", "x-babybert-version": served["version"], "x-babybert-step": str(served["step"])}
+        self.metrics = {name: CachingMetric(name, unit, [*labels, "ModelName", "Level"], kind) for name, (kind, unit, labels) in METRICS.items()}
+        self.model_name = context.model_name
+        self.predictor.answer([requests.FillMask("[MASK]"), requests.NextSentence("a", "b")])  # the first pass is slower than the others
+        self.emit("babybert_model_info", 1, served["version"], str(served["step"]), served["digest"])
+        self.emit("babybert_model_load_seconds", time.perf_counter() - start)
 
     def handle(self, rows, context):
         """Answer each of `rows` (dicts with the request's body); returns as many JSON texts."""
         start = time.perf_counter()
-        parsed = [parse(row) for row in rows]
-        good = {index: request for index, request in enumerate(parsed) if not isinstance(request, ValueError)}
-        answers = dict(zip(good, self.predictor.answer(list(good.values())), strict=True))
-        responses = []
+        work = Work()
+        parsed = [read(row, index, context) for index, row in enumerate(rows)]
+        items = [item for request in parsed if isinstance(request, requests.Request) for item in request.items]
+        answers = iter(self.predictor.answer(items, work) if items else ())
+        answered = time.perf_counter()
+        responses, outcomes, counted = [], Counter(), Counter()
         for index, request in enumerate(parsed):
-            result = answers.get(index, request)
-            context.set_response_content_type(index, "application/json")
-            failed = isinstance(result, ValueError)
-            if failed:
-                context.set_response_status(code=400, phrase="Bad Request", idx=index)
-            task = {predictor.FillMask: "fill-mask", predictor.NextSentence: "next-sentence"}.get(type(request), "unknown")
-            count(context, task, "bad_request" if failed else "ok")
-            responses.append(json.dumps({"error": str(result)} if failed else result, ensure_ascii=False))
-        # TorchServe adds labels to the list of dimensions that it is given: each call gets a list of its own.
-        seconds = time.perf_counter() - start
-        context.metrics.add_metric("babybert_inference_batch_seconds", seconds, "s", dimensions=[], metric_type=metric_type_enum.MetricTypes.HISTOGRAM)
+            task, result = requests.UNKNOWN, request
+            if isinstance(request, requests.Request):
+                task = request.task
+                counted[task] += len(request.items)
+                result = put_together(request, [next(answers) for _ in request.items])
+            status, text = write(result)
+            for name, value in self.headers.items():
+                context.set_response_header(index, name, value)
+            if status != 200:
+                context.set_response_status(status, PHRASES[status], index)
+            outcomes[task, OUTCOMES[status]] += 1
+            responses.append(text)
+        end = time.perf_counter()
+        work.answer_seconds += end - answered
+        self.count(len(rows), outcomes, counted, work, end - start)
         return responses
 
+    def count(self, rows, outcomes, items, work, seconds):
+        """Write a batch's metrics."""
+        for labels, number in outcomes.items():
+            self.emit("babybert_inference_requests_total", number, *labels)
+        for task, number in items.items():
+            self.emit("babybert_inference_items_total", number, task)
+        self.emit("babybert_inference_batch_requests", rows)
+        self.emit("babybert_inference_batch_seconds", seconds)
+        if work.masks:
+            self.emit("babybert_inference_masks_total", work.masks)
+        if work.tokens:
+            self.emit("babybert_inference_tokens_total", work.tokens)
+            for phase in ("tokenize", "forward", "answer"):
+                self.emit("babybert_inference_phase_seconds", getattr(work, f"{phase}_seconds"), phase)
 
-def parse(row):
-    """The request in one row of the batch, or the ValueError that says why there is none."""
-    body = row.get("body", row.get("data"))
+    def emit(self, name, value, *labels):
+        """Write one metric's line."""
+        self.metrics[name].add_or_update(value, [*labels, self.model_name, "Model"])
+
+
+def read(row, index, context):
+    """The request in one row of the batch, or the UserError that says why there is none."""
+    # TorchServe keeps the body's type beside the request's headers, by the name "body"; a form's fields have names of their own.
+    part = context.get_request_header(index, "body")
+    kind = part["content-type"] if isinstance(part, dict) else header(context, index, "content-type")
     try:
-        if isinstance(body, (bytes, bytearray)):
-            body = body.decode("utf-8")
-        if isinstance(body, str):
-            body = json.loads(body)
-    except (ValueError, RecursionError):
-        return ValueError("the body is not JSON; send a JSON object with the header 'Content-Type: application/json'")
-    if body is None:
-        return ValueError("the request has no JSON body; POST a JSON object with the header 'Content-Type: application/json'")
-    try:
-        return predictor.parse_request(body)
-    except ValueError as error:
+        return requests.parse(row.get("body"), kind)
+    except UserError as error:
         return error
 
 
-def count(context, task, outcome):
-    """Count one request."""
-    labels = [dimension.Dimension("task", task), dimension.Dimension("outcome", outcome)]
-    context.metrics.add_counter("babybert_inference_requests_total", 1, dimensions=labels)
+def header(context, index, name):
+    """A header of a request, however the client wrote its name; None without it."""
+    return next((value for key, value in context.get_all_request_header(index).items() if key.lower() == name), None)
+
+
+def put_together(request, answers):
+    """The answer to a request, or the first error of its items."""
+    for answer in answers:
+        if isinstance(answer, UserError):
+            return answer
+    return answers[0] if request.single else answers
+
+
+def write(result):
+    """The HTTP status and the JSON text of an answer or an error."""
+    if isinstance(result, UserError):
+        status = 415 if isinstance(result, requests.UnsupportedType) else 500 if isinstance(result, DataError) else 400
+        return status, json.dumps({"error": str(result)}, ensure_ascii=False)
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+    if len(text) > MAX_RESPONSE_BYTES:
+        return write(requests.UsageError(f"the answer would be {len(text):,} bytes long, at most {MAX_RESPONSE_BYTES:,} are sent: ask for less at once"))
+    return 200, text

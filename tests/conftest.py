@@ -24,6 +24,8 @@ from babybert.data.prepare import prepare
 from babybert.data.tokenizer import Tokenizer
 from babybert.data.words import Words
 
+pytest_plugins = ["served"]  # the server that system tests share
+
 SMALL = {"preset": "tiny", "width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "batch_size": 8, "metrics": False, "device": "cpu", "log_every": 5}
 
 

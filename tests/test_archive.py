@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,7 +24,10 @@ def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint
     zipfile.ZipFile(archive).extractall(tmp_path / "unpacked")
     manifest = json.loads((tmp_path / "unpacked/MAR-INF/MANIFEST.json").read_text())
     assert manifest["model"]["handler"] == "babybert_handler.py"
-    assert manifest["model"]["modelVersion"] == checkpoint.name
+    digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    version = f"2-{digest[:12]}"
+    assert manifest["model"]["modelVersion"] == version
+    assert json.loads((tmp_path / "unpacked/served.json").read_text()) == {"version": version, "step": 2, "digest": digest}
     assert not (tmp_path / "unpacked/babybert/training").exists()
     code = (
         "import sys; sys.path.insert(0, '.'); import babybert; from pathlib import Path; from babybert.inference.predictor import Predictor; "

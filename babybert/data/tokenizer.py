@@ -87,6 +87,15 @@ class Tokenizer:
         self._backend.encode_special_tokens = False
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of several texts, in one call."""
+        self._backend.encode_special_tokens = False
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """Ids as text, the way that Hugging Face's tokenizers put it."""
+        return self._backend.decode(ids, skip_special_tokens=skip_special)
+
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids (int32) of each document; "[MASK]" in a document is a word like any other, never a special token."""
         self._backend.encode_special_tokens = True

@@ -5,19 +5,33 @@ and the part of this package that answers. It does not matter which version of t
 TorchServe puts the unpacked archive first on the module path.
 """
 
+import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import babybert
 from babybert.errors import StorageError, UsageError
-from babybert.model.saved import MODEL_FILES
+from babybert.model.saved import MODEL_FILES, WEIGHTS
 
 MODEL_NAME = "babybert"
+SERVED = "served.json"  # which model it is: {"version": str, "step": int, "digest": SHA-256 of the weights}
 # What the handler imports, and nothing of training.
-PACKAGE_PARTS = ("__init__.py", "config.py", "errors.py", "data/__init__.py", "data/tokenizer.py", "model", "inference/__init__.py", "inference/predictor.py")
+PACKAGE_PARTS = (
+    "__init__.py",
+    "config.py",
+    "errors.py",
+    "data/__init__.py",
+    "data/tokenizer.py",
+    "model",
+    "inference/__init__.py",
+    "inference/predictor.py",
+    "inference/requests.py",
+)
 
 
 def handler_folder() -> Path:
@@ -47,10 +61,12 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
                 _copy(package / part, content / "babybert" / part)
             for name in MODEL_FILES:
                 _copy(checkpoint / name, content / name)
+            served = describe(checkpoint)
+            (content / SERVED).write_text(json.dumps(served), encoding="utf-8")
             settings = ModelArchiverConfig(
                 model_name=MODEL_NAME,
                 handler=str(handler / "babybert_handler.py"),
-                version=checkpoint.resolve().name,
+                version=served["version"],
                 extra_files=str(content),
                 config_file=str(handler / "model-config.yaml"),
                 export_path=str(scratch),
@@ -60,6 +76,13 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror}; make room or choose another --out") from error
     return target
+
+
+def describe(checkpoint: Path) -> dict[str, Any]:
+    """What `served.json` says of a checkpoint."""
+    digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
+    step = int(checkpoint.resolve().name.removeprefix("step-"))
+    return {"version": f"{step}-{digest[:12]}", "step": step, "digest": digest}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,79 +1,59 @@
 """Answers from a trained model: which words fit at each `[MASK]`, and does sentence B follow sentence A.
 
-The command line and the TorchServe handler both ask here. A batch of requests of either kind takes one forward pass,
-padded together; only `[MASK]` positions reach the vocabulary.
+The command line and the TorchServe handler both ask here. A batch of items of either kind takes one forward pass,
+padded together; only `[MASK]` positions reach the vocabulary, all of a batch's at once. Memory is bounded whatever is
+asked: a pass takes at most SLICE_POSITIONS padded positions (unless one item alone has more), and a product with the vocabulary
+SLICE_MASKS rows.
 
-Shapes: B requests, T positions, D width, N masks, V vocabulary.
+Shapes: B items, T positions, D width, N masks, V vocabulary, K candidates, C columns of a block, M blocks.
 """
 
-import dataclasses
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from babybert.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
-from babybert.errors import UsageError
+from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
+from babybert.errors import DataError, UsageError, UserError
+from babybert.inference.requests import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets, shown
 from babybert.model.bert import BabyBert
 from babybert.model.saved import load_model
 
-MAX_TOP_K = 100
-DEFAULT_TOP_K = 5
+SLICE_POSITIONS = 4096  # 32 MB for each hidden layer of the baby's feed-forward
+SLICE_MASKS = 8  # 5 MB of the baby's logits, and as much of their softmax: they stay in the cache
+BLOCK = 256  # columns of the vocabulary whose largest is looked at first; about the root of V
 
 
-@dataclass(frozen=True)
-class FillMask:
-    """Which words fit at each `[MASK]` of `text`?"""
+class Encoded(NamedTuple):
+    """One item as the model reads it."""
 
-    text: str
-    top_k: int = DEFAULT_TOP_K
-
-    def __post_init__(self) -> None:
-        _require_text("text", self.text)
-        if "[MASK]" not in self.text:
-            raise UsageError("'text' has no [MASK]; put one where a word is to be found, as in \"the movie was [MASK].\"")
-        if type(self.top_k) is not int or not 1 <= self.top_k <= MAX_TOP_K:
-            raise UsageError(f"'top_k' is {self.top_k!r}; it must be a whole number from 1 to {MAX_TOP_K}")
+    ids: list[int]
+    segments: list[int]
+    masks: list[int]  # positions of `[MASK]`; none in a pair, whatever it holds
+    targets: list[int] | None
 
 
-@dataclass(frozen=True)
-class NextSentence:
-    """Does `sentence_b` follow `sentence_a`?"""
+class Candidates(NamedTuple):
+    """What fits at one mask, best first."""
 
-    sentence_a: str
-    sentence_b: str
-
-    def __post_init__(self) -> None:
-        _require_text("sentence_a", self.sentence_a)
-        _require_text("sentence_b", self.sentence_b)
+    scores: list[float]
+    ids: list[int]
 
 
-Request = FillMask | NextSentence
+@dataclass
+class Work:
+    """What a batch took: counts of what the model read, and seconds in each phase."""
 
-
-def parse_request(body: Any) -> Request:
-    """The request in a parsed JSON body. Raises UsageError that says what is wrong with it."""
-    if not isinstance(body, dict):
-        raise UsageError(f"the body must be a JSON object, not {_json_type(body)}")
-    kind: type[FillMask] | type[NextSentence]
-    if "text" in body:
-        kind = FillMask
-    elif "sentence_a" in body or "sentence_b" in body:
-        kind = NextSentence
-    else:
-        raise UsageError("the body has neither 'text' (fill-mask) nor 'sentence_a' and 'sentence_b' (next-sentence)")
-    fields = dataclasses.fields(kind)
-    known = [field.name for field in fields]
-    for key in body:
-        if key not in known:
-            raise UsageError(f"unknown key '{key}'; this task takes {', '.join(known)}")
-    for field in fields:
-        if field.default is dataclasses.MISSING and field.name not in body:
-            raise UsageError(f"'{field.name}' is missing; this task takes {', '.join(known)}")
-    return kind(**body)
+    tokens: int = 0
+    masks: int = 0
+    tokenize_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    answer_seconds: float = 0.0
 
 
 class Predictor:
@@ -89,100 +69,212 @@ class Predictor:
         """Load the model saved in `folder`. Raises DataError."""
         return cls(*load_model(folder))
 
-    def fill_mask(self, texts: Sequence[str], top_k: int = DEFAULT_TOP_K) -> list[dict[str, Any]]:
+    def fill_mask(self, texts: Sequence[str], top_k: int = DEFAULT_TOP_K, targets: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """`{"masks": [{"position", "candidates": [{"token", "id", "score", "sequence"}]}]}` for each text.
 
-        `position` counts the text's tokens from 0; `score` is a probability; `sequence` is the text with the candidate
-        in the mask's place. Raises UsageError for the first text that cannot be answered.
+        `position` counts the text's tokens from 0; `score` is a probability over the whole vocabulary, also where only
+        `targets` are asked for; `sequence` is the text with the candidate in the mask's place. Raises UsageError for the
+        first text that cannot be answered.
         """
-        return self._answer_or_raise([FillMask(text, top_k) for text in texts])
+        known = None if targets is None else parse_targets(targets)
+        return self._answer_or_raise([FillMask(text, top_k, known) for text in texts])
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """`{"is_next": bool, "probability": float}` for each pair: the probability that B follows A. Raises UsageError."""
         return self._answer_or_raise([NextSentence(a, b) for a, b in pairs])
 
-    def answer(self, requests: Sequence[Request]) -> list[dict[str, Any] | UsageError]:
-        """An answer for each request, or the error of those that cannot be answered; one never harms another."""
-        answers: list[dict[str, Any] | UsageError] = []
-        encoded: dict[int, tuple[list[int], list[int]]] = {}
-        for index, request in enumerate(requests):
-            try:
-                encoded[index] = self._encode(request)
-                answers.append({})
-            except UsageError as error:
-                answers.append(error)
-        if encoded:
-            hidden_BTD = self._hidden([encoded[index] for index in encoded])
-            for hidden_TD, index in zip(hidden_BTD, encoded, strict=True):
-                request, ids = requests[index], encoded[index][0]
-                answers[index] = self._fill(hidden_TD, ids, request.top_k) if isinstance(request, FillMask) else self._follows(hidden_TD)
-        return answers
-
-    def _answer_or_raise(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    def _answer_or_raise(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         answers = []
-        for answer in self.answer(requests):
-            if isinstance(answer, UsageError):
+        for answer in self.answer(items):
+            if isinstance(answer, UserError):
                 raise answer
             answers.append(answer)
         return answers
 
-    def _encode(self, request: Request) -> tuple[list[int], list[int]]:
-        """Ids and segments of `[CLS] text [SEP]` or `[CLS] A [SEP] B [SEP]`."""
-        if isinstance(request, FillMask):
-            parts = {"text": self.tokenizer.encode(request.text)}
-        else:
-            parts = {name: self.tokenizer.encode(getattr(request, name)) for name in ("sentence_a", "sentence_b")}
-        ids, segments = [CLS], [1]
-        for number, (name, tokens) in enumerate(parts.items(), start=1):
+    @torch.inference_mode()
+    def answer(self, items: Sequence[Item], work: Work | None = None) -> list[Any]:
+        """An answer for each item, or the UserError of one that cannot be answered; none harms another.
+
+        A UsageError is the asker's, a DataError the model's: weights that give no finite score. Adds to `work`.
+        """
+        work = work or Work()
+        start = time.perf_counter()
+        encoded = self._encode(items)
+        work.tokenize_seconds += time.perf_counter() - start
+        answers: list[Any] = list(encoded)
+        for part in _slices(encoded):
+            start = time.perf_counter()
+            rows = [(items[index], encoded[index]) for index in part]
+            results = self._forward(rows)  # type: ignore[arg-type]  # slices hold no errors
+            middle = time.perf_counter()
+            for index, result in zip(part, results, strict=True):
+                answers[index] = self._in_words(items[index], encoded[index], result)  # type: ignore[arg-type]
+            work.tokens += sum(len(row.ids) for _, row in rows)  # type: ignore[union-attr]
+            work.masks += sum(len(row.masks) for _, row in rows)  # type: ignore[union-attr]
+            work.forward_seconds += middle - start
+            work.answer_seconds += time.perf_counter() - middle
+        return answers
+
+    def _encode(self, items: Sequence[Item]) -> list[Encoded | UsageError]:
+        """What the model reads for each item, or why it cannot; one call of the tokenizer for all texts."""
+        texts = [text for item in items for text in ((item.text,) if isinstance(item, FillMask) else (item.sentence_a, item.sentence_b))]
+        tokens = iter(self.tokenizer.encode_batch(texts))
+        encoded: list[Encoded | UsageError] = []
+        for item in items:
+            parts = [next(tokens)] if isinstance(item, FillMask) else [next(tokens), next(tokens)]
+            try:
+                encoded.append(self._encode_text(item, *parts) if isinstance(item, FillMask) else self._encode_pair(item, *parts))
+            except UsageError as error:
+                encoded.append(error)
+        return encoded
+
+    def _encode_text(self, item: FillMask, tokens: list[int]) -> Encoded:
+        """`[CLS] text [SEP]`; what is too long loses its end, which must hold no mask."""
+        over = self._over(item, len(tokens) + 2)
+        kept = tokens[: len(tokens) - over]
+        lost = tokens.count(MASK) - kept.count(MASK)
+        if lost:
+            raise UsageError(f"'{item.name}' cut to {len(kept)} tokens loses {lost} of its {tokens.count(MASK)} [MASK]s: shorten what is before them")
+        ids = [CLS, *kept, SEP]
+        masks = [position for position, token_id in enumerate(ids) if token_id == MASK]
+        return Encoded(ids, [1] * len(ids), masks, None if item.targets is None else self._target_ids(item.targets))
+
+    def _encode_pair(self, item: NextSentence, a: list[int], b: list[int]) -> Encoded:
+        """`[CLS] A [SEP] B [SEP]`; what is too long loses from the end of the longer sentence, as in training."""
+        for name, tokens in (("sentence_a", a), ("sentence_b", b)):
             if not tokens:
-                raise UsageError(f"'{name}' has no words in it")
-            ids += [*tokens, SEP]
-            segments += [number] * (len(tokens) + 1)
+                raise UsageError(f"'{item.prefix}{name}' has no words in it")
+        room = len(a) + len(b) - self._over(item, len(a) + len(b) + 3)
+        if len(a) + len(b) > room:
+            kept_b = room // 2 if min(len(a), len(b)) > room // 2 else min(len(b), max(room - len(a), room - room // 2))
+            a, b = a[: room - kept_b], b[:kept_b]
+        return Encoded([CLS, *a, SEP, *b, SEP], [1] * (len(a) + 2) + [2] * (len(b) + 1), [], None)
+
+    def _over(self, item: Item, length: int) -> int:
+        """By how many tokens an item of this length is too long: 0 unless it may be cut."""
         limit = self.model.config.max_positions
-        if len(ids) > limit:
-            raise UsageError(f"the input is {len(ids)} tokens long, [CLS] and [SEP] included; the model takes at most {limit}: shorten it")
-        return ids, segments
+        if length > limit and not item.truncate:
+            name = f"'{item.name}'" if isinstance(item, FillMask) else f"'{item.prefix}sentence_a' with 'sentence_b'" if item.prefix else "the pair"
+            raise UsageError(
+                f"{name} is {length} tokens long, [CLS] and [SEP] included; the model takes at most {limit}: shorten it, or set 'truncate' to true"
+            )
+        return max(0, length - limit)
 
-    @torch.inference_mode()
-    def _hidden(self, encoded: list[tuple[list[int], list[int]]]) -> Tensor:
-        longest = max(len(ids) for ids, _ in encoded)
-        ids_BT = torch.tensor([ids + [PAD] * (longest - len(ids)) for ids, _ in encoded])
-        segments_BT = torch.tensor([segments + [0] * (longest - len(segments)) for _, segments in encoded])
-        return self.model(ids_BT, segments_BT)
+    def _target_ids(self, targets: tuple[str, ...]) -> list[int]:
+        """Ids of the targets, each once: of the word itself, or of the one word that the tokenizer makes of it."""
+        found, unknown = [], []
+        for target in targets:
+            token_id = self.tokenizer.id_of(target)
+            ids = self.tokenizer.encode(target) if token_id is None else [token_id]
+            if len(ids) == 1 and (ids[0] != UNK or token_id == UNK):
+                found.append(ids[0])
+            else:
+                unknown.append(target)
+        if unknown:
+            raise UsageError(f"'targets' has what is not one word of the vocabulary: {', '.join(map(shown, unknown))}")
+        return list(dict.fromkeys(found))
 
-    @torch.inference_mode()
-    def _fill(self, hidden_TD: Tensor, ids: list[int], top_k: int) -> dict[str, Any]:
-        positions = [position for position, token_id in enumerate(ids) if token_id == MASK]
-        probability_NV = self.model.mlm_logits(hidden_TD[positions]).softmax(-1)
-        best = probability_NV.topk(min(top_k, probability_NV.shape[1]))
-        words = self.tokenizer.tokens(ids)[1:-1]
+    def _forward(self, rows: list[tuple[Item, Encoded]]) -> list[list[Candidates] | float]:
+        """The candidates of each text's masks, or the probability of each pair, from one pass for all of them."""
+        longest = max(len(row.ids) for _, row in rows)
+        ids_BT = torch.tensor([row.ids + [PAD] * (longest - len(row.ids)) for _, row in rows])
+        segments_BT = torch.tensor([row.segments + [0] * (longest - len(row.segments)) for _, row in rows])
+        hidden_BTD = self.model(ids_BT, segments_BT)
+        follows: list[float] = []
+        if any(isinstance(item, NextSentence) for item, _ in rows):
+            follows = self.model.nsp_logits(hidden_BTD).softmax(-1)[:, 1].tolist()
+        asked = [(index, position, item, row) for index, (item, row) in enumerate(rows) if isinstance(item, FillMask) for position in row.masks]
+        filled: list[Candidates] = []
+        for start in range(0, len(asked), SLICE_MASKS):
+            some = asked[start : start + SLICE_MASKS]
+            hidden_ND = hidden_BTD[[index for index, *_ in some], [position for _, position, *_ in some]]
+            filled += self._fill(hidden_ND, [(item.top_k, row.targets) for *_, item, row in some])
+        best = iter(filled)
+        return [[next(best) for _ in row.masks] if isinstance(item, FillMask) else follows[index] for index, (item, row) in enumerate(rows)]
+
+    def _fill(self, hidden_ND: Tensor, asked: list[tuple[int, list[int] | None]]) -> list[Candidates]:
+        """The best of the vocabulary, or of the targets, at each of N masks."""
+        probability_NV = self.model.mlm_logits(hidden_ND).softmax(-1)
+        most = max((top_k for top_k, targets in asked if targets is None), default=0)
+        scores_NK, ids_NK = (found.tolist() for found in top(probability_NV, most)) if most else ([], [])
+        # Each row's targets end to end, so that they are read in one go.
+        row_X = [n for n, (_, targets) in enumerate(asked) for _ in targets or ()]
+        ids_X = [token_id for _, targets in asked for token_id in targets or ()]
+        score_X = iter(probability_NV[row_X, ids_X].tolist() if row_X else ())
+        filled = []
+        for n, (top_k, targets) in enumerate(asked):
+            if targets is None:
+                filled.append(Candidates(scores_NK[n][:top_k], ids_NK[n][:top_k]))
+            else:
+                ranked = sorted(((next(score_X), token_id) for token_id in targets), key=lambda pair: -pair[0])[:top_k]
+                filled.append(Candidates([score for score, _ in ranked], [token_id for _, token_id in ranked]))
+        return filled
+
+    def _in_words(self, item: Item, row: Encoded, result: list[Candidates] | float) -> Any:
+        if isinstance(result, float):
+            return {"is_next": result >= 0.5, "probability": result} if math.isfinite(result) else _not_finite()
+        assert isinstance(item, FillMask)
+        # A softmax with anything that is not finite in it is NaN throughout: its first number tells.
+        if not all(math.isfinite(found.scores[0]) for found in result):
+            return _not_finite()
+        return self._as_pipeline(row, result) if item.pipeline else self._as_masks(row, result)
+
+    def _as_masks(self, row: Encoded, filled: list[Candidates]) -> dict[str, Any]:
+        words = self.tokenizer.tokens(row.ids)
         masks = []
-        for position, scores, best_ids in zip(positions, best.values.tolist(), best.indices.tolist(), strict=True):
+        for position, found in zip(row.masks, filled, strict=True):
             candidates = []
-            for score, token_id in zip(scores, best_ids, strict=True):
-                token = self.tokenizer.token(token_id)
-                sequence = self.tokenizer.join([*words[: position - 1], token, *words[position:]])
-                candidates.append({"token": token, "id": token_id, "score": score, "sequence": sequence})
+            for score, token_id in zip(found.scores, found.ids, strict=True):
+                words[position] = token = self.tokenizer.token(token_id)
+                candidates.append({"token": token, "id": token_id, "score": score, "sequence": self.tokenizer.join(words[1:-1])})
+            words[position] = "[MASK]"
             masks.append({"position": position - 1, "candidates": candidates})
         return {"masks": masks}
 
-    @torch.inference_mode()
-    def _follows(self, hidden_TD: Tensor) -> dict[str, Any]:
-        probability = self.model.nsp_logits(hidden_TD[None]).softmax(-1)[0, 1].item()
-        return {"is_next": probability >= 0.5, "probability": probability}
+    def _as_pipeline(self, row: Encoded, filled: list[Candidates]) -> list[Any]:
+        """As transformers' FillMaskPipeline: one mask's sequence is without special tokens, that of several is with them."""
+        masks = []
+        for position, found in zip(row.masks, filled, strict=True):
+            candidates = []
+            for score, token_id in zip(found.scores, found.ids, strict=True):
+                ids = [*row.ids[:position], token_id, *row.ids[position + 1 :]]
+                sequence = self.tokenizer.decode([i for i in ids if i != PAD], skip_special=len(filled) == 1)
+                candidates.append({"score": score, "token": token_id, "token_str": self.tokenizer.decode([token_id]), "sequence": sequence})
+            masks.append(candidates)
+        return masks[0] if len(masks) == 1 else masks
 
 
-def _require_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise UsageError(f"'{name}' must be a string, not {_json_type(value)}")
-    if not value.strip():
-        raise UsageError(f"'{name}' is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(f"'{name}' has half of a surrogate pair, which is not a character") from None
+def top(x_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`x_NV.topk(k)` (fewer where V is smaller): values and columns (N, K), the largest first.
+
+    The k largest of a row are in the k blocks whose own largest are largest, so that only those are looked through:
+    one pass for the blocks' largest in place of topk's selection over V. Columns after the last whole block join it.
+    """
+    size_v = x_NV.shape[1]
+    blocks = size_v // BLOCK
+    if k >= blocks:
+        return x_NV.topk(min(k, size_v))
+    whole_NMC = x_NV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+    block_NK = whole_NMC.amax(-1).topk(k).indices
+    inside_NKC = whole_NMC.gather(1, block_NK[:, :, None].expand(-1, -1, BLOCK))
+    columns_NKC = block_NK[:, :, None] * BLOCK + torch.arange(BLOCK)
+    rest_N = torch.arange(blocks * BLOCK, size_v).expand(len(x_NV), -1)
+    found = torch.cat([inside_NKC.flatten(1), x_NV[:, blocks * BLOCK :]], 1).topk(k)
+    return found.values, torch.cat([columns_NKC.flatten(1), rest_N], 1).gather(1, found.indices)
 
 
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), "that")
+def _slices(encoded: Sequence[Encoded | UsageError]) -> Iterator[list[int]]:
+    """Which items go through the model together: all, in order of length, as long as their padded batch is bounded."""
+    lengths = {index: len(row.ids) for index, row in enumerate(encoded) if isinstance(row, Encoded)}
+    part: list[int] = []
+    for index in sorted(lengths, key=lengths.__getitem__):
+        if part and (len(part) + 1) * lengths[index] > SLICE_POSITIONS:
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part
+
+
+def _not_finite() -> DataError:
+    return DataError("the model gave no finite score for this input: its weights are damaged; serve another checkpoint")

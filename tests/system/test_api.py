@@ -1,0 +1,143 @@
+"""What a real TorchServe answers over HTTP: every form of request, every refusal, and the model it says it is."""
+
+import http.client
+import json
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from served import JSON
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+TEXT = "Mary is [MASK] in the [MASK]."
+PAIR = {"sentence_a": "Mary is superb.", "sentence_b": "She rides."}
+
+
+def test_fill_mask(server):
+    answer = server.ask({"text": TEXT, "top_k": 2})
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    assert [mask["position"] for mask in answer.body["masks"]] == [2, 5]
+    assert [list(c) for mask in answer.body["masks"] for c in mask["candidates"]] == [["token", "id", "score", "sequence"]] * 4
+    several = server.ask({"text": [TEXT, "The [MASK]."], "top_k": 2})
+    assert [len(each["masks"]) for each in several.body] == [2, 1]
+    assert several.body[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(answer.body["masks"][0]["candidates"][0]["score"], abs=1e-6)
+    targets = server.ask({"text": "The [MASK].", "targets": ["pilot", "sheriff"]})
+    assert {c["token"] for c in targets.body["masks"][0]["candidates"]} == {"pilot", "sheriff"}
+
+
+def test_the_convention_of_hugging_face(server):
+    one = server.ask({"inputs": "The [MASK].", "parameters": {"top_k": 3}})
+    assert one.status == 200
+    assert [list(c) for c in one.body] == [["score", "token", "token_str", "sequence"]] * 3
+    assert [len(mask) for mask in server.ask({"inputs": TEXT}).body] == [5, 5]
+    assert [len(each) for each in server.ask({"inputs": ["The [MASK].", TEXT]}).body] == [5, 2]
+
+
+def test_next_sentence(server):
+    one = server.ask(PAIR)
+    assert one.status == 200
+    assert set(one.body) == {"is_next", "probability"}
+    several = server.ask({"pairs": [PAIR, {"sentence_a": "a", "sentence_b": "b"}]})
+    assert several.body[0]["probability"] == pytest.approx(one.body["probability"], abs=1e-6)
+    assert len(several.body) == 2
+
+
+def test_the_answer_says_which_model_it_is_of(server):
+    (archive,) = server.archives()
+    with zipfile.ZipFile(archive) as content:
+        served = json.loads(content.read("served.json"))
+    assert served["step"] == 7
+    for body in (PAIR, {"bad": 1}):
+        headers = server.ask(body).headers
+        assert headers["x-babybert-version"] == served["version"] == f"7-{served['digest'][:12]}"
+        assert headers["x-babybert-step"] == "7"
+    assert server.model()["modelVersion"] == served["version"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "method", "status", "message"),
+    [
+        ({"text": "no mask here"}, JSON, "POST", 400, "no [MASK]"),
+        ({"text": "[MASK]", "targets": ["pilot", "xyzzy"]}, JSON, "POST", 400, "'xyzzy'"),
+        ({"question": "?"}, JSON, "POST", 400, "none of 'text'"),
+        ({"text": "long " * 600 + "[MASK]"}, JSON, "POST", 400, "at most 512"),
+        ({"text": "long " * 600 + "[MASK]", "truncate": True}, JSON, "POST", 400, "loses 1 of its 1 [MASK]s"),
+        ({"\ud800": 1, "text": "[MASK]"}, JSON, "POST", 400, "unknown key"),
+        ({"text": "[MASK] \ud800"}, JSON, "POST", 400, "surrogate"),
+        (b"{not json", JSON, "POST", 400, "not JSON"),
+        (b"\xff\xfe", JSON, "POST", 400, "not UTF-8"),
+        (b"[" * 100_000, JSON, "POST", 400, "not JSON"),
+        (b'{"text": "[MASK]", "top_k": ' + b"9" * 10_000 + b"}", JSON, "POST", 400, "too many digits"),
+        (b'{"text": "[MASK]", "top_k": 1e999}', JSON, "POST", 400, "'top_k' is Infinity"),
+        (b'{"text": "[MASK]", "top_k": NaN}', JSON, "POST", 400, "NaN is not a number in JSON"),
+        (b'{"text": "[MASK]", "text": "[MASK]"}', JSON, "POST", 400, "more than once"),
+        (b'["a"]', JSON, "POST", 400, "must be a JSON object"),
+        (b"", JSON, "POST", 400, "no body"),
+        (None, {}, "POST", 400, "no body"),
+        (None, {}, "GET", 400, "no body"),
+        (b"{}", {}, "POST", 415, "content type"),
+        (b'{"text": "[MASK]"}', {"Content-Type": "text/plain"}, "POST", 415, "content type"),
+        (b'{"text": "[MASK]"}', {"Content-Type": "application/octet-stream"}, "POST", 415, "content type"),
+        (b"text=%5BMASK%5D", FORM, "POST", 415, "content type"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\n[MASK]\r\n--x--\r\n',
+            {"Content-Type": "multipart/form-data; boundary=x"},
+            "POST",
+            415,
+            "",
+        ),
+    ],
+)
+def test_a_bad_request_is_told_why_in_one_shape(server, body, headers, method, status, message):
+    answer = server.ask(body, headers, method)
+    assert (answer.status, answer.headers["content-type"], list(answer.body)) == (status, "application/json", ["error"])
+    assert message in answer.body["error"]
+
+
+def test_a_character_set_beside_the_type_and_a_query_do_no_harm(server):
+    assert server.ask(PAIR, {"Content-Type": "application/json; charset=utf-8"}).status == 200
+    assert server.ask(PAIR, {**JSON, "body": "x"}).status == 200  # a header of this name hides the part's type
+    assert server.ask(PAIR, query="?text=x&top_k=2").status == 200
+
+
+def test_the_largest_answer_is_not_too_large_for_the_server(server):
+    """Each candidate repeats the text, so answers grow as masks x top_k x text; four bytes a character, in UTF-8."""
+    text = "\U0001f3ac" * 9_000 + " [MASK]"
+    answer = server.ask({"text": text, "top_k": 100})
+    assert answer.status == 200
+    text = "a " * 250 + "[MASK] " * 32
+    assert "at most 1,000,000" in server.ask({"text": text, "top_k": 100}).body["error"]
+    fits = "a " * 10 + "[MASK] " * 32
+    assert len(server.ask({"text": fits, "top_k": 100}).body["masks"]) == 32
+
+
+def test_answers_do_not_depend_on_their_batch(server):
+    """32 of all kinds, and bad ones, at once over as many connections: the same as one by one, to 1e-6."""
+    places = ["sheriff", "pilot", "film", "medic"]
+    bodies = [
+        [{"text": f"The {word} is [MASK].", "top_k": 3}, PAIR, {"inputs": [f"A {word} [MASK] [MASK]."] * (1 + i % 3)}, {"text": "no mask"}][i % 4]
+        for i, word in enumerate(places * 8)
+    ]
+    alone = [server.ask(body) for body in bodies]
+    before = server.value("babybert_inference_batch_requests_count")
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(server.ask, bodies))
+    for first, second in zip(alone, together, strict=True):
+        assert first.status == second.status
+        assert numbers(first.body) == pytest.approx(numbers(second.body), abs=1e-6)
+    assert server.value("babybert_inference_batch_requests_count") - before < 32, "none of them shared a batch"
+
+
+def numbers(body):
+    """All numbers of an answer in their order."""
+    if isinstance(body, dict):
+        return [number for value in body.values() for number in numbers(value)]
+    if isinstance(body, list):
+        return [number for value in body for number in numbers(value)]
+    return [] if isinstance(body, str) else [float(body)]
+
+
+def test_a_connection_is_kept(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.inference_port, timeout=60)
+    assert [server.ask(body, connection=connection).status for body in (PAIR, {"bad": 1}, PAIR)] == [200, 400, 200]
+    connection.close()
