@@ -87,6 +87,12 @@ class Served:
         added = {"ModelName", "Level", "Hostname"}
         return {(s.name, frozenset((k, v) for k, v in s.labels.items() if k not in added)): s.value for family in families for s in family.samples}
 
+    def settled(self) -> None:
+        """Wait until the metrics of what was asked before are there."""
+        former = None
+        while former != (former := self.value("babybert_inference_batch_requests_sum")):
+            time.sleep(0.5)
+
     def value(self, name: str, **labels: str) -> float:
         """One sample; 0 where it is not there yet."""
         return self.samples().get((name, frozenset(labels.items())), 0.0)

@@ -146,7 +146,7 @@ class Predictor:
                 raise UsageError(f"'{item.prefix}{name}' has no words in it")
         room = len(a) + len(b) - self._over(item, len(a) + len(b) + 3)
         if len(a) + len(b) > room:
-            kept_b = room // 2 if min(len(a), len(b)) > room // 2 else min(len(b), max(room - len(a), room - room // 2))
+            kept_b = min(len(b), max(room - len(a), room // 2))
             a, b = a[: room - kept_b], b[:kept_b]
         return Encoded([CLS, *a, SEP, *b, SEP], [1] * (len(a) + 2) + [2] * (len(b) + 1), [], None)
 

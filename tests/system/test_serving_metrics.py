@@ -69,6 +69,7 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
         return float(found[0]["value"][1]) if found else 0.0
 
     try:
+        server.settled()
         before = {query: server.value(name, **labels) for query, (name, labels) in ((query, sample(query)) for query in MOVED)}
         batches = server.value("babybert_inference_batch_requests_count")
         with ThreadPoolExecutor(4) as pool:

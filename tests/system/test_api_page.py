@@ -1,0 +1,54 @@
+"""docs/api.md and handler/openapi.yaml say what the server does: examples are run, limits are those of the code."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from babybert.inference import requests
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```\n+```json\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+
+
+def shape(value):
+    """The keys, lengths and types of an answer."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in value.items()}
+    return [shape(item) for item in value] if isinstance(value, list) else type(value)
+
+
+@pytest.mark.parametrize(("language", "code", "shown"), EXAMPLES)
+def test_an_example_answers_in_the_shape_that_the_page_shows(server, language, code, shown):
+    code = code.replace("localhost:8080", f"127.0.0.1:{server.inference_port}")
+    program = ["bash", "-c", code] if language == "sh" else [sys.executable, "-c", code]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    answer = json.loads(done.stdout)
+    assert shape(answer) == shape(json.loads(shown)), done.stderr
+    if "error" in answer:
+        assert answer == json.loads(shown)
+
+
+def test_all_examples_were_found():
+    assert len(EXAMPLES) == (ROOT / "docs/api.md").read_text().count("```json") == 6
+
+
+def test_limits_are_those_of_the_code():
+    page = (ROOT / "docs/api.md").read_text()
+    document = yaml.safe_load((ROOT / "handler/openapi.yaml").read_text())
+    schemas = document["components"]["schemas"]
+    assert schemas["TopK"] == {**schemas["TopK"], "maximum": requests.MAX_TOP_K, "default": requests.DEFAULT_TOP_K}
+    assert {schemas[name]["maxLength"] for name in ("MaskedText", "Sentence")} == {requests.MAX_CHARACTERS}
+    assert schemas["MaskedTexts"]["oneOf"][1]["maxItems"] == requests.MAX_ITEMS
+    assert schemas["NextSentences"]["properties"]["pairs"]["maxItems"] == requests.MAX_ITEMS
+    assert schemas["Targets"]["oneOf"][1]["maxItems"] == requests.MAX_TARGETS
+    assert f"together at most {requests.MAX_MASKS}" in schemas["MaskedText"]["description"]
+    assert f"{requests.MAX_ANSWER_CHARACTERS:,}" in schemas["TopK"]["description"]
+    for limit in (requests.MAX_CHARACTERS, requests.MAX_BODY_BYTES, requests.MAX_ANSWER_CHARACTERS):
+        assert f"{limit:,}" in page
+    assert f"{requests.MAX_ITEMS} texts, {requests.MAX_MASKS} `[MASK]`s" in page
+    assert f"1 to {requests.MAX_TOP_K}" in page
