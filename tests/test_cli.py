@@ -48,6 +48,9 @@ def test_questions_and_scores(capsys, small, demo_folder):
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["masks"][0]["candidates"]) == 5
+    assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--targets", "the", "Mary"]) == 0
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"the", "mary"}
+    assert "not one word of the vocabulary: 'xyzzy'" in fails(capsys, 2, "fill-mask", "Mary is [MASK].", "--checkpoint", run, "--targets", "xyzzy")
     assert main(["next-sentence", "Mary rides.", "She trains.", "--checkpoint", run]) == 0
     assert "follow A" in capsys.readouterr().out
     assert main(["evaluate", "--checkpoint", run, "--data", str(demo_folder), "--json", "--max-pairs", "5"]) == 0

@@ -104,13 +104,13 @@ class Predictor:
         answers: list[Any] = list(encoded)
         for part in _slices(encoded):
             start = time.perf_counter()
-            rows = [(items[index], encoded[index]) for index in part]
-            results = self._forward(rows)  # type: ignore[arg-type]  # slices hold no errors
+            rows = [(items[index], row) for index, row in part]
+            results = self._forward(rows)
             middle = time.perf_counter()
-            for index, result in zip(part, results, strict=True):
-                answers[index] = self._in_words(items[index], encoded[index], result)  # type: ignore[arg-type]
-            work.tokens += sum(len(row.ids) for _, row in rows)  # type: ignore[union-attr]
-            work.masks += sum(len(row.masks) for _, row in rows)  # type: ignore[union-attr]
+            for (index, row), result in zip(part, results, strict=True):
+                answers[index] = self._in_words(items[index], row, result)
+            work.tokens += sum(len(row.ids) for _, row in part)
+            work.masks += sum(len(row.masks) for _, row in part)
             work.forward_seconds += middle - start
             work.answer_seconds += time.perf_counter() - middle
         return answers
@@ -263,15 +263,15 @@ def top(x_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found.values, torch.cat([columns_NKC.flatten(1), rest_N], 1).gather(1, found.indices)
 
 
-def _slices(encoded: Sequence[Encoded | UsageError]) -> Iterator[list[int]]:
-    """Which items go through the model together: all, in order of length, as long as their padded batch is bounded."""
-    lengths = {index: len(row.ids) for index, row in enumerate(encoded) if isinstance(row, Encoded)}
-    part: list[int] = []
-    for index in sorted(lengths, key=lengths.__getitem__):
-        if part and (len(part) + 1) * lengths[index] > SLICE_POSITIONS:
+def _slices(encoded: Sequence[Encoded | UsageError]) -> Iterator[list[tuple[int, Encoded]]]:
+    """Which items go through the model together, each with its index: all, in order of length, as long as their padded batch is bounded."""
+    readable = [(index, row) for index, row in enumerate(encoded) if isinstance(row, Encoded)]
+    part: list[tuple[int, Encoded]] = []
+    for index, row in sorted(readable, key=lambda pair: len(pair[1].ids)):
+        if part and (len(part) + 1) * len(row.ids) > SLICE_POSITIONS:
             yield part
             part = []
-        part.append(index)
+        part.append((index, row))
     if part:
         yield part
 

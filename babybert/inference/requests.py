@@ -151,7 +151,7 @@ def _fill_mask(name: str, texts: Any, settings: dict[str, Any], pipeline: bool =
     single = isinstance(texts, str)
     if not single and not isinstance(texts, list):
         raise UsageError(f"'{name}' must be a string or a list of strings, not {_json_type(texts)}")
-    common = {key: settings[key] for key in ("top_k", "truncate") if key in settings}
+    common: dict[str, Any] = {key: settings[key] for key in ("top_k", "truncate") if key in settings}
     common |= {"targets": parse_targets(settings["targets"]) if "targets" in settings else None, "pipeline": pipeline}
     named = [(name, texts)] if single else [(f"{name}[{number}]", text) for number, text in enumerate(_require_list(name, texts, MAX_ITEMS))]
     items: list[FillMask] = [FillMask(text, name=own, **common) for own, text in named]
