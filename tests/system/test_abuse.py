@@ -69,12 +69,9 @@ DEEP = st.builds(lambda start, depth: start * depth, st.sampled_from([b"[", b'{"
 
 MANY_DIGITS = st.integers(1, 9).map(lambda digit: b'{"text": "[MASK]", "top_k": ' + str(digit).encode() * 9000 + b"}")
 BODIES = st.binary(max_size=300) | DEEP | MANY_DIGITS | (JSON_VALUE | NEAR | GOOD).map(lambda value: json.dumps(value).encode())
-CONTENT_TYPES = ["application/json"] * 12 + [
-    "text/plain",
-    "application/x-www-form-urlencoded",
-    "multipart/form-data; boundary=x",
-    "application/json; charset=utf-16",
-]
+FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+CONTENT_TYPES = ["application/json"] * 12 + ["text/plain", "application/json; charset=utf-16", *FORMS]
+UNDECODED = "a form that TorchServe cannot decode"
 
 
 @OPENAPI.parametrize()
