@@ -23,6 +23,7 @@ from babybert.inference.server import free_ports
 from babybert.model.bert import BabyBert
 from babybert.model.saved import save_model
 
+DAMAGED = "goalkeeper"  # a word whose vector is not a number in the model that is served
 JSON = {"Content-Type": "application/json"}
 
 
@@ -109,12 +110,15 @@ def wait_for(check: Callable[[], Any], seconds: float = 30) -> Any:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, demo: Dataset) -> Iterator[Served]:
-    """An untrained model of the demo's vocabulary behind `babybert serve`; tests must leave it as it is."""
+    """An untrained model of the demo's vocabulary behind `babybert serve`, one word of it damaged; tests must leave it as it is."""
     folder = tmp_path_factory.mktemp("served")
     (checkpoint := folder / "step-00000007").mkdir()
     torch.manual_seed(0)
     sizes = ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=2, feed_forward=32)
-    save_model(checkpoint, BabyBert(sizes), demo.tokenizer)
+    model = BabyBert(sizes)
+    with torch.no_grad():
+        model.embedding.token_embedding.embedding.weight[int(demo.tokenizer.id_of(DAMAGED))] = float("nan")
+    save_model(checkpoint, model, demo.tokenizer)
     write_archive(checkpoint, folder / "model-store")
     yield from serving(folder)
 

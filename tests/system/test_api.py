@@ -6,7 +6,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from served import JSON
+from served import DAMAGED, JSON
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 TEXT = "Mary is [MASK] in the [MASK]."
@@ -126,6 +126,16 @@ def test_answers_do_not_depend_on_their_batch(server):
         assert first.status == second.status
         assert numbers(first.body) == pytest.approx(numbers(second.body), abs=1e-6)
     assert server.value("babybert_inference_batch_requests_count") - before < 32, "none of them shared a batch"
+
+
+def test_a_score_that_is_no_number_is_an_error_of_its_request_alone(server):
+    bodies = [{"text": f"The {word} is [MASK]."} for word in ("pilot", DAMAGED) * 16]
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(server.ask, bodies))
+    assert [answer.status for answer in answers] == [200, 500] * 16
+    assert "no finite score" in answers[1].body["error"]
+    server.settled()
+    assert server.value("babybert_inference_requests_total", task="fill-mask", outcome="failed") >= 16
 
 
 def numbers(body):

@@ -1,0 +1,50 @@
+"""The parts of the handler that need no server; tests/system has the rest."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from babybert.errors import DataError, UsageError
+from babybert.inference.archive import handler_folder
+from babybert.inference.requests import UnsupportedType, parse_object
+
+pytest.importorskip("ts")
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+handler = load(handler_folder() / "babybert_handler.py")
+
+
+def test_what_is_written_is_json_with_its_status():
+    assert handler.write({"a": 1}) == (200, b'{"a": 1}')
+    for error, status in ((UsageError("é"), 400), (UnsupportedType("é"), 415), (DataError("é"), 500)):
+        code, text = handler.write(error)
+        assert (code, json.loads(text)) == (status, {"error": "é"})
+    code, text = handler.write(["a" * handler.MAX_RESPONSE_BYTES])
+    assert code == 400
+    assert "6,000,004 bytes long" in json.loads(text)["error"]
+
+
+def test_a_request_is_answered_or_refused_as_a_whole():
+    several = parse_object({"pairs": [{"sentence_a": "a", "sentence_b": "b"}] * 2})
+    assert handler.put_together(several, [1, 2]) == [1, 2]
+    error = UsageError("x")
+    assert handler.put_together(several, [1, error]) is error
+    assert handler.put_together(parse_object({"text": "[MASK]"}), [1]) == 1
+
+
+def test_metrics_are_declared_as_they_are_written():
+    """TorchServe drops what is not, and its labels are matched by their place."""
+    declared = yaml.safe_load((handler_folder() / "metrics.yaml").read_text())["model_metrics"]
+    found = {metric["name"]: (kind, metric["unit"], metric["dimensions"]) for kind, metrics in declared.items() for metric in metrics}
+    del found["PredictionTime"]  # TorchServe's own
+    assert found == {name: (kind.value, unit, [*labels, "ModelName", "Level"]) for name, (kind, unit, labels) in handler.METRICS.items()}
