@@ -65,8 +65,6 @@ GOOD = st.builds(
     lambda text, k: {"text": f"the {text} [MASK]", "top_k": k}, st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.integers(1, 100)
 )
 DEEP = st.builds(lambda start, depth: start * depth, st.sampled_from([b"[", b'{"text":', b'{"text":[', b'{"a":{"text":']), st.integers(1, 20_000))
-
-
 MANY_DIGITS = st.integers(1, 9).map(lambda digit: b'{"text": "[MASK]", "top_k": ' + str(digit).encode() * 9000 + b"}")
 BODIES = st.binary(max_size=300) | DEEP | MANY_DIGITS | (JSON_VALUE | NEAR | GOOD).map(lambda value: json.dumps(value).encode())
 FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
