@@ -5,10 +5,12 @@ line, and the exit code says what kind they are (see `errors.py`).
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,16 +124,17 @@ def next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> 
 
 
 def archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
-    from babybert.inference.archive import write_archive
-    from babybert.training.checkpoint import find_checkpoint
+    from babybert.inference.archive import check_archive, write_archive
+    from babybert.inference.source import Source
 
-    path = write_archive(find_checkpoint(config.checkpoint), config.out)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve --archive {path}`")
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_archive(Source(config.source).find(Path(folder)), config.out)
+    print(f"{path}: version {check_archive(path)['version']}, {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve {path}`")
     return 0
 
 
 def serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
-    from babybert.inference.server import serve as run_server
+    from babybert.inference.serve import serve as run_server
 
     return run_server(config)
 
@@ -151,8 +154,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "plot": (PlotConfig, plot, {"runs": "a run's folder, or several of them"}),
     "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),
     "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
-    "archive": (ArchiveConfig, archive, {}),
-    "serve": (ServeConfig, serve, {}),
+    "archive": (ArchiveConfig, archive, {"source": "the same as --source"}),
+    "serve": (ServeConfig, serve, {"source": "the same as --source"}),
 }
 
 
@@ -176,9 +179,12 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>."
         )
-        for argument, text in texts.items():
-            command.add_argument(argument, help=text, nargs="+" if argument == "runs" else None)
         add_flags(command, config_class)
+        for argument, text in texts.items():
+            if argument in (field.name for field in dataclasses.fields(config_class)):  # a setting that may be given without its flag
+                command.add_argument(argument, help=text, nargs="?", default=argparse.SUPPRESS)
+            else:
+                command.add_argument(argument, help=text, nargs="+" if argument == "runs" else None)
     return parser
 
 

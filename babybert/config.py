@@ -281,22 +281,31 @@ class NextSentenceConfig:
 class ArchiveConfig:
     """Pack a checkpoint, the handler and the code it needs into babybert.mar for TorchServe."""
 
-    checkpoint: Path = option(Path("runs/demo"), "a run (its newest whole checkpoint) or one checkpoint")
+    source: str = option("runs/demo", "a run (its newest whole checkpoint) or one checkpoint, in a folder or at s3://bucket/prefix")
     out: Path = option(Path("model-store"), "folder for babybert.mar; a file that is there is replaced")
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Run TorchServe on an archive until Ctrl-C or SIGTERM."""
+    """Run TorchServe on a run, a checkpoint or an archive until Ctrl-C or SIGTERM."""
 
-    archive: Path = option(Path("model-store/babybert.mar"), "what `babybert archive` wrote")
+    source: str = option("runs/demo", "a run (its newest whole checkpoint) or one checkpoint, in a folder or at s3://bucket/prefix; or an archive, FILE.mar")
+    watch: bool = option(False, "serve each newer checkpoint of the run as soon as it is whole")
+    watch_seconds: float = option(15.0, "how often to look for one: a request to S3 each time")
+    workers: int = option(1, "processes that answer, each with the model in its own memory and one thread; one a core is most")
+    token_auth: bool = option(False, "ask for one of TorchServe's tokens with every request on the inference port, /ping too; /metrics stays open")
+    token_minutes: int = option(60, "how long a token is good; TorchServe's own default")
     host: str = option("127.0.0.1", "address that answers predictions and metrics; management is on loopback always")
     inference_port: int = option(8080, "port of /predictions/babybert; TorchServe's own default, as the next two")
     management_port: int = option(8081, "port of the management API")
     metrics_port: int = option(8082, "port of /metrics")
     start_seconds: float = option(120.0, "give up when no worker is ready by then")
+    drain_seconds: float = option(30.0, "after SIGTERM, go on for so long while requests still come; without any it ends in a second")
 
     def __post_init__(self) -> None:
         ports = (self.inference_port, self.management_port, self.metrics_port)
         require(all(0 < port < 65536 for port in ports) and len(set(ports)) == 3, f"ports {ports} must differ and be from 1 to 65535")
-        require(self.start_seconds > 0, f"start_seconds is {self.start_seconds}; it must be above 0")
+        for name in ("start_seconds", "watch_seconds", "token_minutes", "workers"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
+        require(self.drain_seconds >= 0, f"drain_seconds is {self.drain_seconds}; it must not be negative")
+        require(not (self.watch and self.source.endswith(".mar")), f"an archive does not change: watch a run, not {self.source}")

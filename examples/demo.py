@@ -34,11 +34,11 @@ def main() -> None:
     run("prepare", "--corpus", "demo", "--out", DATA)
     pretrain_and_watch()
     run("evaluate", "--checkpoint", RUN, "--data", DATA)
-    run("archive", "--checkpoint", RUN, "--out", STORE)
+    run("archive", RUN, "--out", STORE)
     serve_and_ask()
     print(f"\nDone in {time.monotonic() - start:.0f} s; nothing is left running. What to try next:")
     print(f'  .venv/bin/babybert fill-mask "Mary fights three [MASK] in the [MASK]." --checkpoint {RUN}')
-    print(f"  .venv/bin/babybert serve --archive {STORE}/babybert.mar")
+    print(f"  .venv/bin/babybert serve {STORE}/babybert.mar")
     print("  .venv/bin/babybert prepare --corpus imdb --source aclImdb_v1.tar.gz --out data/imdb     (real reviews)")
     print("  .venv/bin/babybert pretrain --data data/imdb --out runs/imdb --preset baby --lr 0.01     (the reference's sizes)")
 
@@ -81,9 +81,10 @@ def pretrain_and_watch() -> None:
 def serve_and_ask() -> None:
     """Serve the archive on free ports, ask both kinds of question over HTTP, print answers and moved metrics."""
     inference, management, metrics = free_ports(3)
-    config = ServeConfig(archive=ROOT / STORE / "babybert.mar", inference_port=inference, management_port=management, metrics_port=metrics)
-    command("serve", "--archive", f"{STORE}/babybert.mar", f"--inference-port={inference}", f"--management-port={management}", f"--metrics-port={metrics}")
-    with Server(config) as server:
+    archive = ROOT / STORE / "babybert.mar"
+    config = ServeConfig(source=str(archive), inference_port=inference, management_port=management, metrics_port=metrics)
+    command("serve", f"{STORE}/babybert.mar", f"--inference-port={inference}", f"--management-port={management}", f"--metrics-port={metrics}")
+    with Server(config, archive) as server:
         before = scrape(server.metrics_url)
         for question in (FILL, FOLLOWS, UNRELATED):
             print(f"\n$ curl --json '{json.dumps(question)}' {server.predictions_url}")

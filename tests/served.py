@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,11 +18,11 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from babybert.config import ModelConfig
-from babybert.data.dataset import Dataset
+from babybert.data.dataset import Dataset, sha256
 from babybert.inference.archive import write_archive
 from babybert.inference.server import free_ports
 from babybert.model.bert import BabyBert
-from babybert.model.saved import save_model
+from babybert.model.saved import MODEL_FILES, save_model
 
 DAMAGED = "goalkeeper"  # a word whose vector is not a number in the model that is served
 JSON = {"Content-Type": "application/json"}
@@ -50,6 +51,7 @@ class Served:
     inference_port: int
     management_port: int
     metrics_port: int
+    lines: list[str]  # of its standard error, so far
 
     @property
     def url(self) -> str:
@@ -70,10 +72,19 @@ class Served:
         """What it serves."""
         return list((self.folder / "model-store").glob("*.mar"))
 
+    def said(self, word: str) -> str:
+        """The lines on standard error with this word in them."""
+        return "".join(line for line in self.lines if word in line)
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the management API says of the versions that it has, and their workers."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.management_port}/models/babybert/all", timeout=10) as answer:
+            return json.load(answer)
+
     def model(self) -> dict[str, Any]:
-        """What the management API says of the model and its workers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.management_port}/models/babybert", timeout=10) as answer:
-            return json.load(answer)[0]
+        """The same of the only version."""
+        (model,) = self.models()
+        return model
 
     def worker(self) -> int:
         """The process id of the only worker."""
@@ -119,19 +130,30 @@ def server(tmp_path_factory: pytest.TempPathFactory, demo: Dataset) -> Iterator[
     with torch.no_grad():
         model.embedding.token_embedding.embedding.weight[int(demo.tokenizer.id_of(DAMAGED))] = float("nan")
     save_model(checkpoint, model, demo.tokenizer)
+    files = {name: {"sha256": sha256(checkpoint / name)} for name in MODEL_FILES}
+    (checkpoint / "manifest.json").write_text(json.dumps({"step": 7, "files": files}))
     write_archive(checkpoint, folder / "model-store")
-    yield from serving(folder)
+    yield from serving(folder, "model-store/babybert.mar")
 
 
-def serving(folder: Path, *flags: str) -> Iterator[Served]:
-    """`babybert serve` in a folder that has an archive, until it is no longer needed."""
+def serving(folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """`babybert serve` in a folder, until it is no longer needed."""
     ports = free_ports(3)
     ports_flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
-    process = subprocess.Popen([sys.executable, "-m", "babybert.cli", "serve", *ports_flags, *flags], cwd=folder, stderr=subprocess.PIPE, text=True)
+    command, lines = [sys.executable, "-m", "babybert.cli", "serve", *ports_flags, *flags], []
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
     assert process.stderr
-    line = process.stderr.readline()
-    assert "POST" in line, line + process.stderr.read()
-    threading.Thread(target=process.stderr.read, daemon=True).start()
-    yield Served(process, folder, *ports)
-    process.terminate()
-    assert process.wait(60) == 0
+    for line in process.stderr:
+        lines.append(line)
+        if "POST" in line:
+            break
+    else:
+        pytest.fail("".join(lines))
+    threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True).start()
+    try:
+        yield Served(process, folder, *ports, lines)
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(60) == 0
+    finally:
+        process.kill()

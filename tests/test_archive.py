@@ -1,15 +1,18 @@
 import hashlib
 import json
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from babybert.errors import StorageError
-from babybert.inference.archive import write_archive
+from babybert.errors import DataError, StorageError
+from babybert.inference.archive import check_archive, write_archive
 from babybert.training.trainer import pretrain
 
 
@@ -27,7 +30,8 @@ def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint
     digest = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     version = f"2-{digest[:12]}"
     assert manifest["model"]["modelVersion"] == version
-    assert json.loads((tmp_path / "unpacked/served.json").read_text()) == {"version": version, "step": 2, "digest": digest}
+    served = json.loads((tmp_path / "unpacked/served.json").read_text())
+    assert check_archive(archive) == {"version": version, "step": 2, "digest": digest} == {key: served[key] for key in ("version", "step", "digest")}
     assert not (tmp_path / "unpacked/babybert/training").exists()
     code = (
         "import sys; sys.path.insert(0, '.'); import babybert; from pathlib import Path; from babybert.inference.predictor import Predictor; "
@@ -35,6 +39,78 @@ def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "unpacked", capture_output=True, text=True)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_the_same_checkpoint_gives_the_same_bytes_whenever_and_wherever_it_lies(checkpoint, tmp_path):
+    first = write_archive(checkpoint, tmp_path / "one").read_bytes()
+    shutil.copytree(checkpoint, tmp_path / "elsewhere")
+    time.sleep(2)  # a zip file's times are to two seconds
+    assert write_archive(tmp_path / "elsewhere", tmp_path / "two").read_bytes() == first
+
+
+def test_a_checkpoint_that_is_not_what_its_manifest_says_is_refused_and_the_older_archive_stays(checkpoint, tmp_path):
+    archive = write_archive(checkpoint, tmp_path / "store")
+    before = archive.read_bytes()
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"model\.safetensors: differs from the checkpoint's manifest"):
+        write_archive(checkpoint, tmp_path / "store")
+    (checkpoint / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"manifest\.json: not the manifest"):
+        write_archive(checkpoint, tmp_path / "store")
+    assert archive.read_bytes() == before
+
+
+def rewritten(archive, target, change):
+    """The archive with `change` done to its files by name."""
+    with zipfile.ZipFile(archive) as given:
+        contents = {name: given.read(name) for name in given.namelist()}
+    change(contents)
+    with zipfile.ZipFile(target, "w") as written:
+        for name, content in contents.items():
+            written.writestr(name, content)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: files.pop("served.json"), "not an archive of ours"),
+        (lambda files: files.update({"served.json": b"{}"}), "damaged, or no archive"),
+        (lambda files: files.update({"more.py": b""}), "holds other files"),
+        (lambda files: files.pop("tokenizer.json"), "holds other files"),
+        (lambda files: files.update({"model.json": files["model.json"] + b" "}), "model.json is not the one that was packed"),
+    ],
+)
+def test_an_archive_that_is_not_whole_or_not_ours_is_refused(checkpoint, tmp_path, change, message):
+    archive = write_archive(checkpoint, tmp_path)
+    assert check_archive(archive)["step"] == 2
+    with pytest.raises(DataError, match=message):
+        check_archive(rewritten(archive, tmp_path / "other.mar", change))
+
+
+def test_an_archive_that_ends_early_or_has_a_wrong_bit_is_refused(checkpoint, tmp_path):
+    content, other = write_archive(checkpoint, tmp_path).read_bytes(), tmp_path / "other.mar"
+    for place in range(0, len(content), len(content) // 50):
+        other.write_bytes(content[:place])
+        with pytest.raises(DataError):
+            check_archive(other)
+        other.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            assert check_archive(other) == check_archive(tmp_path / "babybert.mar")  # where nobody looks: a date, a flag
+        except DataError as error:
+            assert "other.mar" in str(error)
+
+
+def test_a_full_disk_leaves_the_older_archive(checkpoint, tmp_path):
+    archive = write_archive(checkpoint, tmp_path / "store")
+    before = archive.read_bytes()
+    command = [sys.executable, "-m", "babybert.cli", "archive", str(checkpoint), f"--out={tmp_path / 'store'}"]
+    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("babybert archive: error:") and "Traceback" not in full.stderr
+    assert archive.read_bytes() == before
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["babybert.mar"]
 
 
 def test_an_older_archive_is_replaced_and_nobodys_folder_is_touched(checkpoint, tmp_path, monkeypatch):

