@@ -70,20 +70,26 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     from babybert.data.dataset import open_dataset
+    from babybert.evaluation.plots import open_pyplot, plot_report
+    from babybert.evaluation.report import report
+    from babybert.evaluation.show import show
     from babybert.model.saved import load_model
     from babybert.training.checkpoint import find_checkpoint
-    from babybert.training.evaluation import as_dict, check_vocabulary
-    from babybert.training.evaluation import evaluate as score
+    from babybert.training.evaluation import check_vocabulary
     from babybert.training.parallel import pick_device
 
+    if config.plot:
+        open_pyplot()  # if it is missing, that is better known before the work
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
     dataset = open_dataset(config.data)
     model, tokenizer = load_model(folder)
     check_vocabulary(folder, tokenizer, dataset)
-    held_out = dataset.examples("validation").first(config.max_pairs)
-    scores = score(model.to(device), held_out, dataset.token_counts(), config.batch_size, device)
-    print(json.dumps({"checkpoint": str(folder), **as_dict(scores)}, indent=2) if config.json else f"{folder}\n{scores.table()}")
+    found = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
+    print(json.dumps({"checkpoint": str(folder), **found}, indent=2) if config.json else f"{folder}\n{show(found)}")
+    if config.plot:
+        for path in plot_report(found, config.plot):
+            print(path, file=sys.stderr)
     return 0
 
 

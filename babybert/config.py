@@ -225,13 +225,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a checkpoint on held-out pairs, beside what chance and word counts reach."""
+    """Measure a checkpoint on held-out pairs, beside chance, word counts, a bigram and word overlap."""
 
     checkpoint: Path = option(Path("runs/demo"), "a run (its newest whole checkpoint) or one checkpoint")
     data: Path = option(Path("data/demo"), "folder that `babybert prepare` wrote")
     max_pairs: int | None = option(None, "look at only this many held-out pairs")
     batch_size: int = option(64, "pairs at once; it changes the speed, not the result")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU if there is one")
+    plot: Path | None = option(None, "draw calibration, and loss by frequency and position, as PATH.png and .svg")
     json: bool = option(False, "print JSON in place of the table")
 
     def __post_init__(self) -> None:

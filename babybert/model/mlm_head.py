@@ -41,6 +41,20 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
     return HeadLoss(loss_sum, positions, rank_N if with_rank else None)
 
 
+@torch.inference_mode()
+def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, kernels: str = "auto") -> tuple[Tensor, Tensor]:
+    """Each position's own cross entropy (N, fp32, nats) and rank (N): what `mlm_head_loss` adds up. All have a target."""
+    cpu = cpu_kernels() if kernels == "auto" else None
+    if cpu and cpu.head.takes(hidden_ND, weight_VD):
+        return cpu.head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
+    losses, ranks = [targets_N.new_empty(0, dtype=torch.float32)], [targets_N.new_empty(0)]
+    for hidden_CD, targets_C in zip(*(x.split(max(1, CHUNK // len(bias_V))) for x in (hidden_ND, targets_N)), strict=True):
+        logits_CV = (hidden_CD @ weight_VD.T + bias_V).float()
+        losses.append(logits_CV.logsumexp(1) - logits_CV.gather(1, targets_C[:, None]).squeeze(1))
+        ranks.append(_ranks(logits_CV, targets_C))
+    return torch.cat(losses), torch.cat(ranks)
+
+
 def plain_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool = False) -> HeadLoss:
     """Sum over positions of `-log softmax(hidden @ weight.T + bias)[target]`; 0 where N is 0, or a target is NO_TARGET.
 

@@ -185,6 +185,14 @@ def _quick_log_sums(hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.nda
     return log_sum_N
 
 
+def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Each position's own cross entropy (fp32) and its target's rank."""
+    hidden_ND = hidden_ND.float().contiguous()
+    own_N = ((hidden_ND * weight_VD[targets_N]).sum(-1) + bias_V[targets_N]).numpy()
+    log_sum_N, rank_N = _log_sums(hidden_ND.numpy(), weight_VD.numpy(), bias_V.numpy(), targets_N.numpy(), own_N)
+    return torch.from_numpy(log_sum_N - own_N).float(), torch.from_numpy(rank_N)
+
+
 class CpuHeadLoss(torch.autograd.Function):
     """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (or an empty tensor)."""
 
