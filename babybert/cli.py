@@ -19,12 +19,15 @@ from babybert import __version__
 from babybert.config import (
     ArchiveConfig,
     EvaluateConfig,
+    ExplainConfig,
     FillMaskConfig,
     InfoConfig,
+    LookConfig,
     NextSentenceConfig,
     PlotConfig,
     PrepareConfig,
     PretrainConfig,
+    ProbeConfig,
     ServeConfig,
 )
 from babybert.errors import EXIT_INTERRUPTED, UserError
@@ -93,6 +96,59 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
+    from babybert.data.labelled import read_labelled, sample
+    from babybert.evaluation.probe import probe as run_probe
+    from babybert.evaluation.probe import show
+    from babybert.model.saved import load_model
+    from babybert.training.checkpoint import find_checkpoint
+    from babybert.training.parallel import pick_device
+
+    device = pick_device(config.device)
+    folder = find_checkpoint(config.checkpoint)
+    model, tokenizer = load_model(folder)
+    documents = read_labelled(config.corpus, config.source, config.text_column, config.label_column)
+    train, test = sample(documents, config.documents, config.seed)
+    found = run_probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
+    print(json.dumps({"checkpoint": str(folder), **found}, indent=2) if config.json else f"{folder}\n{show(found)}")
+    return 0
+
+
+def look(config: LookConfig, arguments: argparse.Namespace) -> int:
+    from babybert.evaluation.look import attention_weights, encode, show
+    from babybert.evaluation.look import look as look_into
+    from babybert.evaluation.plots import open_pyplot, plot_attention
+
+    if config.plot:
+        open_pyplot()
+    predictor = _predictor(config.checkpoint)
+    ids_1T, segments_1T = encode(predictor.model, predictor.tokenizer, config.text)
+    found = look_into(predictor, config.words, config.among)
+    print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
+    if config.plot:
+        weights_LHTT = attention_weights(predictor.model, ids_1T, segments_1T)[:, 0].numpy()
+        for path in plot_attention(predictor.tokenizer.tokens(ids_1T[0].tolist()), weights_LHTT, config.plot):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
+    from babybert.evaluation.explain import explain as explain_example
+    from babybert.evaluation.explain import show, untrained
+    from babybert.model.saved import load_model
+    from babybert.training.checkpoint import find_checkpoint
+
+    sentences = arguments.sentence_a, arguments.sentence_b
+    if config.checkpoint:
+        folder = find_checkpoint(config.checkpoint)
+        (model, tokenizer), whose = load_model(folder), str(folder)
+    else:
+        (model, tokenizer), whose = untrained(*sentences, config.seed), f"untrained, of the reference's sizes (weights of seed {config.seed})"
+    found = explain_example(model, tokenizer, *sentences, config.is_next, config.seed)
+    print(json.dumps({"model": whose, **found}, indent=2, ensure_ascii=False) if config.json else show(found, whose))
+    return 0
+
+
 def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
     from babybert.info import describe, show
 
@@ -156,6 +212,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "prepare": (PrepareConfig, prepare, {}),
     "pretrain": (PretrainConfig, pretrain, {}),
     "evaluate": (EvaluateConfig, evaluate, {}),
+    "probe": (ProbeConfig, probe, {}),
+    "look": (LookConfig, look, {}),
+    "explain": (ExplainConfig, explain, {"sentence_a": "the first sentence", "sentence_b": "the second one"}),
     "info": (InfoConfig, info, {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"}),
     "plot": (PlotConfig, plot, {"runs": "a run's folder, or several of them"}),
     "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),

@@ -241,6 +241,57 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """Classify labelled documents from a checkpoint's frozen states, beside bag-of-words and an untrained model."""
+
+    checkpoint: Path = option(Path("runs/demo"), "a run (its newest whole checkpoint) or one checkpoint")
+    corpus: Literal["imdb", "csv"] = option("imdb", "imdb: the archive or its folder, labels pos and neg; csv: any two labels")
+    source: tuple[str, ...] = option(("data/downloads/aclImdb_v1.tar.gz",), "files, folders, globs or s3:// addresses; the default is where prepare puts IMDB")
+    text_column: str = option("text", "csv: the column with the documents")
+    label_column: str = option("label", "csv: the column with the labels")
+    documents: int = option(2000, "most documents to learn from, and as many to test with, drawn from all")
+    positions: int = option(128, "tokens of a document that are looked at; as long as the pairs that prepare makes")
+    seed: int = option(0, "of the sample, the untrained weights and the resamples")
+    batch_size: int = option(64, "documents at once; it changes the speed, not the result")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU if there is one")
+    json: bool = option(False, "print JSON in place of the table")
+
+    def __post_init__(self) -> None:
+        require(self.documents >= 4, f"documents is {self.documents}; it must be at least 4")
+        require(self.positions >= 3, f"positions is {self.positions}; it must be at least 3: [CLS], a word and [SEP]")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """Show what a checkpoint fills into fixed sentences, which words it puts near each other, and where it attends."""
+
+    checkpoint: Path = option(Path("runs/demo"), "a run (its newest whole checkpoint) or one checkpoint")
+    words: tuple[str, ...] = option(("good", "terrible", "movie", "he", "was", "ten"), "whose neighbours to show")
+    among: int = option(10_000, "look for neighbours among the first so many words of the vocabulary: rarer ones have hardly moved")
+    text: str = option("the movie was not bad , but the book is better .", "whose attention to draw")
+    plot: Path | None = option(None, "draw the attention of each layer and head, as PATH.png and .svg")
+    json: bool = option(False, "print JSON")
+
+    def __post_init__(self) -> None:
+        require(self.among >= 1, f"among is {self.among}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Follow one pair of sentences from its tokens to its two losses, with every number in between."""
+
+    checkpoint: Path | None = option(None, "a run or one checkpoint; without it, a model of the reference's sizes that was never trained")
+    is_next: bool = option(True, "the label: B follows A")
+    seed: int = option(0, "of the masks, and of the weights without a checkpoint")
+    json: bool = option(False, "print JSON")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+
+
+@dataclass(frozen=True)
 class InfoConfig:
     """Show what a dataset, table, tokenizer, checkpoint or run holds, and check it."""
 

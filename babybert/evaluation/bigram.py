@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 
 from babybert.data.table import Examples
-from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK
+from babybert.data.tokenizer import MASK, PAD, UNK
 from babybert.training.evaluation import unigram_log_probabilities
 
 CHUNK = 2_000_000  # tokens counted at a time
@@ -152,7 +152,9 @@ class Bigram:
         start_left, start_right = self.after.start_of(), self.before.start_of()
         size = self.after.vocab_size
         return _ranks(
-            np.stack([targets.word_N, start_left[targets.left_N], start_left[targets.left_N + 1], start_right[targets.right_N], start_right[targets.right_N + 1]], 1),
+            np.stack(
+                [targets.word_N, start_left[targets.left_N], start_left[targets.left_N + 1], start_right[targets.right_N], start_right[targets.right_N + 1]], 1
+            ),
             scale_NK,
             self.unigram_V,
             np.sort(self.unigram_V),

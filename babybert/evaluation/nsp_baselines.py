@@ -92,7 +92,5 @@ def overlap(examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -
 def marks(examples: Examples, punctuation: np.ndarray) -> np.ndarray:
     """How often each punctuation mark stands in A and in B (P, 2 x marks)."""
     pair = _pair_of(examples)
-    columns = [
-        np.bincount(pair, (examples.ids == mark) & (examples.segments == segment), len(examples)) for mark in punctuation for segment in (1, 2)
-    ]
+    columns = [np.bincount(pair, (examples.ids == mark) & (examples.segments == segment), len(examples)) for mark in punctuation for segment in (1, 2)]
     return np.stack(columns, 1) if columns else np.zeros((len(examples), 0))

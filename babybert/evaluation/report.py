@@ -168,7 +168,7 @@ def _nsp_statistics(next_sentence: dict[str, np.ndarray], is_next_P: np.ndarray)
     return statistics
 
 
-def _chance(examples: Examples, counts_V: np.ndarray) -> dict[str, float]:
+def _chance(examples: Examples, counts_V: np.ndarray) -> dict[str, float | None]:
     words = len(counts_V) - FIRST_ORDINARY
     known = baselines(examples, counts_V)
     return {
@@ -192,9 +192,7 @@ def slices(token_scores: dict[str, np.ndarray], targets: Targets, counts_V: np.n
     def means(group_N: np.ndarray, names: list[Any]) -> list[dict[str, Any]]:
         size = np.bincount(group_N, minlength=len(names))
         sums = {key: np.bincount(group_N, values, len(names)) for key, values in token_scores.items()}
-        return [
-            {**names[g], "tokens": int(size[g]), **{key: _number(sums[key][g] / size[g]) for key in sums}} for g in range(len(names)) if size[g]
-        ]
+        return [{**names[g], "tokens": int(size[g]), **{key: _number(sums[key][g] / size[g]) for key in sums}} for g in range(len(names)) if size[g]]
 
     return {
         "by_frequency": means(frequency, [{"from": low, "to": high} for low, high in _ranges(FREQUENCIES)]),

@@ -62,7 +62,13 @@ def _slices(parts: list[dict[str, Any]], title: str) -> list[str]:
     lines = [f"{title:<{NAME}}{''.join(f'{column:>10}' for column in columns)}"]
     for part in parts:
         losses = (part["mlm_loss"], part["mlm_bigram_loss"], part["mlm_unigram_loss"])
-        cells = [f"{part['tokens']:,}", *(f"{loss:.3f}" for loss in losses), f"{part['mlm_top1']:.1%}", f"{part['mlm_top5']:.1%}", f"{part['mlm_reciprocal_rank']:.3f}"]
+        cells = [
+            f"{part['tokens']:,}",
+            *(f"{loss:.3f}" for loss in losses),
+            f"{part['mlm_top1']:.1%}",
+            f"{part['mlm_top5']:.1%}",
+            f"{part['mlm_reciprocal_rank']:.3f}",
+        ]
         lines.append(f"{label(part):<{NAME}}{''.join(f'{cell:>10}' for cell in cells)}")
     return lines
 
