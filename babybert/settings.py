@@ -119,4 +119,6 @@ def _metavar(kind: Any) -> str:
 
 
 def _shown(default: Any) -> str:
-    return "none" if default in (None, ()) else str(default).lower() if isinstance(default, bool) else str(default)
+    if default in (None, ()):
+        return "none"
+    return " ".join(default) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else str(default)

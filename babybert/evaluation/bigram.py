@@ -16,12 +16,14 @@ Shapes: N masked tokens, V vocabulary, K = 3 experts (unigram, left, right).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from babybert.data.table import Examples
 from babybert.data.tokenizer import MASK, PAD, UNK
+from babybert.model.kernels.cpu_math import compiled
 from babybert.training.evaluation import unigram_log_probabilities
 
 CHUNK = 2_000_000  # tokens counted at a time
@@ -151,7 +153,8 @@ class Bigram:
         scale_NK = weight_NK / np.stack([np.ones(len(targets)), np.maximum(left_total, 1), np.maximum(right_total, 1)], 1)
         start_left, start_right = self.after.start_of(), self.before.start_of()
         size = self.after.vocab_size
-        return _ranks(
+        rank_N = np.zeros(len(targets), np.int64)
+        rank_kernel(0)[0](
             np.stack(
                 [targets.word_N, start_left[targets.left_N], start_left[targets.left_N + 1], start_right[targets.right_N], start_right[targets.right_N + 1]], 1
             ),
@@ -162,7 +165,9 @@ class Bigram:
             self.after.count,
             (self.before.code % size).astype(np.int32),
             self.before.count,
+            rank_N,
         )
+        return rank_N
 
 
 def _bucket(total: np.ndarray) -> np.ndarray:
@@ -190,10 +195,8 @@ def _copies_of_last(examples: Examples, count: int) -> np.ndarray:
     return np.isin(digest_P, digest_P[len(digest_P) - count :])
 
 
-@njit(cache=True)
-def _ranks(target_N5, scale_NK, unigram_V, sorted_V, left_word, left_count, right_word, right_count):  # type: ignore[no-untyped-def]
+def _ranks(target_N5, scale_NK, unigram_V, sorted_V, left_word, left_count, right_word, right_count, rank_N):  # type: ignore[no-untyped-def]
     """Two sorted lists are merged; a word in neither has the unigram's share alone, and these are counted by bisection."""
-    rank_N = np.zeros(len(target_N5), np.int64)
     for n in range(len(target_N5)):
         word, i, left_end, j, right_end = target_N5[n]
         a, b, d = scale_NK[n]
@@ -233,4 +236,10 @@ def _ranks(target_N5, scale_NK, unigram_V, sorted_V, left_word, left_count, righ
             if base > own:
                 rank -= 1
         rank_N[n] = rank
-    return rank_N
+
+
+def _make(_: int, cache: bool) -> tuple[Any, ...]:
+    return (njit(cache=cache)(_ranks),)
+
+
+rank_kernel = compiled(_make)

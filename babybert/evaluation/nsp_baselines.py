@@ -1,9 +1,10 @@
-"""What next sentence prediction owes to words in common, and to form alone: two logistic regressions.
+"""What next sentence prediction owes to words in common, and to form alone: three logistic regressions.
 
 `overlap` sees how many words A and B share, also as a share of all (Jaccard) and with rare words counting more (by
--log of their frequency), and the two lengths. `format` sees lengths and punctuation only: above one half it would have
-found something in how the pairs are made that has nothing to do with meaning. Both read what the model reads, so
-masked words are not there, and are fitted on training pairs.
+-log of their frequency), and the two lengths. `format` sees the length and punctuation of each sentence for itself:
+above one half, it would have found that pairs of the two labels are made differently. `style` also sees how far A's
+and B's lengths and punctuation are apart, which may tell, because one author wrote both. All read what the
+model reads, so masked words are not there, and are fitted on training pairs.
 
 Shapes: P pairs, F features.
 """
@@ -14,11 +15,12 @@ import numpy as np
 
 from babybert.data.pairs import ranges
 from babybert.data.table import Examples
-from babybert.data.tokenizer import FIRST_ORDINARY, Tokenizer
+from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import UsageError
 from babybert.training.evaluation import unigram_log_probabilities
 
 MOST_FITTED = 50_000  # training pairs, spread evenly; twice as many change the third digit at most
+KINDS = ("overlap", "style", "format")
 PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-")
 
 
@@ -34,9 +36,9 @@ def scikit_learn(name: str) -> Any:
 
 def take(examples: Examples, rows: np.ndarray) -> Examples:
     """The pairs with these indices."""
-    lengths = np.diff(examples.offsets)[rows]
-    flat = ranges(examples.offsets[rows], lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    own = np.diff(examples.offsets)[rows]
+    flat = ranges(examples.offsets[rows], own)
+    offsets = np.concatenate([[0], np.cumsum(own)])
     return Examples(examples.ids[flat], examples.labels[flat], examples.segments[flat], offsets, examples.is_next[rows])
 
 
@@ -46,7 +48,7 @@ def nsp_baselines(train: Examples, held_out: Examples, tokenizer: Tokenizer, cou
     fitted = take(train, np.linspace(0, len(train) - 1, min(len(train), MOST_FITTED)).astype(np.int64))
     punctuation = np.array([i for i in map(tokenizer.id_of, PUNCTUATION) if i is not None], np.int64)
     found = {}
-    for name in ("overlap", "format"):
+    for name in KINDS:
         features = [_features(name, examples, counts_V, punctuation) for examples in (fitted, held_out)]
         if len(np.unique(fitted.is_next)) < 2:  # of one class alone nothing can be fitted
             found[name] = np.full(len(held_out), float(fitted.is_next[0]))
@@ -58,19 +60,21 @@ def nsp_baselines(train: Examples, held_out: Examples, tokenizer: Tokenizer, cou
 
 
 def _features(name: str, examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -> np.ndarray:
-    lengths = _lengths(examples)
-    return np.concatenate([lengths, overlap(examples, counts_V, punctuation) if name == "overlap" else marks(examples, punctuation)], 1)
+    if name == "overlap":
+        return np.concatenate([lengths(examples), overlap(examples, counts_V, punctuation)], 1)
+    alone = np.concatenate([lengths(examples), marks(examples, punctuation)], 1)
+    return alone if name == "format" else np.concatenate([alone, np.abs(alone[:, 0::2] - alone[:, 1::2])], 1)
 
 
 def _pair_of(examples: Examples) -> np.ndarray:
     return np.repeat(np.arange(len(examples)), np.diff(examples.offsets))
 
 
-def _lengths(examples: Examples) -> np.ndarray:
-    """Tokens of A and of B, their logarithms, and how far apart these are (P, 5)."""
-    pair, words = _pair_of(examples), examples.ids >= FIRST_ORDINARY - 2  # [MASK] and [UNK] stand for words
+def lengths(examples: Examples) -> np.ndarray:
+    """Tokens of A and of B, and their logarithms (P, 4)."""
+    pair, words = _pair_of(examples), examples.ids >= MASK  # [MASK] and [UNK] stand for words
     a, b = (np.bincount(pair, words & (examples.segments == segment), len(examples)) for segment in (1, 2))
-    return np.stack([a, b, np.log1p(a), np.log1p(b), np.abs(np.log1p(a) - np.log1p(b))], 1)
+    return np.stack([a, b, np.log1p(a), np.log1p(b)], 1)
 
 
 def overlap(examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -> np.ndarray:

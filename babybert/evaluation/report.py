@@ -2,7 +2,7 @@
 
 The masks are fixed: those of the held-out table, at 15 % of its words, whatever masks the training drew. A table of
 another hand with another share is masked anew, by a fixed seed. The baselines answer for the same tokens and pairs:
-chance, the unigram, the bigram with both neighbours (`bigram.py`) and, for next sentence, two regressions
+chance, the unigram, the bigram with both neighbours (`bigram.py`) and, for next sentence, regressions
 (`nsp_baselines.py`). Of words that several hold equally likely, each counts as ranked first, for model and baselines.
 
 Logits are computed a few rows at a time; what is kept is a loss and a rank a masked token.
@@ -106,7 +106,7 @@ def report(model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size:
         found = nsp_baselines(dataset.examples("train"), examples, dataset.tokenizer, counts_V)
         next_sentence.update({f"nsp_{name}": probability_P for name, probability_P in found.items()})
     except UsageError as error:
-        left_out.append(f"next sentence by word overlap and by format: {error}")
+        left_out.append(f"next sentence by word overlap, style and format: {error}")
     say("intervals")
     intervals = bootstrap({**_mlm_statistics(token_scores, targets, len(examples)), **_nsp_statistics(next_sentence, examples.is_next)}, len(examples))
     for name in ("mlm", "mlm_unigram", "mlm_bigram"):

@@ -22,7 +22,7 @@ def show(found: dict[str, Any]) -> str:
     )
     for other in ("unigram", "bigram"):
         lines += _grid([(f"loss below {other}", _one(found[f"mlm_loss_below_{other}"], ".3f"), _interval(found, f"mlm_loss_below_{other}", ".3f"))])
-    others = ("overlap", "format", "chance")
+    others = ("overlap", "style", "format", "chance")
     lines += ["", *_grid([("next sentence", "model", "", *others)])]
     lines += _grid(
         [
