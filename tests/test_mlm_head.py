@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,3 +72,17 @@ def test_without_gradients_none_are_made():
         loss = mlm_head_loss(torch.randn(3, 2), torch.randn(9, 2, requires_grad=True), torch.zeros(9), torch.tensor([1, 2, 3])).loss_sum
     assert not loss.requires_grad
     assert plain_head_loss(torch.randn(0, 2), torch.randn(9, 2), torch.zeros(9), torch.empty(0, dtype=torch.int64)).loss_sum == 0
+
+
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+@pytest.mark.parametrize("vocabulary", [50, 5000])  # the second is large enough for the CPU's kernel
+def test_row_losses_add_up_to_the_loss(kernels, vocabulary, monkeypatch):
+    monkeypatch.setattr(mlm_head, "CHUNK", 7 * vocabulary)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((40, 6), (vocabulary, 6), (vocabulary,)))
+    targets = torch.randint(vocabulary, (40,), generator=generator)
+    loss_N, rank_N = mlm_head.row_losses(hidden, weight, bias, targets, kernels)
+    logits = (hidden.double() @ weight.double().T) + bias
+    assert loss_N.double() == pytest.approx(F.cross_entropy(logits, targets, reduction="none"), rel=1e-4, abs=1e-5)
+    assert rank_N.tolist() == (logits > logits.gather(1, targets[:, None])).sum(1).tolist()
+    assert [len(x) for x in mlm_head.row_losses(hidden[:0], weight, bias, targets[:0], kernels)] == [0, 0]

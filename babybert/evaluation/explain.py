@@ -31,8 +31,8 @@ from babybert.model.bert import BabyBert
 
 LIKELIEST = 3
 WIDTH = 100  # of the text, where there is no terminal to ask
-NARROWEST = 72  # the numbers of a table need as much
-SHORTEST = 8  # of a column of words that has to be narrow
+NARROWEST = 78  # the numbers of a table need as much
+SHORTEST = 9  # of a column of words that has to be narrow
 
 
 def untrained(sentence_a: str, sentence_b: str, seed: int) -> tuple[BabyBert, Tokenizer]:
@@ -170,10 +170,11 @@ def show(found: dict[str, Any], whose: str, width: int | None = None) -> str:
 
 def _show_next_sentence(say: Any, answer: dict[str, Any]) -> None:
     (z0, z1), (p0, p1), truth = answer["logits"], answer["probabilities"], answer["is_next"]
+    log_sum = f"{answer['log_sum_exp']:.4f}"
     say('\n4. Next sentence. From the state at [CLS] come two logits; is_next 1 is "B follows A" (Google\'s BERT has it the other way round).\n')
-    say(f"   z(0) = {z0:.4f}, z(1) = {z1:.4f}, ln(e^z(0) + e^z(1)) = {answer['log_sum_exp']:.4f}")
-    say(f"   p(0) = e^({z0:.4f} - {answer['log_sum_exp']:.4f}) = {p0:.4f}, p(1) = {p1:.4f}")
-    say(f"   The label is {truth}: NSP loss = -ln p({truth}) = {answer['log_sum_exp']:.4f} - {answer['logits'][truth]:.4f} = {answer['loss']:.4f}")
+    say(f"   z(0) = {z0:.4f}, z(1) = {z1:.4f}, ln(e^z(0) + e^z(1)) = {log_sum}")
+    say(f"   p(0) = e^({z0:.4f} - {log_sum}) = {p0:.4f}, p(1) = {p1:.4f}")
+    say(f"   The label is {truth}: NSP loss = -ln p({truth}) = {log_sum} - ({answer['logits'][truth]:.4f}) = {answer['loss']:.4f}")
 
 
 def _print_table(console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: tuple[str, ...]) -> None:
@@ -181,7 +182,13 @@ def _print_table(console: Console, columns: tuple[str, ...], rows: list[tuple[st
     for number, name in enumerate(columns):
         text, longest = name in text_columns, max((cell_len(row[number]) for row in rows), default=0)
         # Words are broken where they must be; numbers never are.
-        table.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text, min_width=min(longest, SHORTEST) if text else longest)
+        table.add_column(
+            name,
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=not text,
+            min_width=max(cell_len(name), min(longest, SHORTEST)) if text else longest,
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(Padding(table, (0, 0, 0, 3)))

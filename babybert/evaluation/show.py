@@ -9,7 +9,7 @@ NAME, COLUMN = 22, 12
 def show(found: dict[str, Any]) -> str:
     """The report as text; the model's own scores with their intervals."""
     lines = [f"held out: {found['pairs']:,} pairs, {found['masked_tokens']:,} masked tokens (masks: {found['masks']})", ""]
-    others = ("bigram", "unigram", "chance")
+    others: tuple[str, ...] = ("bigram", "unigram", "chance")
     lines += _grid([("masked words", "model", "", *others)])
     lines += _grid(
         [

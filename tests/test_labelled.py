@@ -1,0 +1,59 @@
+import random
+
+import pytest
+from conftest import imdb_review_folder
+
+from babybert.data.labelled import Labelled, read_labelled, sample
+from babybert.errors import DataError
+
+
+def test_imdb_folders_give_labels_and_parts(tmp_path):
+    imdb_review_folder(tmp_path, [f"review {number}" for number in range(8)])
+    found = {document.text: (document.part, document.label) for document in read_labelled("imdb", (str(tmp_path),), "", "")}
+    assert found["review 0"] == ("train", "pos") and found["review 3"] == ("test", "neg")
+    assert len(found) == 8
+
+
+def test_csv_columns_and_what_is_wrong_with_them(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("review,id,sentiment\ngood film,1,positive\nbad film,2, negative\n", encoding="utf-8")
+    found = list(read_labelled("csv", (str(path),), "review", "sentiment"))
+    assert found == [Labelled("good film", "positive", None), Labelled("bad film", "negative", None)]
+    with pytest.raises(DataError, match="no column 'label'; it has review, id, sentiment; choose one with --label-column"):
+        list(read_labelled("csv", (str(path),), "review", "label"))
+    path.write_text("text,label\na,\n", encoding="utf-8")
+    with pytest.raises(DataError, match="row 1: 'label' is empty"):
+        list(read_labelled("csv", (str(path),), "text", "label"))
+
+
+def test_the_imdb_csv_without_labels_is_refused(tmp_path):
+    path = tmp_path / "reviews.txt"
+    path.write_text("no label here", encoding="utf-8")
+    with pytest.raises(DataError, match="not IMDB's reviews"):
+        list(read_labelled("imdb", (str(path),), "", ""))
+
+
+def test_a_sample_depends_on_the_texts_alone():
+    documents = [Labelled(f"text {number}", "ab"[number % 2], None) for number in range(500)]
+    train, test = sample(iter(documents), 50, 0)
+    assert len(train) == len(test) == 50
+    assert not {document.text for document in train} & {document.text for document in test}
+    shuffled = documents * 2  # copies count once
+    random.Random(0).shuffle(shuffled)
+    assert sample(iter(shuffled), 50, 0) == (train, test)
+    assert sample(iter(documents), 50, 1) != (train, test)
+    assert sample(iter(documents), 20, 0)[0] == train[:20]  # a smaller sample is part of a larger one
+
+
+def test_parts_of_the_source_are_kept():
+    documents = [Labelled(f"text {number}", "ab"[number % 2], "train" if number < 30 else "test") for number in range(40)]
+    train, test = sample(iter(documents), 100, 0)
+    assert {document.text for document in train} == {f"text {number}" for number in range(30)}
+    assert len(test) == 10
+
+
+def test_labels_that_are_not_two_are_refused():
+    for labels in ("a", "abc"):
+        documents = [Labelled(f"text {number}", labels[number % len(labels)], None) for number in range(60)]
+        with pytest.raises(DataError, match="needs the same two in both"):
+            sample(iter(documents), 30, 0)
