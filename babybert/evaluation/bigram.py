@@ -8,7 +8,7 @@ counts is to be trusted more (Jelinek and Mercer, 1980). They are fitted by expe
 that are left out of the counts meanwhile. A neighbour that is masked itself, is padding or was never seen
 has no weight; `[CLS]` and `[SEP]` are neighbours like words: they say where a sentence begins and ends.
 
-Memory: 16 bytes a distinct bigram and direction (IMDB: 3 million), and some 50 bytes for each of the CHUNK tokens that
+Memory: 16 bytes a distinct bigram and direction (IMDB: 2 million), and some 50 bytes for each of the CHUNK tokens that
 are counted at a time. Ranks go through all words seen beside the neighbours, in a loop compiled by numba.
 
 Shapes: N masked tokens, V vocabulary, K = 3 experts (unigram, left, right).

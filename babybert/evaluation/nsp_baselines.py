@@ -19,7 +19,7 @@ from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import UsageError
 from babybert.training.evaluation import unigram_log_probabilities
 
-MOST_FITTED = 50_000  # training pairs, spread evenly; twice as many change the third digit at most
+MOST_FITTED = 50_000  # training pairs, spread evenly: plenty for some fifty weights
 KINDS = ("overlap", "style", "format")
 PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-")
 

@@ -69,7 +69,8 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
         for head in range(heads):
             axis = axes[layer, head]
             axis.imshow(weights_LHTT[layer, head], vmin=0, cmap="viridis")
-            axis.set_title(f"layer {layer + 1}, head {head + 1}", fontsize="small")
+            # Each map has its own scale: heads differ too much to be seen on one.
+            axis.set_title(f"layer {layer + 1}, head {head + 1}: up to {weights_LHTT[layer, head].max():.2f}", fontsize="small")
             if length <= MOST_TOKENS:
                 # A token may hold a dollar sign, which would begin a formula.
                 names = [token.replace("$", r"\$") for token in tokens]
