@@ -10,7 +10,7 @@ from babybert.data.masking import mask_tokens
 from babybert.data.table import Examples, join
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
 from babybert.evaluation import bigram as bigram_module
-from babybert.evaluation.bigram import Bigram, Targets, _copies_of_last, targets_of
+from babybert.evaluation.bigram import Beside, Bigram, Targets, _copies_of_last, targets_of
 
 VOCAB = 12
 
@@ -102,6 +102,28 @@ def test_probabilities_sum_to_one_and_ranks_are_those_of_going_through_all_words
         assert probability.sum() == pytest.approx(1)
         assert ranks[n] == (probability > probability[held_out.word_N[n]] * (1 + 1e-12)).sum()
     assert ranks.max() > 3 and ranks.min() == 0
+
+
+def test_ranks_where_frequent_words_beat_a_rare_one_without_its_neighbours():
+    rng = np.random.default_rng(0)
+    share = 0.5 ** np.arange(VOCAB - FIRST_ORDINARY)
+    words = rng.choice(np.arange(FIRST_ORDINARY, VOCAB), (100, 6), p=share / share.sum())
+    ids = np.concatenate([[CLS, *row, SEP] for row in words]).astype(np.int32)
+    offsets = np.arange(0, 801, 8)
+    masked, labels = mask_tokens(ids, offsets, VOCAB, 0, 0, np.arange(100))
+    examples = Examples(masked, labels, np.ones(800, np.int8), offsets, np.ones(100, np.int8))
+    skewed, targets = Bigram(examples, examples.token_counts(VOCAB)), targets_of(examples)
+    ranks = skewed.ranks(targets)
+    for n in range(len(targets)):
+        probability = everything(skewed, targets, n)
+        assert ranks[n] == (probability > probability[targets.word_N[n]] * (1 + 1e-12)).sum()
+
+
+def test_masks_and_padding_are_no_neighbours_and_special_tokens_no_words():
+    found = Beside(VOCAB)
+    found.add(np.array([MASK, PAD, CLS, 6, 6, 6]), np.array([7, 7, 7, SEP, 8, 8]))
+    assert found.code.tolist() == [CLS * VOCAB + 7, 6 * VOCAB + 8] and found.count.tolist() == [1, 2]
+    assert found.totals()[[MASK, PAD, CLS, 6]].tolist() == [0, 0, 1, 2]
 
 
 def test_unseen_words_and_neighbours_are_possible(fitted):
