@@ -56,7 +56,7 @@ def test_a_bag_says_which_words_are_there():
 
 
 def test_what_words_decide_is_found_and_what_is_random_is_not(bert, demo):
-    train, test = decidable(160, 1), decidable(160, 2)
+    train, test = decidable(100, 1), decidable(100, 2)
     found = probe(bert, demo.tokenizer, train, test, 64, 0, 32, CPU)
     accuracy = {name: own["value"] for name, own in found["accuracy"].items()}
     assert accuracy["bag of words"] > 0.95

@@ -71,6 +71,15 @@ def test_tables_for_people(found):
     assert max(map(len, text.splitlines())) < 110
 
 
+def test_a_model_that_has_diverged_is_reported_too(bert, demo):
+    lost = BabyBert(bert.config)
+    lost.load_state_dict(bert.state_dict())
+    lost.mlm_decoder.weight.data *= 1e4
+    found = report(lost, demo, 5, 5, CPU)
+    assert found["mlm_loss"] > 1000 and found["mlm_perplexity"] is None
+    assert "perplexity" in show(found)
+
+
 def test_masks_of_another_rate_are_drawn_anew_and_always_the_same(demo):
     held_out = demo.examples("validation")
     assert with_fixed_masks(held_out, demo.tokenizer.size) == (held_out, "the table's")

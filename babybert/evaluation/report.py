@@ -111,7 +111,8 @@ def report(model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size:
     intervals = bootstrap({**_mlm_statistics(token_scores, targets, len(examples)), **_nsp_statistics(next_sentence, examples.is_next)}, len(examples))
     for name in ("mlm", "mlm_unigram", "mlm_bigram"):
         loss = intervals[f"{name}_loss"]
-        intervals[f"{name}_perplexity"] = Interval(*(math.exp(bound) for bound in (loss.value, loss.low, loss.high)))
+        with np.errstate(over="ignore"):  # of a model that has diverged
+            intervals[f"{name}_perplexity"] = Interval(*(float(np.exp(bound)) for bound in (loss.value, loss.low, loss.high)))
     return {
         "pairs": len(examples),
         "masked_tokens": len(targets),
