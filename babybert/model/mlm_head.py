@@ -44,7 +44,7 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
 @torch.inference_mode()
 def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, kernels: str = "auto") -> tuple[Tensor, Tensor]:
     """Each position's own cross entropy (N, fp32, nats) and rank (N): what `mlm_head_loss` adds up. All have a target."""
-    cpu = cpu_kernels() if kernels == "auto" else None
+    cpu = cpu_kernels(hidden_ND.device) if kernels == "auto" else None
     if cpu and cpu.head.takes(hidden_ND, weight_VD):
         return cpu.head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
     losses, ranks = [targets_N.new_empty(0, dtype=torch.float32)], [targets_N.new_empty(0)]
