@@ -53,30 +53,36 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
     Raises DataError if the checkpoint's files are not what its manifest says, UsageError if the serving libraries are not
     installed, StorageError if the disk cannot take it.
     """
-    try:
-        from model_archiver.model_archiver_config import ModelArchiverConfig
-        from model_archiver.model_packaging import generate_model_archive
-    except ImportError as error:
-        raise UsageError("torch-model-archiver is not installed; run: pip install 'babybert-pretrain[serve]'") from error
     target = store / f"{MODEL_NAME}.mar"
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _private_temporary_folder(store) as scratch:
             served = _gather(checkpoint, scratch / "content")
-            settings = ModelArchiverConfig(
-                model_name=MODEL_NAME,
-                handler=str(handler_folder() / HANDLER),
-                version=served["version"],
-                extra_files=str(scratch / "content"),
-                config_file=str(handler_folder() / "model-config.yaml"),
-                export_path=str(scratch),
-            )
-            generate_model_archive(settings)
-            _rewrite(scratch / target.name, scratch / "whole", served)
-            (scratch / "whole").replace(target)
+            pack(scratch / "content", handler_folder() / HANDLER, served, scratch)
+            (scratch / target.name).replace(target)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror}; make room or choose another --out") from error
     return target
+
+
+def pack(content: Path, handler: Path, served: dict[str, Any], out: Path) -> Path:
+    """Write `out/babybert.mar` of the files in `content`, a handler and our model settings. Raises UsageError, OSError."""
+    try:
+        from model_archiver.model_archiver_config import ModelArchiverConfig
+        from model_archiver.model_packaging import generate_model_archive
+    except ImportError as error:
+        raise UsageError("torch-model-archiver is not installed; run: pip install 'babybert-pretrain[serve]'") from error
+    with _private_temporary_folder(out) as scratch:
+        settings = ModelArchiverConfig(
+            model_name=MODEL_NAME,
+            handler=str(handler),
+            version=served["version"],
+            extra_files=str(content),
+            config_file=str(handler_folder() / "model-config.yaml"),
+            export_path=str(scratch),
+        )
+        generate_model_archive(settings)
+        return _rewrite(scratch / f"{MODEL_NAME}.mar", out / f"{MODEL_NAME}.mar", served)
 
 
 def _gather(checkpoint: Path, content: Path) -> dict[str, Any]:
@@ -100,7 +106,7 @@ def _gather(checkpoint: Path, content: Path) -> dict[str, Any]:
     return {"version": f"{step}-{digests[WEIGHTS][:12]}", "step": step, "digest": digests[WEIGHTS]}
 
 
-def _rewrite(archive: Path, target: Path, served: dict[str, Any]) -> None:
+def _rewrite(archive: Path, target: Path, served: dict[str, Any]) -> Path:
     """The same archive with `served.json`, in the order of names, without anything that changes from run to run."""
     with zipfile.ZipFile(archive) as given:
         contents = {name: given.read(name) for name in given.namelist() if not name.endswith("/")}
@@ -112,6 +118,7 @@ def _rewrite(archive: Path, target: Path, served: dict[str, Any]) -> None:
     with zipfile.ZipFile(target, "w") as written:
         for name in sorted(contents):
             written.writestr(zipfile.ZipInfo(name, LONG_AGO), contents[name])
+    return target
 
 
 def check_archive(path: Path) -> dict[str, Any]:
