@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from babybert.data.cache import CACHE_FORMAT, build_cache, open_cache, stamp_cache
+from babybert.data.digest import sha256
 from babybert.data.files import BadRows
 from babybert.data.table import Examples, read_table
 from babybert.data.tokenizer import Tokenizer
@@ -103,12 +104,6 @@ def unigram_entropy(counts: np.ndarray) -> float:
     """Entropy in nats of words drawn with these frequencies: the loss of a model that knows only word counts."""
     share = counts[counts > 0] / counts.sum()
     return -math.fsum((share * np.log(share)).tolist())
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path, expected: str) -> None:

@@ -24,7 +24,8 @@ from babybert import __version__
 from babybert.config import PrepareConfig
 from babybert.data.corpus import Corpus as Source
 from babybert.data.corpus import Document, open_corpus
-from babybert.data.dataset import FORMAT, SPLITS, sha256
+from babybert.data.dataset import FORMAT, SPLITS
+from babybert.data.digest import sha256
 from babybert.data.fetch import find_files
 from babybert.data.files import BadRows
 from babybert.data.masking import mask_tokens

@@ -19,7 +19,7 @@ from typing import Any
 import safetensors
 import torch
 
-from babybert.data.dataset import sha256
+from babybert.data.digest import sha256
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError
 from babybert.model.bert import BabyBert

@@ -1,0 +1,9 @@
+#!/bin/sh
+# `docker run IMAGE COMMAND ...` is `babybert COMMAND ...`; with no command, the demo from nothing to a checkpoint.
+set -eu
+if [ "$#" -gt 0 ]; then
+  exec babybert "$@"
+fi
+[ -f data/demo/dataset.json ] || babybert prepare
+echo "training on the demo; its checkpoints go to $PWD/runs/demo (mount a volume at $PWD/runs to keep them)" >&2
+exec babybert pretrain

@@ -1,0 +1,9 @@
+#!/bin/sh
+# Remove from a virtual environment what neither training nor serving reads: the libraries' tests and headers, the
+# services of AWS but S3 and those that hand out credentials, and pip.
+set -eu
+cd "$1"/lib/python3*/site-packages
+rm -rf pip pip-*.dist-info "$1"/bin/pip* torch/include torch/share torch/test pyarrow/include numpy/_core/include
+find . -type d -name tests -path './[pnsml]*' -prune -exec rm -rf {} +
+find . -name '*.a' -delete
+find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -rf {} +
