@@ -22,9 +22,11 @@ from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.model.saved import load_model
 from babybert.settings import add_flags, fill
 from babybert.training import trainer
-from babybert.training.checkpoint import checkpoints, newest_whole, read_state
+from babybert.training.checkpoint import RunState, checkpoints, newest_whole, read_state
 from babybert.training.evaluation import evaluate
-from babybert.training.metrics import read_metrics
+from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
+from babybert.training.parallel import Parallel
+from babybert.training.reporter import Reporter
 from babybert.training.schedule import learning_rate
 from babybert.training.trainer import EagerAdam, load_or_create, make_optimizer, pretrain
 
@@ -209,6 +211,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(small):
     with pytest.raises(UserError, match=r"no number at step \d+ \(rows (\d+, ){7}\d+ of the training table"):
         pretrain(small(lr=1e38, weight_decay=1e30, clip_norm=1e38))
     assert newest_whole(small().out).name == "step-00000003"
+    ((bad,), metrics) = MetricsLog(small().out).bad_steps(beyond=3), RunMetrics()
+    assert bad > 3
+    state = RunState(step=3)
+    reporter = Reporter(small(log_every=1000), Parallel("single", torch.device("cpu"), False), metrics, state, 1000)
+    for state.step in range(4, bad + 1):  # the process that goes on tells of it, until it has come past
+        assert metrics.registry.get_sample_value("babybert_pretrain_nonfinite_ends") == 1
+        reporter.step(None, state, 0.0, torch.zeros(()), None)
+    assert metrics.registry.get_sample_value("babybert_pretrain_nonfinite_ends") == 0
 
 
 def test_biases_and_norms_do_not_decay(small, demo):

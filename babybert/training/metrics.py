@@ -5,6 +5,7 @@ makes a GPU wait. A short job's end would fall between two scrapes: a Pushgatewa
 last values.
 """
 
+import contextlib
 import functools
 import json
 import time
@@ -61,6 +62,9 @@ class RunMetrics:
         self.left = Gauge("babybert_pretrain_left_seconds", "Time left at this job's rate", registry=registry)
         self.rate = Gauge("babybert_pretrain_learning_rate", "Learning rate of the last step", registry=registry)
         self.gradient = Gauge("babybert_pretrain_gradient_norm", "Gradient norm before clipping, at the last reading", registry=registry)
+        self.bad_ends = Gauge(
+            "babybert_pretrain_nonfinite_ends", "How often the run has ended at a loss that is no number, at a step it has not passed since", registry=registry
+        )
         self.restarts = Gauge("babybert_pretrain_restarts", "How often the run has been gone on with", registry=registry)
         self.fallbacks = Counter("babybert_checkpoint_fallbacks", "Checkpoints that were not whole and passed over", registry=registry)
         self.saves = Counter("babybert_checkpoint_saves", "Whole checkpoints written", registry=registry)
@@ -77,8 +81,10 @@ class RunMetrics:
         self._last_good = time.time()
         self.age.set_function(lambda: time.time() - self._last_good)
         memory = Gauge("babybert_gpu_memory_bytes", "Memory PyTorch holds", ["gpu"], registry=registry)
+        whole = Gauge("babybert_gpu_memory_total_bytes", "Memory the GPU has", ["gpu"], registry=registry)
         for number in range(torch.cuda.device_count()):
             memory.labels(str(number)).set_function(functools.partial(torch.cuda.memory_reserved, number))
+            whole.labels(str(number)).set(torch.cuda.get_device_properties(number).total_memory)
 
     def serve(self, host: str, port: int) -> int:
         """Answer at http://host:port/metrics from a thread of its own; returns the port. Raises UsageError if taken."""
@@ -163,6 +169,20 @@ class MetricsLog:
                 file.write((b"\n" if torn else b"") + json.dumps({"split": split, **values}).encode() + b"\n")
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}; the run goes on from its last checkpoint once there is room") from error
+
+    def bad_steps(self, beyond: int) -> list[int]:
+        """The steps after this one at which a process before us ended, because the loss was no number."""
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+        found = []
+        for text in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                if line["split"] == "nonfinite" and line["step"] > beyond:
+                    found.append(line["step"])
+        return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,10 @@ Everything that lies on the device is read here, every `log_every` steps and bef
 never waited for.
 """
 
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,9 @@ from babybert.training.parallel import Parallel
 class NumberWatch:
     """Notes the first step whose gradient is no number, without making a GPU wait; `check` reads the note."""
 
-    def __init__(self, device: torch.device, loader: Loader, epoch_batches: int) -> None:
+    def __init__(self, device: torch.device, loader: Loader, epoch_batches: int, report: Callable[[int], None]) -> None:
         self._bad_step = torch.full((), -1, device=device)
-        self._loader, self._epoch_batches = loader, epoch_batches
+        self._loader, self._epoch_batches, self._report = loader, epoch_batches, report
 
     def look(self, gradient_norm: Tensor, step: int) -> None:
         """Look at the gradient of the step with this number (0 is the first)."""
@@ -42,6 +44,7 @@ class NumberWatch:
         step = int(self._bad_step.item())
         if step < 0:
             return
+        self._report(step + 1)
         epoch, batch = divmod(step, self._epoch_batches)
         size = self._loader.batch_size
         rows = self._loader.order(epoch)[batch * size : (batch + 1) * size]
@@ -62,6 +65,8 @@ class Reporter:
         self._begin, self._before, self._first_step = time.monotonic(), state.seconds, state.step
         self._last_read = self._begin
         metrics.restarts.set(state.restarts)
+        self._bad_steps = self._log.bad_steps(state.step)
+        metrics.bad_ends.set(len(self._bad_steps))
         if parallel.is_main and state.step:
             self._log.write("resume", step=state.step, restarts=state.restarts)
         self._board = _tensorboard(config.out) if config.tensorboard and parallel.is_main else None
@@ -85,6 +90,7 @@ class Reporter:
         self._seen = totals if self._seen is None else self._seen + totals
         self._metrics.rate.set(rate)
         self._metrics.progress.set(state.step / self._total_steps)
+        self._metrics.bad_ends.set(sum(bad > state.step for bad in self._bad_steps))
         if state.step % self._config.log_every and state.step != self._total_steps:
             return {}
         watch.check()
@@ -102,6 +108,12 @@ class Reporter:
         self._last_read = now
         self._write("train", state, {**found, **rates})
         return {**found, "lr": rate}
+
+    def nonfinite(self, step: int) -> None:
+        """Leave a line for the process after this one: it ends too soon for Prometheus to see it."""
+        if self._parallel.is_main:
+            with contextlib.suppress(StorageError):
+                self._log.write("nonfinite", step=step)
 
     def validated(self, scores: Scores, state: RunState) -> None:
         """Publish held-out scores."""

@@ -78,7 +78,7 @@ def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper:
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)
     assert isinstance(total_steps, int)
     reporter = Reporter(config, parallel, metrics, state, total_steps)
-    watch = NumberWatch(parallel.device, loader, epoch_batches)
+    watch = NumberWatch(parallel.device, loader, epoch_batches, reporter.nonfinite)
     if keeper:
         keeper.started_at(state.step)
         parameters = sum(parameter.numel() for parameter in bert.parameters())
