@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DEPLOY := .venv/.deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types soak bench check format clean
+.PHONY: help install demo test lint types soak bench check format clean lock images monitoring pictures lint-deploy test-images
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 install: $(INSTALLED) ## make .venv with everything, at the versions of constraints.txt
 
@@ -40,6 +41,29 @@ bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar
 	$(BIN)/python benchmarks/pretrain.py --data data/imdb
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
+
+images: ## both container images with docker or podman, their sizes and what is in them (TORCH=cuda: for GPUs)
+	docker/build-images.sh
+
+test-images: $(DEPLOY) images ## run the images as a user would, and the Job's pod with podman
+	$(BIN)/python -m pytest tests/images.py
+
+lint-deploy: $(DEPLOY) ## check Dockerfiles, manifests, alerts and what they promise each other
+	$(BIN)/python -m pytest tests/test_deploy.py tests/test_alerts.py
+
+lock: $(DEPLOY) ## the images' requirements with hashes, after a change of constraints.txt
+	PATH="$(BIN):$$PATH" $(BIN)/python docker/lock.py
+
+monitoring: $(INSTALLED) ## k8s/monitoring.yaml from the alerts and dashboards
+	$(BIN)/python k8s/render_monitoring.py
+
+pictures: $(INSTALLED) ## draw the dashboards from a real job, server and Prometheus into docs
+	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py
+
+$(DEPLOY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy]'
+	command -v kubectl > /dev/null || $(BIN)/python k8s/get_kubectl.py
+	@touch $@
 
 check: lint types test ## what CI runs
 

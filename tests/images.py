@@ -1,0 +1,314 @@
+"""The images, run as a user would: any numeric user, a read-only root, no capabilities. `make test-images` builds them first.
+
+Not among the tests that a plain `pytest` finds: they need docker or podman, and the images. The Job's pod is run by
+`podman kube play`. Podman 4 takes no Job and mishandles Secrets and HTTP probes, so its template is wrapped in a Pod, the
+keys stand in its environment, and the probes are left out; all else is as rendered.
+"""
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import aws_variables
+from deployment import ROOT, only, rendered
+
+from babybert.inference.server import free_ports
+from babybert.training.checkpoint import newest_whole
+
+TRAIN, SERVE = "babybert-train:dev", "babybert-serve:dev"
+SMALL = {"BABYBERT_PREPARE_DEMO_DOCUMENTS": "80", "BABYBERT_PRETRAIN_WIDTH": "8", "BABYBERT_PRETRAIN_HEADS": "2", "OMP_NUM_THREADS": "1"}
+LOCKED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--tmpfs=/tmp:rw,mode=1777"]
+
+
+class Engine:
+    """docker or podman, as docker/engine.sh picks it."""
+
+    def __init__(self):
+        script = '. docker/engine.sh && echo "$ENGINE" && echo "${CONTAINERS_CONF:-}"'
+        done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(done.stderr.strip())
+        self.name, configuration = done.stdout.splitlines()
+        self.environment = {**os.environ, **({"CONTAINERS_CONF": configuration} if configuration else {})}
+
+    def __call__(self, *arguments, timeout=300):
+        """One command of the engine."""
+        return subprocess.run([self.name, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout)
+
+    def run(self, image, *arguments, flags=(), network="none", variables=None):
+        """A container to its end."""
+        given = [f"--env={name}={value}" for name, value in {**SMALL, **(variables or {})}.items()]
+        return self("run", "--rm", f"--network={network}", *LOCKED, *no_healthcheck(image), *given, *flags, image, *arguments)
+
+    def start(self, name, image, *arguments, flags=(), variables=None):
+        """A container in the background, on the machine's network."""
+        given = [f"--env={key}={value}" for key, value in {**SMALL, **(variables or {})}.items()]
+        done = self("run", "-d", f"--name={name}", "--network=host", *LOCKED, *no_healthcheck(image), *given, *flags, image, *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def ended(self, name):
+        """Its exit code, once it has ended."""
+        return int(self("wait", name).stdout.split()[-1])
+
+
+def no_healthcheck(image):
+    """podman runs health checks by systemd, which may not be there; the check itself is run by hand."""
+    return ["--no-healthcheck"] if image == SERVE else []
+
+
+@pytest.fixture(scope="session")
+def engine():
+    found = Engine()
+    for image in (TRAIN, SERVE):
+        if found("image", "inspect", image).returncode:
+            pytest.skip(f"{image} is not built; run `make images`")
+    return found
+
+
+@pytest.fixture
+def named(engine, request):
+    """A container's name; what has it is removed at the end, volumes too."""
+    name = f"test-{os.getpid()}-{time.time_ns()}"
+    yield name
+    if request.session.testsfailed:
+        print(engine("logs", name).stdout[-3000:])
+    engine("rm", "-f", "-v", "-t", "0", name)
+
+
+def writable(folder):
+    """A folder that a container's user may write to, as a volume."""
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(engine, tmp_path_factory):
+    """Data that the training image prepared."""
+    folder = writable(tmp_path_factory.mktemp("images") / "data")
+    done = engine.run(TRAIN, "prepare", flags=[f"-v={folder}:/babybert/data"])
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def get(url):
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:
+        return ""
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def wait_for(check, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.3)
+    return found
+
+
+@pytest.mark.parametrize("image", [TRAIN, SERVE])
+def test_what_an_image_says_of_itself(engine, image):
+    settings = json.loads(engine("image", "inspect", image).stdout)[0]["Config"]
+    assert settings["User"] == "10001:10001"
+    assert settings["Entrypoint"][:2] == ["/usr/bin/tini", "--"]  # a list: no shell between a signal and us
+    labels = {name.rpartition(".")[2] for name in settings["Labels"] if name.startswith("org.opencontainers.image.")}
+    assert {"title", "description", "licenses", "version", "revision"} <= labels
+    assert set(settings["ExposedPorts"]) == ({"9109/tcp"} if image == TRAIN else {"8080/tcp", "8082/tcp"})
+    assert not [variable for variable in settings["Env"] if re.search("AWS|SECRET|TOKEN|PASSWORD", variable)]
+    assert bool(settings.get("Healthcheck")) == (image == SERVE)
+
+
+@pytest.mark.parametrize("image", [TRAIN, SERVE])
+def test_nothing_of_the_build_is_left(engine, image):
+    done = engine(
+        "run",
+        "--rm",
+        "--network=none",
+        *no_healthcheck(image),
+        "--entrypoint=sh",
+        image,
+        "-c",
+        "ls -d /source /locks /root/.cache /opt/build; cat /etc/pip.conf; which pip",
+    )
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("user", ["10001:10001", "1234:1234"])
+def test_without_a_command_the_demo_is_trained(engine, user):
+    done = engine.run(TRAIN, flags=[f"--user={user}"], variables={"BABYBERT_PRETRAIN_EPOCHS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "its checkpoints go to /babybert/runs/demo" in done.stderr
+    assert "checkpoint: runs/demo/step-" in done.stdout
+    assert "warning" not in done.stderr.lower()
+
+
+def test_sigterm_in_mid_training_saves_and_ends_with_143(engine, named, data, tmp_path):
+    runs, (port,) = writable(tmp_path / "runs"), free_ports(1)
+    flags = [f"-v={data}:/babybert/data", f"-v={runs}:/babybert/runs"]
+    engine.start(named, TRAIN, "pretrain", "--epochs=100000", f"--metrics-port={port}", flags=flags)
+    wait_for(lambda: re.search(r"^babybert_pretrain_steps_total [1-9]", get(f"http://127.0.0.1:{port}/metrics"), re.M))
+    assert engine("stop", "--time=120", named, timeout=150).returncode == 0
+    assert engine.ended(named) == 143
+    saved = newest_whole(runs / "demo")
+    assert saved
+    again = engine.run(TRAIN, "pretrain", "--max-minutes=0.0001", "--epochs=100000", "--no-metrics", flags=flags)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from runs/demo/{saved.name}" in again.stderr
+
+
+def test_sigterm_while_preparing_ends_at_once(engine, named):
+    """Nothing handles the signal there: as process 1, Python would ignore it until the grace period's end."""
+    engine.start(named, TRAIN, "prepare", "--demo-documents=1000000")
+    time.sleep(3)
+    start = time.monotonic()
+    engine("stop", "--time=60", named, timeout=90)
+    assert time.monotonic() - start < 30
+    assert engine.ended(named) == 143
+
+
+def test_what_is_trained_is_served(engine, named, data, s3):
+    """The training container pushes to S3, the serving one fetches from there; both are scraped."""
+    server, store = f"{named}-serve", f"s3://{s3.bucket}/run"
+    training, inference, management, serving = free_ports(4)
+    variables = {name: value for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items() if name != "AWS_CONFIG_FILE"}
+    job = ["pretrain", "--epochs=100000", "--checkpoint-every=10", f"--store={store}", f"--metrics-port={training}"]
+    engine.start(named, TRAIN, *job, flags=[f"-v={data}:/babybert/data"], variables=variables)
+    wait_for(lambda: re.search(r"^babybert_checkpoint_uploads_total [1-9]", get(f"http://127.0.0.1:{training}/metrics"), re.M))
+    engine("stop", "--time=120", named, timeout=150)
+    assert engine.ended(named) == 143
+
+    ports = {"INFERENCE": inference, "MANAGEMENT": management, "METRICS": serving}
+    ours = {f"BABYBERT_SERVE_{name}_PORT": port for name, port in ports.items()}
+    try:
+        engine.start(server, SERVE, variables={**variables, **ours, "BABYBERT_MODEL_URI": store})
+        assert engine("exec", server, "ready").returncode != 0
+        wait_for(lambda: engine("exec", server, "ready").returncode == 0)
+        url = f"http://127.0.0.1:{inference}/predictions/babybert"
+        (mask,) = post(url, {"text": "The sheriff rides with a [MASK].", "top_k": 2})["masks"]
+        assert len(mask["candidates"]) == 2
+        assert set(post(url, {"sentence_a": "Mary is superb.", "sentence_b": "She rides."})) == {"is_next", "probability"}
+        metrics = wait_for(lambda: get(f"http://127.0.0.1:{serving}/metrics"))
+        assert re.search(r'^babybert_inference_requests_total\{task="fill-mask",outcome="ok".*\} 1', metrics, re.M)
+        engine("stop", "--time=60", server, timeout=90)
+        assert engine.ended(server) in (0, 143)
+    finally:
+        engine("rm", "-f", "-v", "-t", "0", server)
+
+
+MISSING = {"AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "no"}
+
+
+@pytest.mark.parametrize(
+    ("image", "command", "code", "says"),
+    [
+        (TRAIN, ["pretrain", "--store=s3://no-such-bucket/run"], 3, "no such object or bucket"),
+        (TRAIN, ["pretrain", "--store=s3://{bucket}/run", MISSING], 2, "access refused"),
+        (TRAIN, ["pretrain", "--device=cuda"], 2, "no GPU"),
+        (TRAIN, ["pretrain", "--batchsize=3"], 2, "unrecognized arguments"),
+        (TRAIN, ["pretrain", "--data=data/none"], 3, "no dataset.json"),
+        (TRAIN, ["prepare", "--corpus=text", "--source=s3://{bucket}/none.txt", "--out=data/other"], 3, "s3://"),
+        (SERVE, [], 2, "BABYBERT_MODEL_URI"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "/models/none"}], 3, "/models/none"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "s3://no-such-bucket/run"}], 3, "no such object or bucket"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/none"}], 3, "no checkpoint there"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/run", **MISSING}], 2, "access refused"),
+    ],
+    ids=lambda value: "-".join(str(part) for part in value)[:60] if isinstance(value, list) else None,
+)
+def test_bad_input_ends_at_once_with_one_line(engine, data, s3, image, command, code, says):
+    variables = {name: value for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items() if name != "AWS_CONFIG_FILE"}
+    for part in command:
+        if isinstance(part, dict):
+            variables |= {name: value.replace("{bucket}", s3.bucket) for name, value in part.items()}
+    arguments = [part.replace("{bucket}", s3.bucket) for part in command if isinstance(part, str)]
+    done = engine.run(image, *arguments, flags=[f"-v={data}:/babybert/data"], network="host", variables={**variables, "BABYBERT_PRETRAIN_METRICS_PORT": "0"})
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1, done.stderr
+    assert says in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_volume_that_cannot_be_written_is_named(engine, data, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o755)
+    done = engine.run(TRAIN, "pretrain", "--no-metrics", flags=[f"-v={data}:/babybert/data", f"-v={closed}:/babybert/runs"])
+    assert done.returncode == 1
+    assert "runs/demo: cannot be made: Permission denied" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def pod(engine, s3):
+    """Runs the local overlay's Job template as a Pod, with other settings; returns the exit codes of its containers."""
+    if engine.name != "podman":
+        pytest.skip("`podman kube play` is podman's")
+    resources, played = rendered("overlays/local"), []
+
+    def play(folder, **changes):
+        config = copy.deepcopy(only(resources, "ConfigMap", "babybert-pretrain"))
+        settings = yaml.safe_load(config["data"]["run.yaml"])
+        settings["prepare"]["demo_documents"] = 80
+        settings["pretrain"] |= {"store": f"s3://{s3.bucket}/run", "width": 8, "heads": 2, "epochs": 1, **changes}
+        config["data"]["run.yaml"] = yaml.safe_dump(settings)
+        template = copy.deepcopy(only(resources, "Job")["spec"]["template"])
+        spec = template["spec"] | {"hostNetwork": True}
+        variables = {**aws_variables(os.environ["AWS_ENDPOINT_URL"]), "OMP_NUM_THREADS": "1", "BABYBERT_PRETRAIN_METRICS_PORT": str(free_ports(1)[0])}
+        for container in spec["initContainers"] + spec["containers"]:
+            container["imagePullPolicy"] = "Never"
+            container.pop("envFrom")
+            container["env"] = [{"name": name, "value": value} for name, value in variables.items() if name != "AWS_CONFIG_FILE"]
+            for probe in ("startupProbe", "livenessProbe"):
+                container.pop(probe, None)
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "pod"}, "spec": spec}
+        path = folder / f"pod-{len(played)}.yaml"
+        path.write_text(yaml.safe_dump_all([config, only(resources, "PersistentVolumeClaim"), body]))
+        played.append(path)
+        done = engine("kube", "play", "--network=host", str(path))
+        assert done.returncode == 0 or "init container" in done.stderr, done.stderr
+        names = [name for name in engine("ps", "-a", "--format={{.Names}}").stdout.split() if name.startswith("pod-")]
+        codes = {name: engine.ended(name) for name in names if name.endswith("-pretrain")}
+        logs = "".join(engine("logs", name).stderr + engine("logs", name).stdout for name in names)
+        engine("kube", "down", str(path))
+        return codes, logs
+
+    yield play
+    for path in played:
+        engine("kube", "down", str(path))
+    engine("volume", "rm", "-f", "babybert-runs")
+
+
+def test_the_jobs_pod_runs(pod, s3, tmp_path):
+    """Init container, ConfigMap, volumes and security context as rendered; a second pod goes on from the first one's volume."""
+    codes, logs = pod(tmp_path)
+    assert codes == {"pod-pretrain": 0}, logs
+    assert [item["Key"] for item in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="run/")["Contents"] if item["Key"].endswith("manifest.json")]
+    codes, logs = pod(tmp_path, epochs=2)
+    assert codes == {"pod-pretrain": 0}, logs
+    assert "resuming from runs/run/step-" in logs
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"), [({"epoch": 1}, 2), ({"device": "cuda"}, 2), ({"data": "data/none"}, 3), ({"store": "s3://no-such-bucket/run"}, 3)]
+)
+def test_the_jobs_pod_ends_with_the_contracts_codes(pod, tmp_path, changes, code):
+    codes, logs = pod(tmp_path, **changes)
+    assert codes == {"pod-pretrain": code}, logs
