@@ -250,7 +250,8 @@ def test_the_nodes_meet():
     assert int(flags["nnodes"]) == node["template"]["spec"]["parallelism"] == node["template"]["spec"]["completions"]
     assert flags["nproc-per-node"] == container["resources"]["limits"]["nvidia.com/gpu"]
     name = jobset["metadata"]["name"]
-    assert flags["rdzv-endpoint"] == f"{name}-{node['name']}-0-0.{name}:29500"
+    assert flags["master-addr"] == f"{name}-{node['name']}-0-0.{name}"
+    assert {"name": "rendezvous", "containerPort": int(flags["master-port"])} in container["ports"]
     settings = run_settings(resources, "pretrain")
     assert settings.parallel == "ddp"
     assert settings.store, "the nodes share no disk"
