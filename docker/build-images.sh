@@ -52,6 +52,11 @@ if [ "$ENGINE" = podman ]; then
   mapfile -t mounts < <(pip_flags)
   flags+=("${mounts[@]}")
 fi
+# A folder with the CPU's PyTorch takes the place of its index.
+if [ -z "${TORCH_CPU_INDEX+set}" ] && python3 -m pip config list 2> /dev/null | sed -nE "s/^.*find-links='(.*)'$/\\1/p" | tr ' ' '\n' \
+  | while read -r folder; do compgen -G "${folder#file://}/torch-*+cpu-*.whl"; done | grep -q .; then
+  TORCH_CPU_INDEX=
+fi
 [ -z "${TORCH_CPU_INDEX+set}" ] || flags+=(--build-arg "TORCH_CPU_INDEX=$TORCH_CPU_INDEX")
 version=$(sed -nE 's/^__version__ = "(.*)"/\1/p' babybert/__init__.py)
 flags+=(--build-arg "VERSION=$version" --build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)")

@@ -233,6 +233,11 @@ def test_one_file_is_enough():
         assert (ROOT / "k8s" / name).resolve() == ROOT / "k8s/base" / name
 
 
+def test_what_is_stored_is_what_is_served(overlay):
+    store = run_settings(overlay, "pretrain").store
+    assert store in (None, only(overlay, "ConfigMap", "babybert-serve")["data"]["BABYBERT_MODEL_URI"])
+
+
 def test_the_queue_holds_the_job():
     job = only(rendered("overlays/kueue"), "Job")
     assert job["spec"]["suspend"] is True

@@ -76,8 +76,9 @@ def prometheus(tmp_path_factory, s3_endpoint):
     keys = {"aws_access_key_id": "test-key", "aws_secret_access_key": "test-secret", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=s3_endpoint, **keys).create_bucket(Bucket="dashboards")
     environment = {**os.environ, **aws_variables(s3_endpoint), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={folder / 'data'}", f"--out={folder / 'run'}", "--device=cpu", "--epochs=100000"]
-    flags = ["--preset=tiny", "--log-every=5", "--checkpoint-every=20", f"--metrics-port={metrics}", "--store=s3://dashboards/run", "--max-minutes=15"]
+    command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={folder / 'data'}", f"--out={folder / 'run'}", "--device=cpu"]
+    flags = ["--preset=tiny", "--log-every=5", f"--metrics-port={metrics}", "--store=s3://dashboards/run", "--max-minutes=15"]
+    flags += ["--epochs=100", "--schedule=constant", "--checkpoint-every=200"] if PICTURES else ["--epochs=100000", "--checkpoint-every=20"]
     processes, stop = [subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.DEVNULL)], threading.Event()
     try:
         deadline = time.monotonic() + 120
@@ -159,7 +160,8 @@ def draw(prometheus, board, start, end, path):
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows), layout="constrained")
     for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.set_title(f"{panel['title']} ({panel['fieldConfig']['defaults']['unit']})", fontsize=8)
+        unit = {"s": " (s)", "percentunit": " (share)", "bytes": " (bytes)", "reqps": " (1/s)"}.get(panel["fieldConfig"]["defaults"]["unit"], "")
+        axes.set_title(panel["title"] + unit, fontsize=8)
         axes.tick_params(labelsize=7)
         for target in panel["targets"]:
             parameters = urllib.parse.urlencode({"query": filled(target["expr"]), "start": start, "end": end, "step": 2})
