@@ -5,6 +5,8 @@ data (3) stays wrong however often it is retried; anything else (1) may be passi
 as one line; every other exception is a defect of ours and keeps its traceback.
 """
 
+import errno
+
 EXIT_CRASH = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
@@ -30,6 +32,12 @@ class DataError(UserError):
 
 
 class StorageError(UserError):
-    """A disk that is full or cannot be written: worth another try, unlike the two above."""
+    """A disk that is full or fails: worth another try, unlike the two above."""
 
     exit_code = EXIT_CRASH
+
+
+def cannot_write(message: str, error: OSError) -> UserError:
+    """StorageError, which is worth another try, or UsageError where the folder is refused for good (permissions, a read-only disk)."""
+    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return (UsageError if refused else StorageError)(message)

@@ -253,8 +253,8 @@ def test_a_volume_that_cannot_be_written_is_named(engine, data, tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o755)
     done = engine.run(TRAIN, "pretrain", "--no-metrics", flags=[f"-v={data}:/babybert/data", f"-v={closed}:/babybert/runs"])
-    assert done.returncode == 1
-    assert "runs/demo: cannot be made: Permission denied" in done.stderr
+    assert done.returncode == 2
+    assert "runs/demo: cannot be written: Permission denied" in done.stderr
     assert "Traceback" not in done.stderr
 
 

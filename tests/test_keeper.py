@@ -1,5 +1,6 @@
 """A run's checkpoints, here and in a real S3 store: found, fetched, passed over, and survived whatever happens."""
 
+import errno
 import json
 import os
 import re
@@ -7,18 +8,22 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
 from conftest import Seaweed, aws_variables, run_until_killed
 from faulty_proxy import FaultyProxy
 
+from babybert.config import PrepareConfig
 from babybert.data.dataset import sha256
-from babybert.errors import DataError, UsageError, UserError
+from babybert.data.prepare import prepare
+from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.s3 import list_keys
 from babybert.training import storage
 from babybert.training.checkpoint import MANIFEST, checkpoints, newest_whole, read_state, verify
-from babybert.training.metrics import read_metrics
+from babybert.training.keeper import Keeper
+from babybert.training.metrics import RunMetrics, read_metrics
 from babybert.training.storage import S3Store
 from babybert.training.trainer import pretrain
 
@@ -243,3 +248,15 @@ def test_a_server_that_never_comes_back_is_said_and_the_local_copy_is_whole(smal
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert S3Store(address).steps()[0] == 840
+
+
+@pytest.mark.parametrize(("code", "kind"), [(errno.EACCES, UsageError), (errno.EROFS, UsageError), (errno.ENOSPC, StorageError)])
+def test_a_folder_that_is_refused_for_good_is_not_tried_again(small, monkeypatch, code, kind):
+    def refuse(path, *arguments, **named):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(kind, match="run: cannot be written: "), Keeper(small(), RunMetrics()):
+        pass
+    with pytest.raises(kind, match="cannot write the data"):
+        prepare(PrepareConfig(out=small().out / "data"))

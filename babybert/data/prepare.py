@@ -35,7 +35,7 @@ from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
 from babybert.data.tokenizer import SENTENCE_ENDS, UNK, Tokenizer
 from babybert.data.words import Words
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import DataError, UsageError, cannot_write
 from babybert.progress import Progress, say
 
 DOCUMENTS_AT_ONCE = 256
@@ -45,8 +45,8 @@ WORDPIECE_SIZE = 30_522  # BERT's
 def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Prepare the data that `config` asks for and return what `dataset.json` records.
 
-    Raises DataError for a corpus that cannot be used, UsageError if the folder has data already, StorageError if
-    the disk cannot take it. Whichever it is, data that was in the folder is still there.
+    Raises DataError for a corpus that cannot be used, UsageError if the folder has data already or may not be
+    written, StorageError if the disk cannot take it. Whichever it is, data that was in the folder is still there.
     """
     if (config.out / "dataset.json").exists() and not config.overwrite:
         raise UsageError(f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out")
@@ -58,7 +58,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         facts = _import_tables(config, partial, work) if config.corpus == "table" else _write_all(config, partial, work)
         _replace(partial, config.out)
     except OSError as error:
-        raise StorageError(f"{config.out}: cannot write the data: {error.strerror}; make room or choose another --out") from error
+        raise cannot_write(f"{config.out}: cannot write the data: {error.strerror}; make room or choose another --out", error) from error
     finally:
         for folder in (partial, work):
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,7 @@ import torch
 
 from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
-from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.errors import DataError, StorageError, UsageError, UserError, cannot_write
 from babybert.model.bert import BabyBert
 from babybert.progress import say
 from babybert.s3 import is_s3
@@ -38,8 +38,8 @@ from babybert.training.uploader import Uploader
 class Keeper:
     """Use as a context manager around a run.
 
-    Raises UserError when another process trains in the folder or below the prefix; UsageError when the store refuses
-    what a run needs; StorageError when the folder cannot be made, or at the end when an upload could not be finished.
+    Raises UserError when another process trains in the folder or below the prefix; UsageError when the store or the
+    folder refuses what a run needs; StorageError when the folder cannot be made, or at the end when an upload could not be finished.
     """
 
     def __init__(self, config: PretrainConfig, metrics: RunMetrics) -> None:
@@ -56,7 +56,7 @@ class Keeper:
                 self._config.out.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((self._config.out / ".lock").open("w"))
             except OSError as error:
-                raise StorageError(f"{self._config.out}: cannot be made: {error.strerror}; choose another --out") from error
+                raise cannot_write(f"{self._config.out}: cannot be written: {error.strerror}; choose another --out", error) from error
             _lock(lock, self._config.out)
             if self._store:
                 self._store.check()
