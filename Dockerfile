@@ -42,13 +42,6 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index -w /dist 
  && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps --no-index /dist/*.whl
 
 FROM python
-ARG VERSION=0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="babybert-train" \
-      org.opencontainers.image.description="Pretrains a small BERT (MLM and NSP) from raw text" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /opt/venv /opt/venv
 COPY docker/train-entrypoint.sh /usr/local/bin/train-entrypoint
 # Volumes for data and runs lie below the working folder, where the commands' defaults point. Whoever --user names may write there.
@@ -64,6 +57,14 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
 USER 10001:10001
 EXPOSE 9109
 # No HEALTHCHECK: a job is not healthy or unhealthy, it ends.
+# Last, as they differ in each build: the layers above are kept.
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="babybert-train" \
+      org.opencontainers.image.description="Pretrains a small BERT (MLM and NSP) from raw text" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 # As process 1 a Python without a handler ignores SIGTERM (preparing data has none): tini is process 1, passes it on,
 # and ends with the command's exit code.
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/train-entrypoint"]

@@ -34,13 +34,6 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index -w /dist 
  && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps --no-index /dist/*.whl
 
 FROM python
-ARG VERSION=0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="babybert-serve" \
-      org.opencontainers.image.description="Answers fill-mask and next-sentence questions over HTTP with TorchServe" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /opt/venv /opt/venv
 COPY docker/serve-entrypoint.py /usr/local/bin/serve-entrypoint
 COPY docker/ready.py /usr/local/bin/ready
@@ -52,5 +45,13 @@ USER 10001:10001
 # Predictions and metrics; the management API is on the container's loopback.
 EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/local/bin/ready"]
+# Last, as they differ in each build: the layers above are kept.
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="babybert-serve" \
+      org.opencontainers.image.description="Answers fill-mask and next-sentence questions over HTTP with TorchServe" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 # tini is process 1: it passes SIGTERM on and takes in the workers that Java leaves behind.
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/serve-entrypoint"]
