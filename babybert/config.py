@@ -341,7 +341,9 @@ class ArchiveConfig:
 class ServeConfig:
     """Run TorchServe on a run, a checkpoint or an archive until Ctrl-C or SIGTERM."""
 
-    source: str = option("runs/demo", "a run (its newest whole checkpoint) or one checkpoint, in a folder or at s3://bucket/prefix; or an archive, FILE.mar")
+    source: str = option(
+        "runs/demo", "a run (its newest whole checkpoint) or one checkpoint, in a folder or at s3://bucket/prefix; or FILE.mar, or a folder with babybert.mar"
+    )
     watch: bool = option(False, "serve each newer checkpoint of the run as soon as it is whole")
     watch_seconds: float = option(15.0, "how often to look for one: a request to S3 each time")
     workers: int = option(1, "processes that answer, each with the model in its own memory and one thread; one a core is most")

@@ -35,7 +35,7 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index -w /dist 
 
 FROM python
 COPY --from=builder /opt/venv /opt/venv
-COPY docker/serve-entrypoint.py /usr/local/bin/serve-entrypoint
+COPY docker/serve-entrypoint.sh /usr/local/bin/serve-entrypoint
 COPY docker/ready.py /usr/local/bin/ready
 # The root can be read-only: the model and TorchServe's scratch go to /tmp. The user has no entry in passwd, so its name and home are told.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=babybert TMPDIR=/tmp \

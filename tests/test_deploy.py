@@ -15,6 +15,7 @@ from deployment import OVERLAYS, ROOT, need, only, pod_templates, rendered, writ
 
 from babybert import __version__, errors
 from babybert.cli import COMMANDS
+from babybert.config import ServeConfig
 from babybert.inference import server
 from babybert.settings import add_flags, fill
 
@@ -197,7 +198,7 @@ def test_the_grace_period_is_long_enough(overlay):
     assert templates[name]["spec"]["terminationGracePeriodSeconds"] >= 60 * run_settings(overlay, "pretrain").upload_minutes + 60
     serving = templates["Deployment/babybert-serve"]["spec"]
     asleep = int(serving["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert serving["terminationGracePeriodSeconds"] >= asleep + server.STOP_SECONDS + 10
+    assert serving["terminationGracePeriodSeconds"] >= asleep + ServeConfig().drain_seconds + server.STOP_SECONDS
 
 
 def test_a_gpu_that_is_asked_for_is_one_that_is_used(overlay):
@@ -325,5 +326,5 @@ def test_locks_are_of_the_pinned_versions_and_have_hashes():
 
 
 def test_scripts_can_be_run():
-    for name in ("build-images.sh", "train-entrypoint.sh", "serve-entrypoint.py", "ready.py", "trim.sh"):
+    for name in ("build-images.sh", "train-entrypoint.sh", "serve-entrypoint.sh", "ready.py", "trim.sh"):
         assert (ROOT / "docker" / name).stat().st_mode & stat.S_IXUSR, name

@@ -31,6 +31,8 @@ def serve(config: ServeConfig) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babybert-archive-")))
         archive, source = Path(config.source), None
+        if (archive / f"{MODEL_NAME}.mar").is_file():
+            archive = archive / f"{MODEL_NAME}.mar"
         if archive.suffix != ".mar":
             from babybert.inference.source import Source  # loads PyTorch, which a server of an archive has no use for
 

@@ -15,5 +15,6 @@ class Handler:
         self.pipeline = pipeline("fill-mask", context.system_properties["model_dir"], device="cpu")
 
     def handle(self, rows, context):
-        """Answer each of `rows` by one call for all."""
-        return [json.dumps(answer) for answer in self.pipeline([row["body"]["text"] for row in rows], top_k=5)]
+        """Answer each of `rows` by one call for all; the pipeline takes a list of one text for that text."""
+        answers = self.pipeline([row["body"]["text"] for row in rows], top_k=5)
+        return [json.dumps(answer) for answer in (answers if len(rows) > 1 else [answers])]
