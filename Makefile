@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 DEPLOY := .venv/.deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types soak bench check format clean lock images monitoring pictures lint-deploy test-images
+.PHONY: help install demo test lint types soak bench bench-serving check format clean lock images monitoring pictures lint-deploy test-images
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -41,6 +41,11 @@ bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar
 	$(BIN)/python benchmarks/pretrain.py --data data/imdb
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
+
+bench-serving: $(INSTALLED) ## requests/s beside the peers: make bench-serving ARCHIVE=aclImdb_v1.tar.gz; needs wrk
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
+	$(BIN)/python benchmarks/serving.py --data data/imdb
 
 images: ## both container images with docker or podman, their sizes and what is in them (TORCH=cuda: for GPUs)
 	docker/build-images.sh

@@ -155,7 +155,8 @@ def test_with_tokens_only_who_has_one_is_answered(archive):
 
 
 def test_nothing_but_predictions_listens_to_others_and_no_model_can_be_put(archive):
-    with served(archive.parent, "babybert.mar", "--host=0.0.0.0") as server:
+    with served(archive.parent, ".", "--host=0.0.0.0", "--workers=2") as server:  # a folder with an archive
+        assert [worker["status"] for worker in server.model()["workers"]] == ["READY", "READY"]
         own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
         addresses = [address for address in own if ":" not in address]
         for address, port in itertools.product(addresses, (server.inference_port, server.management_port, server.metrics_port)):
