@@ -1,6 +1,6 @@
 """Pairs/s and memory of whole training steps beside three peers on the same batches, and how near the floor ours comes.
 
-    python benchmarks/pretrain.py --data data/imdb        # five minutes on two cores; needs `pip install '.[bench]'`
+    python benchmarks/pretrain.py --data data/imdb        # three minutes on two cores; needs `pip install '.[bench]'`
 
 Forward, backward, clipping and optimizer are in a step, and making the batch is too. Ways take turns, and medians are
 compared; memory is the peak of a process that takes steps of one way only. Prints tables, writes JSON, draws a chart.

@@ -54,6 +54,18 @@ def test_values_and_gradients_equal_float64_autograd(n, width, vocabulary, scale
         assert float((one.double() - other).abs().max() if other.numel() else 0) <= 1e-5 * size * max(1.0, logits / 30)
 
 
+def test_hidden_states_in_bf16_have_gradients_in_bf16():
+    torch.manual_seed(0)
+    hidden, weight, bias, targets = torch.randn(31, 10).bfloat16(), torch.randn(5000, 10), torch.randn(5000), torch.randint(0, 5000, (31,))
+    leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    loss = CpuHeadLoss.apply(*leaves, targets, False)[0]
+    loss.backward()
+    reference = gradients(lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), [hidden, weight, bias], torch.float64)
+    assert leaves[0].grad.dtype == torch.bfloat16
+    for one, other in zip([loss.detach(), *(leaf.grad for leaf in leaves)], reference, strict=True):
+        assert float((one.double() - other).norm() / other.norm()) < 1e-2
+
+
 def test_ranks_are_those_of_the_plain_form():
     torch.manual_seed(0)
     hidden, weight, bias, targets = torch.randn(40, 10), torch.randn(5000, 10), torch.randn(5000), torch.randint(0, 5000, (40,))
