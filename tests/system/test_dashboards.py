@@ -87,7 +87,7 @@ def prometheus(tmp_path_factory, s3_endpoint):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         archive = write_archive(find_checkpoint(folder / "run"), folder)
-        with Server(ServeConfig(archive=archive, inference_port=inference, management_port=management, metrics_port=serving)) as server:
+        with Server(ServeConfig(inference_port=inference, management_port=management, metrics_port=serving), archive) as server:
             asking = threading.Thread(target=ask, args=(server.predictions_url, stop))
             asking.start()
             found = Prometheus(folder, program, metrics, serving)
