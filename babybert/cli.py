@@ -73,10 +73,11 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     from babybert.data.dataset import open_dataset
-    from babybert.evaluation.plots import open_pyplot, plot_report
+    from babybert.evaluation.plots import plot_report
     from babybert.evaluation.report import report
     from babybert.evaluation.show import show
     from babybert.model.saved import load_model
+    from babybert.pictures import open_pyplot
     from babybert.training.checkpoint import find_checkpoint
     from babybert.training.evaluation import check_vocabulary
     from babybert.training.parallel import pick_device
@@ -117,7 +118,8 @@ def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
 def look(config: LookConfig, arguments: argparse.Namespace) -> int:
     from babybert.evaluation.look import attention_weights, encode, show
     from babybert.evaluation.look import look as look_into
-    from babybert.evaluation.plots import open_pyplot, plot_attention
+    from babybert.evaluation.plots import plot_attention
+    from babybert.pictures import open_pyplot
 
     if config.plot:
         open_pyplot()

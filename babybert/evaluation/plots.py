@@ -5,37 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from babybert.errors import StorageError, UsageError
 from babybert.evaluation.show import label
+from babybert.pictures import open_pyplot, save_figure
 
 MOST_TOKENS = 40  # whose names are still legible along an axis
-
-
-def open_pyplot() -> Any:
-    """Matplotlib, without a screen. Raises UsageError where it is not installed."""
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UsageError("a picture needs matplotlib: pip install 'babybert-pretrain[plot]'") from error
-    return pyplot
-
-
-def _save(pyplot: Any, figure: Any, out: Path) -> list[Path]:
-    # Not with_suffix: "v1.2" would lose its ".2".
-    name = out.name.removesuffix(".png").removesuffix(".svg")
-    written = [out.with_name(name + ending) for ending in (".png", ".svg")]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for path in written:
-            figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror}; choose another --plot") from error
-    finally:
-        pyplot.close(figure)
-    return written
 
 
 def plot_report(found: dict[str, Any], out: Path) -> list[Path]:
@@ -56,7 +29,7 @@ def plot_report(found: dict[str, Any], out: Path) -> list[Path]:
     for axis in (calibration, frequency, position):
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    return _save(pyplot, figure, out)
+    return save_figure(pyplot, figure, out)
 
 
 def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> list[Path]:
@@ -76,4 +49,4 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
                 names = [token.replace("$", r"\$") for token in tokens]
                 axis.set_xticks(range(length), names, rotation=90, fontsize=6)
                 axis.set_yticks(range(length), names, fontsize=6)
-    return _save(pyplot, figure, out)
+    return save_figure(pyplot, figure, out)

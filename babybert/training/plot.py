@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import DataError
+from babybert.pictures import open_pyplot, save_figure
 from babybert.training.metrics import read_metrics
 
 SMOOTHED = 15  # points of the running mean
@@ -20,13 +21,7 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
 
     Raises DataError when a run has no curve, UsageError without matplotlib, StorageError when they cannot be written.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise UsageError("plot needs matplotlib: pip install 'babybert-pretrain[plot]'") from error
+    pyplot = open_pyplot()
     names = [run.resolve().name for run in runs]
     curves = {name if names.count(name) == 1 else str(run): _read(run) for name, run in zip(names, runs, strict=True)}
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
@@ -59,16 +54,7 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
-    written = [out.with_suffix(".png"), out.with_suffix(".svg")]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for path in written:
-            figure.savefig(path, dpi=110)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be written: {error.strerror}; choose another --out") from error
-    finally:
-        pyplot.close(figure)
-    return written
+    return save_figure(pyplot, figure, out)
 
 
 def _read(run: Path) -> list[dict[str, Any]]:
