@@ -256,7 +256,7 @@ def test_the_optimizer_is_pytorchs_to_the_bit_also_after_a_resume(name):
 def test_training_loads_no_library_that_it_does_not_use(demo_folder, tmp_path):
     """Each would take memory and seconds."""
     flags = f"['pretrain', '--data={demo_folder}', '--out={tmp_path / 'run'}', '--max-steps=2', '--no-metrics', *{SIZES}]"
-    script = f"import sys; from babybert.cli import main; main({flags}); print([n for n in ('pandas', 'boto3', 'torch._dynamo', 'ts') if n in sys.modules])"
+    script = f"import sys; from babybert.cli import main; main({flags}); print([n for n in ('pandas', 'pyarrow', 'boto3', 'torch._dynamo', 'ts') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
-import pyarrow
 import zstandard
 
 from babybert.errors import DataError
@@ -87,12 +86,19 @@ def decompressed(path: Path, file: IO[bytes]) -> IO[bytes]:
     return file
 
 
+def _damaged() -> tuple[type[Exception], ...]:
+    """What those libraries raise for a file that is not whole."""
+    import pyarrow  # 25 MB that training on data read before has no use for
+
+    return tarfile.TarError, EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile, pyarrow.ArrowException
+
+
 @contextlib.contextmanager
 def errors_of(path: Path) -> Iterator[None]:
     """Errors of the libraries that read and decompress, as one line about the file."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile, pyarrow.ArrowException) as error:
+    except _damaged() as error:
         raise DataError(f"{path}: not whole, or not what its name says ({' '.join(str(error).split())}); get the file again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

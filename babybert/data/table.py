@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow.parquet
 
 from babybert.data.files import BadRows, errors_of, read_csv_rows
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
@@ -102,6 +101,8 @@ def _csv_chunks(path: Path, file: IO[bytes], bad: BadRows) -> Iterator[Chunk]:
 
 
 def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[Chunk]:
+    import pyarrow.parquet  # 25 MB that training on data read before has no use for
+
     table = pyarrow.parquet.ParquetFile(file)
     names = table.schema_arrow.names
     wanted = [names[i] for i in _find_columns(path, names)]
