@@ -8,6 +8,7 @@ Metrics are lines on the worker's output, which TorchServe reads: they are added
 TorchServe's own metric objects, without the ids of all requests that its cache would put on each line.
 """
 
+import gc
 import json
 import os
 import time
@@ -23,6 +24,7 @@ from babybert.inference import requests
 from babybert.inference.predictor import Predictor, Work
 
 MAX_RESPONSE_BYTES = 6_000_000  # TorchServe's own limit is 6.5 MB by default: a longer response kills the worker
+TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
 PHRASES = {400: "Bad Request", 415: "Unsupported Media Type", 500: "Internal Server Error"}
 OUTCOMES = {200: "ok", 400: "bad_request", 415: "bad_request", 500: "failed"}
 
@@ -49,18 +51,18 @@ class BabyBertHandler:
         # Bodies are to arrive as they were sent: decoded by TorchServe, a bad one leaves a traceback in the log, and
         # NaN or a key that is there twice would pass.
         os.environ["TS_DECODE_INPUT_REQUEST"] = "false"
-        # One thread a worker: workers, not threads, share out the cores.
         threads = context.model_yaml_config["handler"]["threads"]
-        torch.set_num_threads(threads)
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-        os.environ["RAYON_NUM_THREADS"] = str(threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a batch's texts are too little for two threads
         folder = Path(context.system_properties["model_dir"])
-        self.predictor = Predictor.load(folder)
+        self.predictor = Predictor.load(folder, compiled=True, threads=threads)
+        # With kernels, PyTorch has only small operations left, and its threads spin for a while after each.
+        torch.set_num_threads(1 if self.predictor.answers.best_words else threads)
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         self.headers = {"content-type": "application/json", "x-babybert-version": served["version"], "x-babybert-step": str(served["step"])}
         self.metrics = {name: CachingMetric(name, unit, [*labels, "ModelName", "Level"], kind) for name, (kind, unit, labels) in METRICS.items()}
         self.model_name = context.model_name
-        self.predictor.answer([requests.FillMask("[MASK]"), requests.NextSentence("a", "b")])  # the first pass is slower than the others
+        self.predictor.answer([requests.FillMask("[MASK]"), requests.NextSentence("a", "b")])  # what is compiled is compiled now
+        gc.freeze()  # what is there now stays: it need not be looked through for garbage
         self.emit("babybert_model_info", 1, served["version"], str(served["step"]), served["digest"])
         self.emit("babybert_model_load_seconds", time.perf_counter() - start)
 
@@ -140,7 +142,7 @@ def write(result):
     if isinstance(result, UserError):
         status = 415 if isinstance(result, requests.UnsupportedType) else 500 if isinstance(result, DataError) else 400
         return status, json.dumps({"error": str(result)}, ensure_ascii=False)
-    text = json.dumps(result, ensure_ascii=False, allow_nan=False).encode()
+    text = TO_JSON.encode(result).encode()
     if len(text) > MAX_RESPONSE_BYTES:
         return write(requests.UsageError(f"the answer would be {len(text):,} bytes long, at most {MAX_RESPONSE_BYTES:,} are sent: ask for less at once"))
     return 200, text

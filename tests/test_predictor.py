@@ -5,8 +5,9 @@ from babybert.config import ModelConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
 from babybert.inference import predictor as module
-from babybert.inference.predictor import Predictor, Work, top
+from babybert.inference.predictor import Predictor, Work
 from babybert.inference.requests import FillMask, NextSentence, parse_object
+from babybert.model import answers
 from babybert.model.bert import BabyBert
 
 
@@ -78,9 +79,10 @@ def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
     whole = predictor.answer(items)
     shapes = []
     monkeypatch.setattr(module, "SLICE_POSITIONS", 50)
-    monkeypatch.setattr(module, "SLICE_MASKS", 3)
-    monkeypatch.setattr(predictor.model, "forward", lambda ids, segments, forward=predictor.model.forward: shapes.append(ids.shape) or forward(ids, segments))
-    monkeypatch.setattr(predictor.model, "mlm_logits", lambda h, logits=predictor.model.mlm_logits: shapes.append((len(h), 0)) or logits(h))
+    monkeypatch.setattr(answers, "SLICE_MASKS", 3)
+    hidden_at, decoder = predictor.model.hidden_at, predictor.model.mlm_decoder
+    monkeypatch.setattr(predictor.model, "hidden_at", lambda ids, segments, asked: shapes.append(ids.shape) or hidden_at(ids, segments, asked))
+    monkeypatch.setattr(decoder, "forward", lambda h, forward=decoder.forward: shapes.append((len(h), 0)) or forward(h))
     work = Work()
     for found, expected in zip(predictor.answer(items, work), whole, strict=True):
         if "probability" in expected:
@@ -137,17 +139,6 @@ def test_weights_that_are_no_numbers_are_an_error_of_their_row_alone(demo):
     (alone,) = predictor.answer(items[:1])
     assert answers[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(alone["masks"][0]["candidates"][0]["score"], abs=1e-6)
     assert all(isinstance(answer, DataError) and "no finite score" in str(answer) for answer in answers[1:])
-
-
-@pytest.mark.parametrize(("size", "k"), [(5, 9), (256, 1), (700, 2), (2000, 5), (2000, 7), (2000, 8), (2560, 3)])
-def test_top_is_topk(size, k):
-    torch.manual_seed(size)
-    x = torch.randn(6, size)
-    x[0, -1] = x[1, 0] = 9
-    values, columns = top(x, k)
-    expected = x.topk(min(k, size))
-    assert torch.equal(values, expected.values)
-    assert torch.equal(columns, expected.indices)
 
 
 @pytest.mark.parametrize("kind", ["basic-english", "wordpiece"])

@@ -7,8 +7,9 @@ The whole tokenizer, rules and vocabulary, is one file, `tokenizer.json`, that t
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -32,6 +33,8 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
+        # Asked for with each answer, and the backend makes a copy of its model to tell.
+        self._has_pieces = isinstance(backend.model, models.WordPiece)
 
     @classmethod
     def of_words(cls, words: Sequence[str]) -> "Tokenizer":
@@ -109,7 +112,8 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The tokens with these ids."""
-        return [self.token(int(token_id)) for token_id in ids]
+        word: Callable[[int], Any] = self._backend.id_to_token  # without `token`'s check: a text has many
+        return [word(int(token_id)) for token_id in ids]
 
     def id_of(self, token: str) -> int | None:
         """The id of this exact token, or None if the vocabulary lacks it."""
@@ -118,12 +122,12 @@ class Tokenizer:
     @property
     def kind(self) -> str:
         """`wordpiece`, or `basic-english` for whole words."""
-        return "wordpiece" if isinstance(self._backend.model, models.WordPiece) else "basic-english"
+        return "wordpiece" if self._has_pieces else "basic-english"
 
     def join(self, tokens: Iterable[str]) -> str:
         """Tokens as a line of text, with pieces of words put together."""
         text = " ".join(tokens)
-        return text.replace(" ##", "") if self.kind == "wordpiece" else text
+        return text.replace(" ##", "") if self._has_pieces else text
 
     def sentence_end_ids(self) -> np.ndarray:
         """Ids of `. ! ?`, those of them that the vocabulary has."""

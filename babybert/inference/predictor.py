@@ -2,10 +2,9 @@
 
 The command line and the TorchServe handler both ask here. A batch of items of either kind takes one forward pass,
 padded together; only `[MASK]` positions reach the vocabulary, all of a batch's at once. Memory is bounded whatever is
-asked: a pass takes at most SLICE_POSITIONS padded positions (unless one item alone has more), and a product with the vocabulary
-SLICE_MASKS rows.
+asked: a pass takes at most SLICE_POSITIONS padded positions (unless one item alone has more).
 
-Shapes: B items, T positions, D width, N masks, V vocabulary, K candidates, C columns of a block, M blocks.
+Shapes: B items, T positions, D width, M positions asked for, N masks, X targets.
 """
 
 import math
@@ -21,12 +20,11 @@ from torch import Tensor
 from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
 from babybert.inference.requests import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets, shown
+from babybert.model.answers import Answers
 from babybert.model.bert import BabyBert
 from babybert.model.saved import load_model
 
 SLICE_POSITIONS = 4096  # 32 MB for each hidden layer of the baby's feed-forward
-SLICE_MASKS = 8  # 5 MB of the baby's logits, and as much of their softmax: they stay in the cache
-BLOCK = 256  # columns of the vocabulary whose largest is looked at first; about the root of V
 
 
 class Encoded(NamedTuple):
@@ -59,15 +57,14 @@ class Work:
 class Predictor:
     """A model ready to answer; deterministic, and each answer its own whatever else is in the batch."""
 
-    def __init__(self, model: BabyBert, tokenizer: Tokenizer) -> None:
-        # A server is told to be ready when it is: nothing is to be compiled at the first request.
-        self.model = model.eval().choose_kernels("plain")
-        self.tokenizer = tokenizer
+    def __init__(self, model: BabyBert, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.answers = Answers(model, compiled, threads)
 
     @classmethod
-    def load(cls, folder: Path) -> "Predictor":
-        """Load the model saved in `folder`. Raises DataError."""
-        return cls(*load_model(folder))
+    def load(cls, folder: Path, compiled: bool = False, threads: int = 1) -> "Predictor":
+        """Load the model saved in `folder`; `compiled` takes seconds at the first answer and saves time at all others. Raises DataError."""
+        return cls(*load_model(folder), compiled, threads)
 
     def fill_mask(self, texts: Sequence[str], top_k: int = DEFAULT_TOP_K, targets: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """`{"masks": [{"position", "candidates": [{"token", "id", "score", "sequence"}]}]}` for each text.
@@ -179,32 +176,29 @@ class Predictor:
         longest = max(len(row.ids) for _, row in rows)
         ids_BT = torch.tensor([row.ids + [PAD] * (longest - len(row.ids)) for _, row in rows])
         segments_BT = torch.tensor([row.segments + [0] * (longest - len(row.segments)) for _, row in rows])
-        hidden_BTD = self.model(ids_BT, segments_BT)
-        follows: list[float] = []
-        if any(isinstance(item, NextSentence) for item, _ in rows):
-            follows = self.model.nsp_logits(hidden_BTD).softmax(-1)[:, 1].tolist()
-        asked = [(index, position, item, row) for index, (item, row) in enumerate(rows) if isinstance(item, FillMask) for position in row.masks]
-        filled: list[Candidates] = []
-        for start in range(0, len(asked), SLICE_MASKS):
-            some = asked[start : start + SLICE_MASKS]
-            hidden_ND = hidden_BTD[[index for index, *_ in some], [position for _, position, *_ in some]]
-            filled += self._fill(hidden_ND, [(item.top_k, row.targets) for *_, item, row in some])
-        best = iter(filled)
-        return [[next(best) for _ in row.masks] if isinstance(item, FillMask) else follows[index] for index, (item, row) in enumerate(rows)]
+        texts = [index for index, (item, _) in enumerate(rows) if isinstance(item, FillMask)]
+        pairs = [index for index, (item, _) in enumerate(rows) if isinstance(item, NextSentence)]
+        masked = [(index, position) for index in texts for position in rows[index][1].masks]
+        asked_M = torch.tensor([index * longest + position for index, position in [*masked, *((index, 0) for index in pairs)]])
+        hidden_ND, cls_ND = self.model.hidden_at(ids_BT, segments_BT, asked_M).split([len(masked), len(pairs)])
+        follows = iter(self.model.nsp_logits(cls_ND[:, None]).softmax(-1)[:, 1].tolist() if pairs else ())
+        best = iter(self._fill(hidden_ND, [(item.top_k, row.targets) for item, row in rows if isinstance(item, FillMask) for _ in row.masks]))
+        return [[next(best) for _ in row.masks] if isinstance(item, FillMask) else next(follows) for item, row in rows]
 
     def _fill(self, hidden_ND: Tensor, asked: list[tuple[int, list[int] | None]]) -> list[Candidates]:
         """The best of the vocabulary, or of the targets, at each of N masks."""
-        probability_NV = self.model.mlm_logits(hidden_ND).softmax(-1)
+        if not asked:
+            return []
         most = max((top_k for top_k, targets in asked if targets is None), default=0)
-        scores_NK, ids_NK = (found.tolist() for found in top(probability_NV, most)) if most else ([], [])
         # Each row's targets end to end, so that they are read in one go.
         row_X = [n for n, (_, targets) in enumerate(asked) for _ in targets or ()]
         ids_X = [token_id for _, targets in asked for token_id in targets or ()]
-        score_X = iter(probability_NV[row_X, ids_X].tolist() if row_X else ())
+        words = self.answers.words(hidden_ND, most, row_X, ids_X)
+        score_X = iter(words.target_scores_X)
         filled = []
         for n, (top_k, targets) in enumerate(asked):
             if targets is None:
-                filled.append(Candidates(scores_NK[n][:top_k], ids_NK[n][:top_k]))
+                filled.append(Candidates(words.scores_NK[n][:top_k], words.ids_NK[n][:top_k]))
             else:
                 ranked = sorted(((next(score_X), token_id) for token_id in targets), key=lambda pair: -pair[0])[:top_k]
                 filled.append(Candidates([score for score, _ in ranked], [token_id for _, token_id in ranked]))
@@ -220,14 +214,14 @@ class Predictor:
         return self._as_pipeline(row, result) if item.pipeline else self._as_masks(row, result)
 
     def _as_masks(self, row: Encoded, filled: list[Candidates]) -> dict[str, Any]:
-        words = self.tokenizer.tokens(row.ids)
+        words = self.tokenizer.tokens(row.ids[1:-1])
         masks = []
         for position, found in zip(row.masks, filled, strict=True):
             candidates = []
             for score, token_id in zip(found.scores, found.ids, strict=True):
-                words[position] = token = self.tokenizer.token(token_id)
-                candidates.append({"token": token, "id": token_id, "score": score, "sequence": self.tokenizer.join(words[1:-1])})
-            words[position] = "[MASK]"
+                words[position - 1] = token = self.tokenizer.token(token_id)
+                candidates.append({"token": token, "id": token_id, "score": score, "sequence": self.tokenizer.join(words)})
+            words[position - 1] = "[MASK]"
             masks.append({"position": position - 1, "candidates": candidates})
         return {"masks": masks}
 
@@ -242,25 +236,6 @@ class Predictor:
                 candidates.append({"score": score, "token": token_id, "token_str": self.tokenizer.decode([token_id]), "sequence": sequence})
             masks.append(candidates)
         return masks[0] if len(masks) == 1 else masks
-
-
-def top(x_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`x_NV.topk(k)` (fewer where V is smaller): values and columns (N, K), the largest first.
-
-    The k largest of a row are in the k blocks whose own largest are largest, so that only those are looked through:
-    one pass for the blocks' largest in place of topk's selection over V. Columns after the last whole block join it.
-    """
-    size_v = x_NV.shape[1]
-    blocks = size_v // BLOCK
-    if k >= blocks:
-        return x_NV.topk(min(k, size_v))
-    whole_NMC = x_NV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
-    block_NK = whole_NMC.amax(-1).topk(k).indices
-    inside_NKC = whole_NMC.gather(1, block_NK[:, :, None].expand(-1, -1, BLOCK))
-    columns_NKC = block_NK[:, :, None] * BLOCK + torch.arange(BLOCK)
-    rest_N = torch.arange(blocks * BLOCK, size_v).expand(len(x_NV), -1)
-    found = torch.cat([inside_NKC.flatten(1), x_NV[:, blocks * BLOCK :]], 1).topk(k)
-    return found.values, torch.cat([columns_NKC.flatten(1), rest_N], 1).gather(1, found.indices)
 
 
 def _slices(encoded: Sequence[Encoded | UsageError]) -> Iterator[list[tuple[int, Encoded]]]:

@@ -6,9 +6,10 @@ tokens there are would have to be waited for; only the feed-forward is then repl
 
 Dropout draws its seed from PyTorch's generator at each call, so a run's seed decides it, whatever computes it.
 
-Shapes: B pairs, T positions, N tokens of all pairs (or B x T positions), D width, F hidden units.
+Shapes: B pairs, T positions, N tokens of all pairs (or B x T positions), M of them, D width, F hidden units.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -52,9 +53,9 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
     return linear2(dropout(F.relu(linear1(x_ND)), drop, kernels))
 
 
-def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float) -> Tensor:
+def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float, kernels: str = "auto") -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017) within each pair, to (N, D)."""
-    cpu = cpu_kernels(qkv_N3D.device)
+    cpu = cpu_kernels(qkv_N3D.device) if kernels == "auto" else None
     if cpu and cpu.attention.takes(qkv_N3D, heads, drop):
         return cpu.attention.CpuAttention.apply(qkv_N3D, rows.offsets, heads, drop, draw_seed(qkv_N3D.device))
     q, k, v = rows.pad(qkv_N3D).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
@@ -89,6 +90,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
     """The same layer, with a second way through it for rows without padding."""
 
     kernels = "auto"
+    compiled_feed_forward: Callable[[Tensor], Tensor] | None = None  # of a model that only answers
 
     def __init__(self, width: int, heads: int, hidden: int, drop: float) -> None:
         super().__init__(width, heads, hidden, drop, batch_first=True)
@@ -98,13 +100,17 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         return "TransformerEncoderLayer"  # printed, it is what it stands for
 
     def _ff_block(self, x: Tensor) -> Tensor:
+        if self.compiled_feed_forward is not None:
+            return self.compiled_feed_forward(x)
         drop = self.dropout.p if self.training else 0.0
         return self.dropout2(feed_forward(x.flatten(0, -2), self.linear1, self.linear2, drop, self.kernels).view(x.shape))
 
-    def forward_rows(self, x_ND: Tensor, rows: Rows) -> Tensor:
-        """The layer's output for tokens laid end to end."""
+    def forward_rows(self, x_ND: Tensor, rows: Rows, asked_M: Tensor | None = None) -> Tensor:
+        """The layer's output for tokens laid end to end, or for those M of them that are asked for."""
         attend = self.self_attn
         qkv_N3D = F.linear(x_ND, attend.in_proj_weight, attend.in_proj_bias)
-        attended_ND = attention(qkv_N3D, rows, attend.num_heads, attend.dropout if self.training else 0.0)
+        attended_ND = attention(qkv_N3D, rows, attend.num_heads, attend.dropout if self.training else 0.0, self.kernels)
+        if asked_M is not None:
+            x_ND, attended_ND = x_ND[asked_M], attended_ND[asked_M]
         x_ND = self.norm1(x_ND + self.dropout1(attend.out_proj(attended_ND)))
         return self.norm2(x_ND + self._ff_block(x_ND))

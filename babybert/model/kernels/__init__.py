@@ -18,6 +18,11 @@ def cpu_kernels(device: torch.device) -> ModuleType | None:
     return _load("cpu") if device.type == "cpu" else None
 
 
+def answer_kernels() -> ModuleType | None:
+    """The kernels of a server on a CPU, or None where numba cannot be had."""
+    return _load("cpu_answer")
+
+
 def gpu_kernels(device: torch.device) -> ModuleType | None:
     """The GPU's kernels, or None for another device or where Triton cannot be had."""
     return _load("gpu") if device.type == "cuda" else None
