@@ -87,9 +87,9 @@ def ask(answers, targets=True):
         return answers.words(hidden_ND, 7, [0, 0, 39], [5, 4000, 17]) if targets else answers.words(hidden_ND[:1], 1, [], [])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_answers_are_the_plain_ones(threads):
-    compiled, plain = Answers(small(), compiled=True, threads=threads), Answers(small())
+@pytest.mark.parametrize(("threads", "width"), [(1, 10), (2, 10), (1, WIDEST)])
+def test_compiled_answers_are_the_plain_ones(threads, width):
+    compiled, plain = Answers(small(width), compiled=True, threads=threads), Answers(small(width))
     assert compiled.best_words is not None
     assert plain.best_words is None
     for found, expected in zip(ask(compiled), ask(plain), strict=True):

@@ -38,7 +38,7 @@ class Answers:
         self.best_words: Any = None
         if kernels and kernels.takes(model):
             self.best_words = kernels.BestWords(decoder.weight, decoder.bias, threads)
-            for layer in model.encoder.layers:
+            for layer in model.encoder.layers if model.config.width <= kernels.WIDEST_FEED_FORWARD else ():
                 layer.compiled_feed_forward = kernels.FeedForward(layer.linear1, layer.linear2)
 
     def words(self, hidden_ND: Tensor, k: int, row_X: list[int], ids_X: list[int]) -> Words:
