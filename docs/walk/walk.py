@@ -1,0 +1,87 @@
+"""What the chapters share: the reviews they read, the figures they write, the run they look into.
+
+Without any setting they read generated reviews, so that nothing needs to be downloaded. `BABYBERT_WALK_ARCHIVE` names
+IMDB's archive; then they read that. Paths are relative to where the chapter is started.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from babybert.config import PrepareConfig
+from babybert.data.corpus import open_corpus
+from babybert.data.dataset import Dataset, open_dataset
+from babybert.data.files import BadRows
+from babybert.data.prepare import prepare
+from babybert.pictures import open_pyplot, save_figure
+
+FIGURES = Path(os.environ.get("BABYBERT_WALK_FIGURES", "runs/walk/figures"))
+pyplot = open_pyplot()
+
+
+def is_imdb() -> bool:
+    """Whether the reviews are real ones."""
+    return "BABYBERT_WALK_ARCHIVE" in os.environ
+
+
+def corpus_name() -> str:
+    """`imdb` or `demo`: also the name of the folder in `data`."""
+    return "imdb" if is_imdb() else "demo"
+
+
+def _settings() -> PrepareConfig:
+    source = (os.environ["BABYBERT_WALK_ARCHIVE"],) if is_imdb() else ()
+    return PrepareConfig(corpus="imdb" if is_imdb() else "demo", source=source, out=Path("data") / corpus_name())
+
+
+def reviews() -> Iterator[str]:
+    """The texts, one after the other."""
+    return (document.text for document in open_corpus(_settings(), Path("data"), BadRows()).documents("read"))
+
+
+def open_data() -> Dataset:
+    """The prepared reviews: `data/imdb` or `data/demo`, written first if they are not there (`babybert prepare`)."""
+    settings = _settings()
+    if not (settings.out / "dataset.json").exists():
+        prepare(settings)
+    return open_dataset(settings.out)
+
+
+def a_pair(dataset: Dataset, longest: int = 30, is_next: int = 1) -> np.ndarray:
+    """Ids of the first held-out pair of 20 to `longest` tokens with this label, before masking."""
+    examples = dataset.examples("validation")
+    lengths = np.diff(examples.offsets)
+    row = np.flatnonzero((lengths >= 20) & (lengths <= longest) & (examples.is_next == is_next))[0]
+    return examples.rows(row, row + 1).original_ids()
+
+
+def run_folder() -> Path:
+    """Where chapter 7 trains and chapter 8 finds its model."""
+    return Path("runs/walk") / corpus_name()
+
+
+def seconds() -> float:
+    """How long chapter 7 trains."""
+    return float(os.environ.get("BABYBERT_WALK_SECONDS", "30"))
+
+
+def show(figure: Any, name: str) -> None:
+    """Save a figure as a PNG; in a notebook, show it as well."""
+    png, svg = save_figure(pyplot, figure, FIGURES / name)
+    svg.unlink()
+    show_file(png)
+
+
+def show_file(png: Path) -> None:
+    """Say where a figure is; in a notebook, show it."""
+    try:
+        get_ipython()  # type: ignore[name-defined]  # noqa: F821  # a notebook defines it
+    except NameError:
+        print(f"figure: {png}")
+    else:
+        from IPython.display import Image, display
+
+        display(Image(str(png)))
