@@ -50,7 +50,8 @@ def show(pair: int) -> None:
     print(f"is_next {pairs.is_next[pair]}\n  A: {words_of(pairs.a[pair])}\n  B: {words_of(pairs.b[pair])}")
 
 
-short = np.flatnonzero((sentences.end - sentences.start)[pairs.a] + (sentences.end - sentences.start)[pairs.b] < 32)
+length_a, length_b = ((sentences.end - sentences.start)[s] for s in (pairs.a, pairs.b))
+short = np.flatnonzero((length_a >= 7) & (length_b >= 7) & (length_a + length_b < 32))
 show(short[pairs.is_next[short] == 1][0])
 show(short[pairs.is_next[short] == 0][0])
 print(f"{len(pairs):,} pairs, {pairs.is_next.mean():.1%} of them with the label 1")
@@ -94,8 +95,7 @@ assert segments.tolist() == [1] * (len(a) + 2) + [2] * (len(b) + 1)
 # %%
 ids, segments, offsets = assemble(corpus, sentences, pairs, max_positions=128)
 lengths = np.diff(offsets)
-whole = (sentences.end - sentences.start)[pairs.a] + (sentences.end - sentences.start)[pairs.b] + 3
-print(f"mean length {lengths.mean():.1f} tokens; {np.mean(whole > 128):.1%} of the pairs were cut")
+print(f"mean length {lengths.mean():.1f} tokens; {np.mean(length_a + length_b + 3 > 128):.1%} of the pairs were cut")
 
 figure, (rows, histogram) = walk.pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 picture = np.zeros((24, 128))

@@ -13,7 +13,7 @@ from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
 dataset = walk.open_data()
 tokenizer = dataset.tokenizer
-pair = walk.a_pair(dataset)
+pair, _ = walk.a_pair(dataset)
 print(tokenizer.join(tokenizer.tokens(pair)))
 
 # %% [markdown]
@@ -23,7 +23,7 @@ print(tokenizer.join(tokenizer.tokens(pair)))
 # 0, "not asked". Special tokens are never chosen.
 
 # %%
-SEED, EPOCH, ROW = 0, 0, np.array([7])
+SEED, EPOCH, ROW = 0, 5, np.array([7])
 masked, labels = mask_tokens(pair, np.array([0, len(pair)]), tokenizer.size, SEED, EPOCH, ROW)
 for position in np.flatnonzero(labels):
     print(f"position {position:>2}: {tokenizer.token(pair[position])!r} is shown as {tokenizer.token(masked[position])!r}, label {labels[position]}")
@@ -32,8 +32,9 @@ print(tokenizer.join(tokenizer.tokens(masked)))
 # %% [markdown]
 # ## By hand
 #
-# Two random numbers decide about a position: one whether it is chosen, one what it is shown as. They come from a hash
-# of (seed, epoch, row, position) and not from a generator that runs along. So row 7 of epoch 0 has the same masks
+# Two random numbers decide about a position. The first: below 0.15, it is chosen. The second, what it is shown as: below
+# 0.80 `[MASK]`, below 0.90 another word (which one, a third number says), else itself. They come from a hash
+# of (seed, epoch, row, position) and not from a generator that runs along. So row 7 of epoch 5 has the same masks
 # whichever process makes it, and in whatever order.
 
 # %%
@@ -46,7 +47,10 @@ fate = random_uniform(SEED, EPOCH, rows, position, REPLACE)
 assert (chosen == (labels > 0)).all()
 assert (masked[chosen & (fate < BECOMES_MASK)] == MASK).all()
 assert (masked[chosen & (fate >= BECOMES_MASK + BECOMES_RANDOM)] == pair[chosen & (fate >= BECOMES_MASK + BECOMES_RANDOM)]).all()
-print("the first draws:", *(f"{tokenizer.token(token)} {number:.2f}" for token, number in list(zip(pair, draw, strict=True))[1:8]))
+print(f"{'token':<14}{'first':>7}{'second':>8}   shown as")
+for t in range(1, 14):
+    second = f"{fate[t]:.3f}" if chosen[t] else ""
+    print(f"{tokenizer.token(pair[t]):<14}{draw[t]:>7.3f}{second:>8}   {tokenizer.token(masked[t])}")
 
 # %% [markdown]
 # ## 80, 10, 10
@@ -55,8 +59,7 @@ print("the first draws:", *(f"{tokenizer.token(token)} {number:.2f}" for token, 
 # Because later, in use, most texts have no `[MASK]` at all. A model that had been asked about nothing else might make
 # nothing of the other words. So any word may be a wrong one or be asked about, and the model has to keep track of all.
 #
-# Over many pairs the shares come out as planned. (A few more than 15 % of the words are chosen: short rows in
-# which none came up get one all the same.)
+# Over many pairs the shares come out as planned.
 
 # %%
 some = dataset.examples("validation").first(2000)

@@ -19,9 +19,7 @@ tokenizer = dataset.tokenizer
 torch.manual_seed(0)
 model = BabyBert(model_config("baby", tokenizer.size)).eval()
 
-pair = torch.from_numpy(walk.a_pair(dataset).astype(np.int64))
-after_first_sep = (pair == 2).long().cumsum(0) - (pair == 2).long() > 0
-segments = 1 + after_first_sep.long()
+pair, segments = map(torch.from_numpy, walk.a_pair(dataset))
 print(" ".join(tokenizer.tokens(pair)))
 print(*segments.tolist())
 
@@ -86,7 +84,8 @@ walk.show(figure, "4_embeddings")
 
 # %% [markdown]
 # With ten numbers, the two slowest of the five waves hardly move within 128 positions (the lowest rows of the left
-# picture): most of what says *where* is in the first six numbers.
+# picture): most of what says *where* is in the first six numbers. And near is not simply alike: the fast wave makes the
+# curve on the right go up and down. What to make of it, the network has to learn.
 #
 # **In the package:** [`TokenEmbedding`](../../babybert/model/bert.py), [`PositionalEncoding`](../../babybert/model/bert.py),
 # [`BertEmbedding`](../../babybert/model/bert.py). (Google's BERT learns its positions; fixed ones are the reference's choice.)

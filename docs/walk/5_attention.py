@@ -23,8 +23,7 @@ tokenizer = dataset.tokenizer
 torch.manual_seed(0)
 model = BabyBert(model_config("baby", tokenizer.size)).eval()
 
-pair = torch.from_numpy(walk.a_pair(dataset).astype(np.int64))
-segments = 1 + ((pair == 2).long().cumsum(0) - (pair == 2).long()).clamp(max=1)
+pair, segments = map(torch.from_numpy, walk.a_pair(dataset))
 with torch.inference_mode():
     x_TD = model.embedding(pair, segments, torch.arange(len(pair)))
 print(f"{len(pair)} tokens, each a vector of {x_TD.shape[1]} numbers")

@@ -23,10 +23,11 @@ def chapters() -> list[Path]:
     return sorted(HERE.glob("[1-9]_*.py"))
 
 
-def cells(source: str) -> list[tuple[bool, str]]:
-    """Whether it is text, and its content, of each cell."""
-    parts = CELL.split(source)[1:]
-    return [("[markdown]" in kind, body.strip("\n")) for kind, body in zip(parts[::2], parts[1::2], strict=True)]
+def cells(source: str) -> list[tuple[bool, str, int]]:
+    """Of each cell: whether it is text, its content, and how many lines stand before it."""
+    marks = list(CELL.finditer(source))
+    ends = [*(mark.start() for mark in marks[1:]), len(source)]
+    return [("[markdown]" in mark[1], source[mark.end() : end].strip("\n"), source.count("\n", 0, mark.end())) for mark, end in zip(marks, ends, strict=True)]
 
 
 def text_of(body: str) -> str:
@@ -38,13 +39,13 @@ def run(chapter: Path) -> str:
     """The chapter as Markdown. Raises whatever it raises. Its figures are where `BABYBERT_WALK_FIGURES` says."""
     names: dict[str, object] = {"__name__": "__main__"}
     parts = [f"<!-- made by render.py from {chapter.name}: change that -->"]
-    for is_text, body in cells(chapter.read_text(encoding="utf-8")):
+    for is_text, body, before in cells(chapter.read_text(encoding="utf-8")):
         if is_text:
             parts.append(text_of(body))
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(body, chapter.name, "exec"), names)
+            exec(compile("\n" * before + body, chapter, "exec"), names)
         parts.append(f"```python\n{body}\n```")
         said = "\n".join(line.rstrip() for line in printed.getvalue().splitlines())
         plain = FIGURE.sub("", said).strip("\n")

@@ -50,12 +50,13 @@ def open_data() -> Dataset:
     return open_dataset(settings.out)
 
 
-def a_pair(dataset: Dataset, longest: int = 30, is_next: int = 1) -> np.ndarray:
-    """Ids of the first held-out pair of 20 to `longest` tokens with this label, before masking."""
+def a_pair(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Ids before masking, and segments, of the first held-out pair of 20 to 30 tokens in which B follows A."""
     examples = dataset.examples("validation")
     lengths = np.diff(examples.offsets)
-    row = np.flatnonzero((lengths >= 20) & (lengths <= longest) & (examples.is_next == is_next))[0]
-    return examples.rows(row, row + 1).original_ids()
+    row = int(np.flatnonzero((lengths >= 20) & (lengths <= 30) & (examples.is_next == 1))[0])
+    pair = examples.rows(row, row + 1)
+    return pair.original_ids().astype(np.int64), pair.segments.astype(np.int64)
 
 
 def run_folder() -> Path:
@@ -63,9 +64,19 @@ def run_folder() -> Path:
     return Path("runs/walk") / corpus_name()
 
 
-def seconds() -> float:
-    """How long chapter 7 trains."""
-    return float(os.environ.get("BABYBERT_WALK_SECONDS", "30"))
+def preset() -> str:
+    """The model's sizes: the reference's for real reviews, for generated ones a model that can learn them in a minute."""
+    return "baby" if is_imdb() else "tiny"
+
+
+def training() -> list[str]:
+    """The arguments of `babybert` for half a minute of training (or BABYBERT_WALK_SECONDS)."""
+    sizes = ["--preset", preset(), *(["--lr", "0.01"] if is_imdb() else [])]
+    minutes = float(os.environ.get("BABYBERT_WALK_SECONDS", "30")) / 60
+    # The rate is not to fall: it would be by a plan of epochs, which half a minute never comes near to.
+    rate = ["--schedule", "constant", "--warmup-fraction", "0.02", "--epochs", "1" if is_imdb() else "24"]
+    where = ["--data", f"data/{corpus_name()}", "--out", str(run_folder())]
+    return ["pretrain", *where, *sizes, *rate, "--max-minutes", f"{minutes:.3g}", "--log-every", "5", "--no-metrics", "--device", "cpu"]
 
 
 def show(figure: Any, name: str) -> None:
