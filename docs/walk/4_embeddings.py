@@ -24,7 +24,8 @@ print(" ".join(tokenizer.tokens(pair)))
 print(*segments.tolist())
 
 # %% [markdown]
-# The model is new: its numbers are random. It has the reference's sizes: a vector has D = 10 numbers. Nearly all of
+# The model is new: its numbers are random. It has the reference's sizes
+# ([`PRESETS`](../../babybert/config.py)): a vector has D = 10 numbers. Nearly all of
 # its parameters are two tables with a row for each token, this one and the one that predicts (chapter 6).
 
 # %%
@@ -45,7 +46,12 @@ token = token_table[pair[t]] * math.sqrt(width)
 position = torch.tensor([(math.cos if i % 2 else math.sin)(t / 10_000 ** (2 * (i // 2) / width)) for i in range(width)])
 segment = model.embedding.segment_embedding.weight[segments[t]]
 
-for name, vector in ((f"token '{tokenizer.token(int(pair[t]))}'", token), (f"position {t}", position), ("segment 1", segment), ("sum", token + position + segment)):
+for name, vector in (
+    (f"token '{tokenizer.token(int(pair[t]))}'", token),
+    (f"position {t}", position),
+    ("segment 1", segment),
+    ("sum", token + position + segment),
+):
     print(f"{name:<16}", *(f"{number:6.2f}" for number in vector.tolist()))
 
 with torch.inference_mode():
@@ -73,7 +79,7 @@ assert torch.allclose(alike[10, 13], alike[80, 83], atol=1e-3)
 assert torch.allclose(alike.diagonal(), torch.full((128,), width / 2), atol=1e-3)  # sin^2 + cos^2 = 1, five times
 
 figure, (waves, distance) = walk.pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-shown = waves.imshow(table_TD.T, aspect="auto", cmap="RdBu", interpolation="nearest")
+shown = waves.imshow(table_TD.T.numpy(), aspect="auto", cmap="RdBu", interpolation="nearest")
 figure.colorbar(shown)
 waves.set(title="the vectors of positions", xlabel="position", ylabel="number in the vector")
 for start in (20, 64):

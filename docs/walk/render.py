@@ -58,10 +58,11 @@ def run(chapter: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the chapters and write them as Markdown.")
     parser.add_argument("chapters", nargs="*", help="numbers of chapters; all if none is given")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for the Markdown and its figures")
+    own = HERE if os.environ.get("BABYBERT_WALK_ARCHIVE") else Path("runs/walk")  # what is kept is made from real reviews
+    parser.add_argument("--out", type=Path, default=own, help="folder for the Markdown and its figures [default: %(default)s]")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ["BABYBERT_WALK_FIGURES"] = str(arguments.out / "figures")
-    sys.path.insert(0, str(HERE))
     for chapter in chapters():
         if not arguments.chapters or chapter.name[0] in arguments.chapters:
             start = time.monotonic()

@@ -24,7 +24,7 @@ pyplot = open_pyplot()
 
 def is_imdb() -> bool:
     """Whether the reviews are real ones."""
-    return "BABYBERT_WALK_ARCHIVE" in os.environ
+    return bool(os.environ.get("BABYBERT_WALK_ARCHIVE"))
 
 
 def corpus_name() -> str:
@@ -70,13 +70,14 @@ def preset() -> str:
 
 
 def training() -> list[str]:
-    """The arguments of `babybert` for half a minute of training (or BABYBERT_WALK_SECONDS)."""
+    """The arguments of `babybert` for half a minute of training, or for `BABYBERT_WALK_STEPS` steps."""
     sizes = ["--preset", preset(), *(["--lr", "0.01"] if is_imdb() else [])]
-    minutes = float(os.environ.get("BABYBERT_WALK_SECONDS", "30")) / 60
+    steps = os.environ.get("BABYBERT_WALK_STEPS")
+    length = ["--max-steps", steps] if steps else ["--max-minutes", "0.5"]
     # The rate is not to fall: it would be by a plan of epochs, which half a minute never comes near to.
     rate = ["--schedule", "constant", "--warmup-fraction", "0.02", "--epochs", "1" if is_imdb() else "24"]
     where = ["--data", f"data/{corpus_name()}", "--out", str(run_folder())]
-    return ["pretrain", *where, *sizes, *rate, "--max-minutes", f"{minutes:.3g}", "--log-every", "5", "--no-metrics", "--device", "cpu"]
+    return ["pretrain", *where, *sizes, *rate, *length, "--log-every", "5", "--no-metrics", "--device", "cpu"]
 
 
 def show(figure: Any, name: str) -> None:
@@ -89,7 +90,7 @@ def show(figure: Any, name: str) -> None:
 def show_file(png: Path) -> None:
     """Say where a figure is; in a notebook, show it."""
     try:
-        get_ipython()  # type: ignore[name-defined]  # noqa: F821  # a notebook defines it
+        get_ipython()  # type: ignore[name-defined]  # a notebook defines it
     except NameError:
         print(f"figure: {png}")
     else:
