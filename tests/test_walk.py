@@ -63,9 +63,10 @@ def test_the_trained_model_learned(render):
 
     from babybert.training.metrics import read_metrics
 
-    if not walk.run_folder().is_dir():
+    run = walk.run_folder("tiny", "demo")
+    if not run.is_dir():
         render.run(WALK / "7_training.py")
-    last = read_metrics(walk.run_folder() / "metrics.jsonl")[-1]
+    last = read_metrics(run / "metrics.jsonl")[-1]
     assert last["mlm_loss"] < last["mlm_unigram_loss"]
 
 

@@ -2,8 +2,8 @@
 # # 8. Serving
 #
 # A model is of use once others can ask it. The last step of the line packs a checkpoint into one file, starts a real
-# server on it (TorchServe), and asks over HTTP. It takes the model that chapter 7 trained (and trains it, if it is
-# not there).
+# server on it (TorchServe), and asks over HTTP. It takes chapter 7's model of the reviews (and trains it, if
+# it is not there).
 
 # %%
 import json
@@ -25,9 +25,11 @@ from babybert.inference.server import Server, free_ports
 from babybert.model.saved import load_model
 from babybert.training.checkpoint import find_checkpoint
 
-if not walk.run_folder().is_dir():
-    main(walk.training())
-checkpoint = find_checkpoint(walk.run_folder())
+run = walk.run_folder("baby")
+if not run.is_dir():
+    walk.open_data()
+    main(walk.training("baby", 25))
+checkpoint = find_checkpoint(run)
 print("checkpoint:", *sorted(path.name for path in checkpoint.iterdir()))
 
 # %% [markdown]

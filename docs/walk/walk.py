@@ -32,19 +32,20 @@ def corpus_name() -> str:
     return "imdb" if is_imdb() else "demo"
 
 
-def _settings() -> PrepareConfig:
-    source = (os.environ["BABYBERT_WALK_ARCHIVE"],) if is_imdb() else ()
-    return PrepareConfig(corpus="imdb" if is_imdb() else "demo", source=source, out=Path("data") / corpus_name())
+def _settings(corpus: str) -> PrepareConfig:
+    if corpus == "demo":
+        return PrepareConfig(corpus="demo", out=Path("data/demo"))
+    return PrepareConfig(corpus="imdb", source=(os.environ["BABYBERT_WALK_ARCHIVE"],), out=Path("data/imdb"))
 
 
 def reviews() -> Iterator[str]:
     """The texts, one after the other."""
-    return (document.text for document in open_corpus(_settings(), Path("data"), BadRows()).documents("read"))
+    return (document.text for document in open_corpus(_settings(corpus_name()), Path("data"), BadRows()).documents("read"))
 
 
-def open_data() -> Dataset:
+def open_data(corpus: str | None = None) -> Dataset:
     """The prepared reviews: `data/imdb` or `data/demo`, written first if they are not there (`babybert prepare`)."""
-    settings = _settings()
+    settings = _settings(corpus or corpus_name())
     if not (settings.out / "dataset.json").exists():
         prepare(settings)
     return open_dataset(settings.out)
@@ -59,25 +60,19 @@ def a_pair(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return pair.original_ids().astype(np.int64), pair.segments.astype(np.int64)
 
 
-def run_folder() -> Path:
-    """Where chapter 7 trains and chapter 8 finds its model."""
-    return Path("runs/walk") / corpus_name()
+def run_folder(preset: str, corpus: str | None = None) -> Path:
+    """Where chapter 7 trains, and chapter 8 finds its model."""
+    return Path("runs/walk") / f"{corpus or corpus_name()}-{preset}"
 
 
-def preset() -> str:
-    """The model's sizes: the reference's for real reviews, for generated ones a model that can learn them in a minute."""
-    return "baby" if is_imdb() else "tiny"
-
-
-def training() -> list[str]:
-    """The arguments of `babybert` for half a minute of training, or for `BABYBERT_WALK_STEPS` steps."""
-    sizes = ["--preset", preset(), *(["--lr", "0.01"] if is_imdb() else [])]
+def training(preset: str, seconds: float, corpus: str | None = None) -> list[str]:
+    """The arguments of `babybert` for so long a training, or for `BABYBERT_WALK_STEPS` steps; the rate does not fall."""
+    corpus = corpus or corpus_name()
     steps = os.environ.get("BABYBERT_WALK_STEPS")
-    length = ["--max-steps", steps] if steps else ["--max-minutes", "0.5"]
-    # The rate is not to fall: it would be by a plan of epochs, which half a minute never comes near to.
-    rate = ["--schedule", "constant", "--warmup-fraction", "0.02", "--epochs", "1" if is_imdb() else "24"]
-    where = ["--data", f"data/{corpus_name()}", "--out", str(run_folder())]
-    return ["pretrain", *where, *sizes, *rate, *length, "--log-every", "5", "--no-metrics", "--device", "cpu"]
+    length = ["--max-steps", steps] if steps else ["--max-minutes", f"{seconds / 60:.3g}", "--epochs", "1" if corpus == "imdb" else "24"]
+    rate = ["--lr", "0.01" if preset == "baby" else "0.005", "--schedule", "constant", "--warmup-fraction", "0.02"]
+    where = ["--data", f"data/{corpus}", "--out", str(run_folder(preset, corpus))]
+    return ["pretrain", *where, "--preset", preset, *rate, *length, "--log-every", "5", "--no-metrics", "--device", "cpu"]
 
 
 def show(figure: Any, name: str) -> None:
