@@ -24,7 +24,7 @@ def render(tmp_path_factory):
         patch.chdir(folder)
         patch.syspath_prepend(str(WALK))
         patch.setenv("BABYBERT_WALK_FIGURES", "figures")
-        patch.setenv("BABYBERT_WALK_STEPS", "200")
+        patch.setenv("BABYBERT_WALK_STEPS", "120")
         patch.delenv("BABYBERT_WALK_ARCHIVE", raising=False)
         import render
 
@@ -58,7 +58,7 @@ def test_a_chapter_runs_and_its_asserts_hold(chapter, render):
 
 
 def test_the_trained_model_learned(render):
-    """200 steps on generated reviews are enough to leave the word counts behind."""
+    """120 steps on generated reviews are enough to leave the word counts behind."""
     import walk
 
     from babybert.training.metrics import read_metrics

@@ -81,6 +81,7 @@ assert there_and_back(tokenizer, "quuxly") == ["[UNK]"]
 counts = np.bincount(ids, minlength=tokenizer.size)[len(SPECIAL_TOKENS) :]
 share = np.cumsum(counts) / counts.sum()
 half = int(np.searchsorted(share, 0.5)) + 1
+assert (np.diff(counts) <= 0).all()
 print(f"the {half} most frequent words are half of the text; {np.mean(counts == 1):.0%} of all words occur once")
 
 figure, (zipf, covered) = walk.pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -70,7 +70,7 @@ assert (sentences.document[pairs.a[wrong]] != sentences.document[pairs.b[wrong]]
 assert (pairs.b[~wrong] == pairs.a[~wrong] + 1).all()
 
 # %% [markdown]
-# ## One row, three special tokens
+# ## One row, with special tokens
 #
 # A pair becomes `[CLS] A [SEP] B [SEP]`. `[CLS]` stands for the pair as a whole: the answer to "does B follow?" will be
 # read off its place. `[SEP]` ends a sentence. *Segments* say the same in numbers, 1 for `[CLS] A [SEP]` and 2 for

@@ -1,7 +1,7 @@
 """What the chapters share: the reviews they read, the figures they write, the run they look into.
 
 Without any setting they read generated reviews, so that nothing needs to be downloaded. `BABYBERT_WALK_ARCHIVE` names
-IMDB's archive; then they read that. Paths are relative to where the chapter is started.
+IMDB's archive; then they read that. Paths are relative to where the chapter is started, the project's folder.
 """
 
 import os
@@ -20,6 +20,8 @@ from babybert.pictures import open_pyplot, save_figure
 
 FIGURES = Path(os.environ.get("BABYBERT_WALK_FIGURES", "runs/walk/figures"))
 pyplot = open_pyplot()
+if Path.cwd() == Path(__file__).parent:
+    os.chdir("../..")  # a notebook begins in its own folder; data and runs belong to the project's
 
 
 def is_imdb() -> bool:
