@@ -61,15 +61,20 @@ def post(url: str, question: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
+def counters(url: str) -> list[str]:
+    with urllib.request.urlopen(url, timeout=30) as page:
+        return [line for line in page.read().decode().splitlines() if line.startswith("babybert_inference_requests_total")]
+
+
 text = "This is one of the [MASK] movies I have ever seen." if walk.is_imdb() else "The sheriff rides with a revolver near the [MASK]."
 a, b = "The movie was wonderful.", "I saw it twice."
 inference, management, metrics = free_ports(3)
 with Server(ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive) as server:
     answer = post(server.predictions_url, {"text": text, "top_k": 8})
     follows = post(server.predictions_url, {"sentence_a": a, "sentence_b": b})
-    time.sleep(1)  # the worker tells its metrics a moment later
-    with urllib.request.urlopen(server.metrics_url, timeout=30) as page:
-        counters = [line for line in page.read().decode().splitlines() if line.startswith("babybert_inference_requests_total")]
+    deadline = time.monotonic() + 20  # the worker tells its metrics a moment later
+    while len(counted := counters(server.metrics_url)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 print(f"POST /predictions/babybert  text: {text}")
 for candidate in answer["masks"][0]["candidates"][:3]:
@@ -103,9 +108,9 @@ walk.show(figure, "8_serving")
 # for Prometheus, which have counted the two questions:
 
 # %%
-for line in counters:
+for line in counted:
     print(re.sub(r",ModelName=.*}", "}", line))  # TorchServe adds labels of its own
-assert len(counters) == 2
+assert len(counted) == 2
 
 # %% [markdown]
 # **In the package:** [`write_archive`](../../babybert/inference/archive.py), [`Server`](../../babybert/inference/server.py),
