@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 DEPLOY := .venv/.deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types soak bench bench-serving check format clean lock images monitoring pictures lint-deploy test-images
+.PHONY: help install demo test lint types soak bench bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -61,6 +61,9 @@ lock: $(DEPLOY) ## the images' requirements with hashes, after a change of const
 
 monitoring: $(INSTALLED) ## k8s/monitoring.yaml from the alerts and dashboards
 	$(BIN)/python k8s/render_monitoring.py
+
+walk: $(INSTALLED) ## run the chapters of docs/walk into runs/walk; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/walk
+	BABYBERT_WALK_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/walk/render.py
 
 pictures: $(INSTALLED) ## draw the dashboards from a real job, server and Prometheus into docs
 	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py
