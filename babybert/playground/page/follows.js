@@ -9,13 +9,13 @@ function gauge(probability) {
   const text = (x, y, words, kind = "") => make("text", { x, y, class: kind }, words);
   const svg = make(
     "svg",
-    { viewBox: "0 0 200 128", "aria-hidden": "true" },
+    { viewBox: "0 0 200 124", "aria-hidden": "true" },
     make("path", { ...arc, class: "whole" }),
     make("path", { ...arc, class: "part", "stroke-dasharray": `${probability * HALF_CIRCLE} 1000` }),
     make("line", { x1: 100, y1: 6, x2: 100, y2: 34, stroke: "currentColor", "stroke-width": 2 }),
     text(100, 98, percent(probability), "number"),
-    text(22, 122, "not next"),
-    text(176, 122, "next"),
+    text(30, 120, "not next"),
+    text(172, 120, "next"),
   );
   const label = { "aria-label": "Probability that B follows A", "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": probability, "aria-valuetext": percent(probability) };
   return make("div", { class: "gauge", role: "meter", ...label }, svg);
