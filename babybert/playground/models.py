@@ -116,7 +116,7 @@ def _read(status: int, headers: Any, content: bytes, reason: str) -> Answer:
 def _reason(error: Exception, seconds: float) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception) else error
     if isinstance(cause, TimeoutError):
-        return f"nothing came within {seconds:.0f} s"
+        return f"nothing came within {seconds:g} s"
     if isinstance(cause, socket.gaierror):
         return "there is no such host"
     return (getattr(cause, "strerror", None) or str(cause) or type(cause).__name__).lower()
