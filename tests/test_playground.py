@@ -236,7 +236,10 @@ def test_the_command_serves_its_page_until_it_is_told_to_end():
         for name in names:
             with urllib.request.urlopen(url + name) as file:
                 assert file.read() == (PAGE.parent / name).read_bytes()
-        assert ask(url, "api/predict", b"{}") == (502, {"error": f"http://127.0.0.1:{port}/predictions/babybert does not answer: connection refused", "down": True})
+        assert ask(url, "api/predict", b"{}") == (
+            502,
+            {"error": f"http://127.0.0.1:{port}/predictions/babybert does not answer: connection refused", "down": True},
+        )
         assert ask(url, "api/predict", b" " * 1_000_001)[0] == 413
         assert ask(url, "api/inside", b"{}")[0] == 404  # an endpoint has none
         host = url.split("/")[2]

@@ -10,10 +10,20 @@ export async function ask(path, body) {
     banner.down("The playground itself does not answer: has it been stopped?");
     throw new Error("The playground itself does not answer.");
   }
+  const version = response.headers.get("X-BabyBERT-Version");
+  if (version) showVersion(version);
   const answer = await response.json().catch(() => ({ error: response.statusText }));
   if (response.ok) return answer;
   if (answer.down) banner.down(answer.error);
+  else if (response.status >= 500) banner.look(); // is it this question, or all of them?
   throw new Error(answer.down ? answer.error : `${response.status}: ${answer.error}`);
+}
+
+// A server that follows a run changes its model while the page is open.
+function showVersion(version) {
+  const line = document.getElementById("version");
+  line.textContent = `The last answer came from version ${version}.`;
+  line.hidden = false;
 }
 
 // Runs `work` when the form is sent, and shows its error, or the line that it returns, below the form.
