@@ -26,7 +26,7 @@ from babybert.inference.predictor import Predictor
 from babybert.inference.server import free_ports
 from babybert.model.bert import BabyBert
 from babybert.playground import models
-from babybert.playground.app import LOOPBACK, PAGE
+from babybert.playground.app import LOOPBACK, PAGE, open_model
 from babybert.playground.history import Run, spread
 from babybert.playground.inside import MOST_POSITIONS, look_inside, near
 from babybert.playground.models import Answer, Endpoint, EndpointDown, Local
@@ -47,7 +47,7 @@ def body(**keys):
 
 
 def canned(status, content, version=None):
-    """An HTTP server that gives everybody the same answer; yields its address."""
+    """An HTTP server that gives everybody the same answer, and its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -174,6 +174,10 @@ def test_a_run_tells_how_it_learned_here_and_in_s3(run, s3, small):
         assert curves[loss]["train"] == [[line["step"], line[loss]] for line in lines if line["split"] == "train"]
         assert [line["value"] for line in curves[loss]["baselines"]] == [last[key] for key in baselines]
     assert there.curves()["curves"]["mlm_loss"]["baselines"] == curves["mlm_loss"]["baselines"]
+    shown = open_model(PlaygroundConfig(checkpoint=there.address))
+    assert shown.model.answer(body(text="[MASK]")).status == 200
+    assert shown.run.address == there.address
+    assert open_model(PlaygroundConfig(checkpoint=f"{there.address}/step-00000005")).run is None
     question = body(text="Mary is [MASK] .", top_k=2)
     answer = here.answer(question, "application/json")
     assert answer.body == there.answer(question, "application/json").body
@@ -250,6 +254,27 @@ def test_the_command_serves_its_page_until_it_is_told_to_end():
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         process.stderr.close()
+
+
+def test_an_endpoint_that_hangs_does_not_keep_the_page_from_ending():
+    with socket.create_server(("127.0.0.1", 0)) as endpoint:
+        address = f"http://127.0.0.1:{endpoint.getsockname()[1]}"
+        process = subprocess.Popen([sys.executable, "-m", "babybert.cli", "playground", f"--endpoint={address}", "--port=0"], stderr=subprocess.PIPE, text=True)
+        try:
+            url = re.search(r"http://127\.0\.0\.1:\d+/", process.stderr.readline())[0]
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(ask(url, "api/predict", b"{}")))
+            asking.start()
+            taken, _ = endpoint.accept()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(models.ANSWER_SECONDS / 2) == 0
+            asking.join()
+            taken.close()
+            assert answers == [(503, {"error": "the playground is ending"})]
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+            process.stderr.close()
 
 
 def ask(url, path, content):

@@ -10,18 +10,20 @@ Each address below /api answers with the status and JSON of the HTTP API; an end
 `"down": true`. A page on loopback answers only to loopback's names, so that no site can reach it by a name of its own.
 """
 
+import asyncio
 import json
 import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
@@ -61,7 +63,7 @@ class Shown:
 
 def playground(config: PlaygroundConfig) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError."""
-    server = uvicorn.Server(uvicorn.Config(make_app(open_model(config), config.host), log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(make_app(open_model(config), config.host), log_level="warning", access_log=False, timeout_graceful_shutdown=2))
     listener = _listen(config.host, config.port)
     with listener:
         host, port = listener.getsockname()[:2]
@@ -174,7 +176,7 @@ def _keys(body: bytes, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _get(ask: Callable[[], Answer]) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
-        return await run_in_threadpool(_respond, ask)
+        return await _in_background(ask)
 
     return answer
 
@@ -186,9 +188,27 @@ def _post(ask: Callable[[bytes, str], Answer]) -> Callable[[Request], Any]:
             body += part
             if len(body) > requests.MAX_BODY_BYTES:
                 return JSONResponse({"error": f"the body is longer than {requests.MAX_BODY_BYTES:,} bytes"}, 413)
-        return await run_in_threadpool(_respond, lambda: ask(body, request.headers.get("content-type", "")))
+        return await _in_background(lambda: ask(body, request.headers.get("content-type", "")))
 
     return answer
+
+
+async def _in_background(ask: Callable[[], Answer]) -> Response:
+    """The response to one question, asked in a daemon thread: an endpoint that hangs does not keep the page from ending."""
+    future: Future[Response] = Future()
+    future.set_running_or_notify_cancel()  # from here on nobody can cancel it, so that its result may be set
+
+    def work() -> None:
+        try:
+            future.set_result(_respond(ask))
+        except BaseException as error:  # a defect of ours: Starlette tells it, in its own thread
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        return JSONResponse({"error": "the playground is ending"}, 503)
 
 
 def _respond(ask: Callable[[], Answer]) -> Response:
