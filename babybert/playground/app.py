@@ -1,10 +1,10 @@
 """`babybert playground`: one page, and the few addresses of JSON that it asks, served by Starlette and uvicorn.
 
 The page is plain HTML, CSS and JavaScript, without a build step and without anything from elsewhere: it works offline,
-and its Content-Security-Policy holds it to that. Gradio was tried first and left: it needs a Pillow older than the one
-that matplotlib has here and some thirty packages more (the two here need four), the default theme's text fails axe's
-contrast, and what this page is made of (a mask at the cursor, bars to click, gauge, heat map, a banner that goes away)
-would have been our own HTML inside it all the same.
+and its Content-Security-Policy holds it to that. Gradio 6.31 was tried first and left: it needs a Pillow older than the
+one that matplotlib has here and more than a dozen packages beside these two, axe finds too little contrast in its
+default theme, and what this page is made of (a mask at the cursor, bars to click, gauge, heat map, a banner that goes
+away) would have been our own HTML inside it all the same.
 
 Each address below /api answers with the status and JSON of the HTTP API; an endpoint that is down is a 502 with
 `"down": true`. A page on loopback answers only to loopback's names, so that no site can reach it by a name of its own.

@@ -193,6 +193,7 @@ def test_a_random_word_is_hidden_and_words_are_compared(visit, asked):
     assert word in ("Mary", "rides", "near", "desert")
     assert re.sub(rf"\b{word}\b", "[MASK]", text) == hidden
     page.get_by_label("Only compare these words").fill("saloon, planet  mary")
+    page.get_by_label("Candidates for each mask").fill("2")  # all words are shown, however few candidates are asked for
     expect(send(page, "fill")).to_have_text("2 masks, 3 candidates each.")
     candidates = model({"text": hidden, "targets": ["saloon", "planet", "mary"]})["masks"][0]["candidates"]
     assert bars(page.locator("#fill-masks > div").first) == [(candidate["token"], shown(candidate["score"])) for candidate in candidates]

@@ -6,7 +6,7 @@ const MASK = "[MASK]";
 let pieces = []; // the sentence as it was asked, cut at its masks
 let picks = []; // the word clicked for each mask, or null
 
-export function words(text) {
+function words(text) {
   return text.split(/[\s,]+/).filter(Boolean);
 }
 
@@ -81,9 +81,9 @@ export function startFill() {
   });
   onSubmit(find("fill-form"), async (isLatest) => {
     const text = field.value;
-    const body = { text, top_k: Number(find("fill-count").value) };
     const targets = words(find("fill-targets").value);
-    if (targets.length) body.targets = targets;
+    const count = Number(find("fill-count").value);
+    const body = targets.length ? { text, targets, top_k: Math.max(count, targets.length) } : { text, top_k: count }; // each word is to be seen
     find("fill-result").hidden = true;
     const { masks } = await ask("predict", body);
     if (isLatest()) show(text, masks);
