@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEPLOY := .venv/.deploy
+WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types soak bench bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
+.PHONY: help install demo test test-web lint types soak bench bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -23,6 +24,9 @@ demo: $(INSTALLED) ## the whole line on generated reviews: prepare, pretrain, ev
 
 test: $(INSTALLED) ## all tests, those with a real TorchServe among them
 	$(BIN)/python -m pytest
+
+test-web: $(WEB) ## the page of `babybert playground` in a headless Chromium
+	$(BIN)/python -m pytest tests/web
 
 lint: $(INSTALLED) ## format and style, checked
 	$(BIN)/ruff format --check .
@@ -65,12 +69,18 @@ monitoring: $(INSTALLED) ## k8s/monitoring.yaml from the alerts and dashboards
 walk: $(INSTALLED) ## run the chapters of docs/walk into runs/walk; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/walk
 	BABYBERT_WALK_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/walk/render.py
 
-pictures: $(INSTALLED) ## draw the dashboards from a real job, server and Prometheus into docs
-	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py
+pictures: $(WEB) ## draw the dashboards from a real job, server and Prometheus into docs, and take the page's pictures
+	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py tests/web
 
 $(DEPLOY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy]'
 	command -v kubectl > /dev/null || $(BIN)/python k8s/get_kubectl.py
+	@touch $@
+
+$(WEB): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
+	command -v chromium > /dev/null || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || \
+		{ echo "no chromium, and it cannot be installed: as root, apt-get install chromium"; exit 1; }
 	@touch $@
 
 check: lint types test ## what CI runs

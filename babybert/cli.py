@@ -24,13 +24,14 @@ from babybert.config import (
     InfoConfig,
     LookConfig,
     NextSentenceConfig,
+    PlaygroundConfig,
     PlotConfig,
     PrepareConfig,
     PretrainConfig,
     ProbeConfig,
     ServeConfig,
 )
-from babybert.errors import EXIT_INTERRUPTED, UserError
+from babybert.errors import EXIT_INTERRUPTED, UsageError, UserError
 from babybert.settings import add_flags, fill
 
 # The commands import what they need when they run: `--help` and a wrong flag answer at once, without loading PyTorch.
@@ -203,6 +204,16 @@ def serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
     return run_server(config)
 
 
+def playground(config: PlaygroundConfig, arguments: argparse.Namespace) -> int:
+    try:
+        from babybert.playground.app import playground as run_playground
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError("the page needs starlette and uvicorn: pip install 'babybert-pretrain[playground]'") from error
+    return run_playground(config)
+
+
 def _predictor(checkpoint: Path) -> Any:
     from babybert.inference.predictor import Predictor
     from babybert.training.checkpoint import find_checkpoint
@@ -223,6 +234,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
     "archive": (ArchiveConfig, archive, {"source": "the same as --source"}),
     "serve": (ServeConfig, serve, {"source": "the same as --source"}),
+    "playground": (PlaygroundConfig, playground, {}),
 }
 
 

@@ -363,3 +363,22 @@ class ServeConfig:
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
         require(self.drain_seconds >= 0, f"drain_seconds is {self.drain_seconds}; it must not be negative")
         require(not (self.watch and self.source.endswith(".mar")), f"an archive does not change: watch a run, not {self.source}")
+
+
+@dataclass(frozen=True)
+class PlaygroundConfig:
+    """Show a model in the browser: what it expects, how it sees a text, and how it learned."""
+
+    endpoint: str | None = option(None, "a served model, such as http://127.0.0.1:8080; it is asked over the public HTTP API alone")
+    checkpoint: str | None = option(
+        None, "in place of it: a run (its newest whole checkpoint) or one checkpoint, in a folder or at s3://bucket/prefix, whose inside is shown as well"
+    )
+    run: str | None = option(None, "run whose curves and checkpoints are shown, a folder or s3://bucket/prefix; without it, --checkpoint's if that is a run")
+    host: str = option("127.0.0.1", "address the page listens on; whoever reaches it may ask the model")
+    port: int = option(7860, "port of the page; 0 takes a free one and prints it")
+
+    def __post_init__(self) -> None:
+        require((self.endpoint is None) != (self.checkpoint is None), "give one of --endpoint URL and --checkpoint PATH")
+        address = self.endpoint
+        require(address is None or bool(re.match("https?://[^/]", address)), f"endpoint is '{address}'; it must look like http://127.0.0.1:8080")
+        require(0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")

@@ -24,7 +24,8 @@ SERVING = ("torch", "numpy", "numba", "tokenizers", "safetensors", "boto3", "pyy
 def main() -> None:
     """Write all files. Raises CalledProcessError if there is no solution."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    training = [name for name in project["project"]["dependencies"] if name != "torch"]
+    # The page is one of the commands of the training image.
+    training = [name for name in project["project"]["dependencies"] if name != "torch"] + project["project"]["optional-dependencies"]["playground"]
     serving = [name for name in SERVING if name != "torch"]
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     version = next(line for line in constraints if line.startswith("torch=="))

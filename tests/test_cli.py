@@ -58,7 +58,9 @@ def test_questions_and_scores(capsys, small, demo_folder):
     assert "no [MASK]" in fails(capsys, 2, "fill-mask", "Mary is.", "--checkpoint", run)
 
 
-@pytest.mark.parametrize("command", ["prepare", "pretrain", "evaluate", "probe", "look", "explain", "info", "fill-mask", "next-sentence", "archive", "serve"])
+@pytest.mark.parametrize(
+    "command", ["prepare", "pretrain", "evaluate", "probe", "look", "explain", "info", "fill-mask", "next-sentence", "archive", "serve", "playground"]
+)
 def test_help_has_every_default(capsys, command):
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

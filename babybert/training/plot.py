@@ -23,7 +23,7 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
     """
     pyplot = open_pyplot()
     names = [run.resolve().name for run in runs]
-    curves = {name if names.count(name) == 1 else str(run): _read(run) for name, run in zip(names, runs, strict=True)}
+    curves = {name if names.count(name) == 1 else str(run): read_run(run) for name, run in zip(names, runs, strict=True)}
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
     panels: dict[str, tuple[Any, str]] = {
         "mlm_loss": (axes[0, 0], "MLM loss (nats)"),
@@ -57,7 +57,8 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
     return save_figure(pyplot, figure, out)
 
 
-def _read(run: Path) -> list[dict[str, Any]]:
+def read_run(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's curve that count. Raises DataError when it has none."""
     path = run / "metrics.jsonl"
     try:
         lines = read_metrics(path)
@@ -68,18 +69,28 @@ def _read(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def series(lines: list[dict[str, Any]], key: str, split: str) -> pd.DataFrame:
+    """The points of one curve: columns `step` and `value`."""
+    own = pd.DataFrame([(line["step"], line[key]) for line in lines if line["split"] == split and key in line], columns=["step", "value"])
+    return own.astype({"value": float})
+
+
+def running_mean(values: pd.Series) -> pd.Series:
+    """The mean of the last few points, as many as the curve is long enough for; NaN where they are not there yet."""
+    return values.rolling(max(1, min(SMOOTHED, len(values) // 4))).mean()
+
+
 def _draw(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: str | None) -> None:
     """The values of `key`: training ones as points with a running mean, held-out ones as a line with marks."""
     for split in ("train", "validation"):
-        own = pd.DataFrame([(line["step"], line[key]) for line in lines if line["split"] == split and key in line], columns=["step", "value"])
+        own = series(lines, key, split)
         if own.empty:
             continue
-        steps, values = own["step"], own["value"].astype(float)
+        steps, values = own["step"], own["value"]
         if split == "validation":
             axis.plot(steps, values, color=color, marker="o", markersize=3, linewidth=1.5, label=name and f"{name}, held out")
         elif key in ("lr", "pairs_per_second"):
             axis.plot(steps, values, color=color, linewidth=1, label=name)
         else:
             axis.plot(steps, values, ".", color=color, alpha=0.25, markersize=3)
-            width = max(1, min(SMOOTHED, len(values) // 4))
-            axis.plot(steps, values.rolling(width).mean(), color=color, linewidth=1, label=name)
+            axis.plot(steps, running_mean(values), color=color, linewidth=1, label=name)

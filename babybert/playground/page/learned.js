@@ -1,0 +1,49 @@
+// How it learned: the run's curves, and one sentence filled in by several of its checkpoints.
+import { ask, onSubmit } from "./api.js";
+import { chart } from "./chart.js";
+import { find, make, percent, plural } from "./dom.js";
+
+const TITLES = { mlm_loss: "MLM loss, nats", nsp_loss: "NSP loss, nats" };
+const CANDIDATES = 4;
+
+async function readCurves() {
+  const error = find("learned-error");
+  error.hidden = true;
+  try {
+    const { run, curves, steps } = await ask("curves");
+    const checkpoints = steps.length ? `${plural(steps.length, "checkpoint")}, at steps ${steps.map((step) => step.toLocaleString("en")).join(", ")}` : "no checkpoint yet";
+    find("learned-run").textContent = `${run}: ${checkpoints}.`;
+    find("learned-charts").replaceChildren(...Object.entries(TITLES).map(([key, title]) => chart(title, curves[key])));
+  } catch (problem) {
+    error.textContent = problem.message;
+    error.hidden = false;
+  }
+}
+
+function show({ checkpoints }) {
+  const masks = checkpoints[0].masks.length;
+  const titles = ["Step", ...Array.from({ length: masks }, (_, number) => (masks === 1 ? "What it fills in" : `Mask ${number + 1}`))];
+  const head = make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title))));
+  const rows = checkpoints.map(({ step, masks: own }) => {
+    const cells = own.map(({ candidates }) => make("td", {}, candidates.map(({ token, score }) => `${token} ${percent(score)}`).join(", ")));
+    return make("tr", {}, make("th", { scope: "row" }, step.toLocaleString("en")), ...cells);
+  });
+  find("learned-table").replaceChildren(head, make("tbody", {}, ...rows));
+  find("learned-scroll").hidden = false;
+}
+
+export function startLearned({ run, no_run: reason }) {
+  find("learned-why").textContent = reason;
+  find("learned-why").hidden = Boolean(run);
+  find("learned-all").hidden = !run;
+  if (!run) return;
+  find("learned-read").addEventListener("click", readCurves);
+  onSubmit(find("learned-form"), async (isLatest) => {
+    find("learned-scroll").hidden = true;
+    const found = await ask("checkpoints", { text: find("learned-text").value, top_k: CANDIDATES });
+    if (isLatest()) show(found);
+    const passed = found.passed_over.map((line) => ` Passed over: ${line}.`).join("");
+    return `${plural(found.checkpoints.length, "checkpoint")}, early to late.${passed}`;
+  });
+  readCurves();
+}

@@ -1,0 +1,26 @@
+// Starts the page: asks what it is of, and hands that to its parts.
+import { ask } from "./api.js";
+import { banner } from "./banner.js";
+import { find, plural } from "./dom.js";
+import { startFill } from "./fill.js";
+import { startFollows } from "./follows.js";
+import { startLearned } from "./learned.js";
+import { startSees } from "./sees.js";
+
+function sizes(inside) {
+  if (!inside) return "";
+  const words = `vocabulary of ${inside.vocab_size.toLocaleString("en")} (${inside.tokenizer}), width ${inside.width}`;
+  return ` Its sizes: ${words}, ${plural(inside.layers, "layer")}, ${plural(inside.heads, "head")}, up to ${inside.max_positions} positions.`;
+}
+
+async function start() {
+  startFill();
+  startFollows();
+  const about = await ask("about");
+  find("about").textContent = about.name + sizes(about.inside);
+  startSees(about);
+  startLearned(about);
+  await banner.look();
+}
+
+start();
