@@ -137,6 +137,8 @@ class PretrainConfig:
     accumulate: int = option(1, "make a step in so many parts, one after the other: less memory, the same gradient")
     optimizer: Literal["adamw", "adam"] = option("adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words")
     lr: float = option(5e-3, "peak learning rate, found on tiny; wider models want a lower one. The reference's 5e-5 hardly moves a model this small")
+    decoder_lr_factor: float = option(1.0, "the MLM decoder's learning rate, as so many times that of all else")
+    decoder_epsilon: float = option(1e-8, "Adam's epsilon for the MLM decoder; one above rare words' gradients keeps these from being moved by noise")
     weight_decay: float = option(0.01, "the reference's")
     decay_vectors: bool = option(False, "let biases and norms decay as well")
     schedule: Literal["linear", "cosine", "constant"] = option("linear", "how the rate falls after the warm-up: to zero, or not at all")
@@ -173,7 +175,7 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "validation_pairs", "keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.max_steps is None or self.max_steps >= 1, f"max_steps is {self.max_steps}; it must be at least 1")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "decoder_lr_factor", "decoder_epsilon", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), f"{name} is {getattr(self, name)}; it must be a number above 0")
         require(0 <= self.weight_decay < float("inf"), f"weight_decay is {self.weight_decay}; it must not be negative")
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1")

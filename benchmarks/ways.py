@@ -40,7 +40,7 @@ def make_step(way: str, dataset: Dataset, data: Path, preset: str, device: torch
         return _hugging_face(dataset.tokenizer.size, preset, device)
     bert = load_or_create(config, dataset, dataset.token_counts(), None).choose_kernels(config.kernels).to(device)
     if way == "reference":
-        return _reference(bert)
+        return reference(bert)[0]
     parallel = Parallel("single", device, bf16=device.type == "cuda")
     model: torch.nn.Module = PretrainingModel(bert)
     if way == "compiled":
@@ -63,8 +63,8 @@ def _finish(loss: Tensor, parameters: list[Tensor], optimizer: torch.optim.Optim
     optimizer.step()
 
 
-def _reference(bert: Any) -> Step:
-    """Logits at every position, and the cross entropy told to ignore most of them."""
+def reference(bert: Any) -> tuple[Step, torch.optim.Optimizer]:
+    """Logits at every position, and the cross entropy told to ignore most of them; the step and its optimizer."""
     optimizer = torch.optim.Adam(bert.parameters(), lr=5e-5, weight_decay=0.01)
     mlm, nsp = torch.nn.CrossEntropyLoss(ignore_index=0), torch.nn.CrossEntropyLoss()
 
@@ -74,22 +74,34 @@ def _reference(bert: Any) -> Step:
         loss = mlm(logits.view(-1, logits.shape[-1]), batch.labels_BT.reshape(-1)) + nsp(bert.nsp_logits(hidden), batch.is_next_B)
         _finish(loss, list(bert.parameters()), optimizer)
 
-    return step
+    return step, optimizer
 
 
-def _hugging_face(vocab_size: int, preset: str, device: torch.device) -> Step:
+def hugging_face(vocab_size: int, preset: str) -> Any:
+    """`BertForPreTraining` of a preset's sizes."""
     from transformers import BertConfig, BertForPreTraining
 
     own = PRESETS[preset]
     sizes = {"hidden_size": own["width"], "num_hidden_layers": own["layers"], "num_attention_heads": own["heads"], "intermediate_size": own["feed_forward"]}
-    model: Any = BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
-    model.to(device)
+    return BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
+
+
+def hugging_face_inputs(batch: Batch) -> dict[str, Tensor]:
+    """A batch in its names and with its labels."""
+    return {
+        "input_ids": batch.ids_BT,
+        "token_type_ids": batch.segments_BT,
+        "attention_mask": (batch.ids_BT > 0).long(),
+        "labels": torch.where(batch.labels_BT > 0, batch.labels_BT, -100),
+        "next_sentence_label": 1 - batch.is_next_B,  # its 0 is our 1
+    }
+
+
+def _hugging_face(vocab_size: int, preset: str, device: torch.device) -> Step:
+    model = hugging_face(vocab_size, preset).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
     def step(batch: Batch) -> None:
-        labels = torch.where(batch.labels_BT > 0, batch.labels_BT, -100)
-        inputs = {"input_ids": batch.ids_BT, "token_type_ids": batch.segments_BT, "attention_mask": (batch.ids_BT > 0).long()}
-        loss = model(**inputs, labels=labels, next_sentence_label=1 - batch.is_next_B).loss  # its 0 is our 1
-        _finish(loss, list(model.parameters()), optimizer)
+        _finish(model(**hugging_face_inputs(batch)).loss, list(model.parameters()), optimizer)
 
     return step

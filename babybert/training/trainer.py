@@ -93,7 +93,7 @@ def _train(config: PretrainConfig, parallel: Parallel, dataset: Dataset, keeper:
             for batch in metrics.timed(loader.epoch(state.epoch, state.batch, parallel.rank, parallel.world)):
                 rate = learning_rate(state.step, total_steps, config.lr, config.warmup_fraction, config.schedule)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["factor"]
                 parallel.seed_step(config.seed, state.step)
                 totals = backward(model, batch.to(parallel.device), parallel, config.accumulate)
                 gradient_norm = nn.utils.clip_grad_norm_(bert.parameters(), config.clip_norm)
@@ -210,15 +210,24 @@ def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device
 
 
 def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, in its fused form: the loop over parameters runs in C++.
+    """Adam or AdamW, in its fused form: the loop over parameters runs in C++. Each group has its `factor` of the learning rate.
 
     Tables and matrices decay; biases and norms do not, unless asked for. To pull the decoder's bias toward zero would
     undo, step by step, the word frequencies that it starts from.
+
+    The MLM decoder has a rate and an epsilon of its own. Adam divides a gradient by its usual size, so with an epsilon near 0 a
+    row moves a whole learning rate each step, however small its gradient is. The rows of rare words have gradients of 1e-7, which
+    say next to nothing: they would be moved as far as those of common words, and lost. An epsilon above such gradients
+    leaves them where they are (Adam: Kingma and Ba, 2015, section 2.1; epsilons up to 1 for softmaxes over many classes go back to Szegedy et al., 2016).
     """
-    matrices = [parameter for parameter in bert.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in bert.parameters() if parameter.dim() == 1]
-    vector_decay = config.weight_decay if config.decay_vectors else 0.0
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": vector_decay}]
+    decoder = [bert.mlm_decoder.weight, bert.mlm_decoder.bias]
+    rest = [parameter for parameter in bert.parameters() if all(parameter is not own for own in decoder)]
+    groups = []
+    for parameters, factor, epsilon in ((decoder, config.decoder_lr_factor, config.decoder_epsilon), (rest, 1.0, 1e-8)):
+        for vectors in (False, True):
+            chosen = [parameter for parameter in parameters if (parameter.dim() == 1) == vectors]
+            decay = 0.0 if vectors and not config.decay_vectors else config.weight_decay
+            groups.append({"params": chosen, "weight_decay": decay, "eps": epsilon, "factor": factor, "lr": config.lr * factor})
     return EagerAdam(groups, lr=config.lr, decoupled_weight_decay=config.optimizer == "adamw", fused=True)
 
 
