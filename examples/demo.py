@@ -40,7 +40,7 @@ def main() -> None:
     print(f'  .venv/bin/babybert fill-mask "Mary fights three [MASK] in the [MASK]." --checkpoint {RUN}')
     print(f"  .venv/bin/babybert serve {STORE}/babybert.mar")
     print("  .venv/bin/babybert prepare --corpus imdb --source aclImdb_v1.tar.gz --out data/imdb     (real reviews)")
-    print("  .venv/bin/babybert pretrain --data data/imdb --out runs/imdb --preset baby --lr 0.01     (the reference's sizes)")
+    print("  .venv/bin/babybert pretrain --data data/imdb --out runs/imdb --preset baby     (the reference's sizes)")
 
 
 def command(*arguments: str) -> list[str]:

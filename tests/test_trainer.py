@@ -233,6 +233,35 @@ def test_biases_and_norms_do_not_decay(small, demo):
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 
+def test_the_decoder_has_its_own_rate_and_epsilon_and_noise_does_not_move_it(small, demo):
+    config = small(lr=1e-3, decoder_lr_factor=10.0, decoder_epsilon=1e-3, weight_decay=0.0)
+    bert, plain = (load_or_create(config, demo, demo.token_counts(), None) for _ in range(2))
+    plain.load_state_dict(bert.state_dict())
+    decoder = set(plain.mlm_decoder.parameters())
+    oracles = [
+        torch.optim.AdamW(decoder, lr=1e-2, eps=1e-3, weight_decay=0.0),
+        torch.optim.AdamW(set(plain.parameters()) - decoder, lr=1e-3, eps=1e-8, weight_decay=0.0),
+    ]
+    optimizer, before = make_optimizer(bert, config), bert.mlm_decoder.weight.detach().clone()
+    for step in range(3):
+        for parameter, other in zip(bert.parameters(), plain.parameters(), strict=True):
+            parameter.grad = torch.full_like(parameter, 0.01 * (step + 1))
+            parameter.grad[-1] = 1e-7  # a rare word's
+            other.grad = parameter.grad.clone()
+        for each in (optimizer, *oracles):
+            each.step()
+    for (name, parameter), other in zip(bert.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, msg=name)
+    moved = (bert.mlm_decoder.weight.detach() - before).abs()
+    assert moved[-1].max() < 1e-3 * moved[0].min()
+
+
+def test_a_stage_of_the_rate_is_shared_by_all_groups(small):
+    config = small(lr=1e-3, decoder_lr_factor=10.0, max_steps=3, schedule="constant", warmup_fraction=0.0)
+    saved = torch.load(pretrain(config).checkpoint / "training.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [(group["lr"], group["factor"]) for group in saved] == [(1e-2, 10.0), (1e-2, 10.0), (1e-3, 1.0), (1e-3, 1.0)]
+
+
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_the_optimizer_is_pytorchs_to_the_bit_also_after_a_resume(name):
     torch.manual_seed(0)

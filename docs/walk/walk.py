@@ -72,7 +72,7 @@ def training(preset: str, seconds: float, corpus: str | None = None) -> list[str
     corpus = corpus or corpus_name()
     steps = os.environ.get("BABYBERT_WALK_STEPS")
     length = ["--max-steps", steps] if steps else ["--max-minutes", f"{seconds / 60:.3g}", "--epochs", "1" if corpus == "imdb" else "24"]
-    rate = ["--lr", "0.01" if preset == "baby" else "0.005", "--schedule", "constant", "--warmup-fraction", "0.02"]
+    rate = ["--schedule", "constant", "--warmup-fraction", "0.02"]
     where = ["--data", f"data/{corpus}", "--out", str(run_folder(preset, corpus))]
     return ["pretrain", *where, "--preset", preset, *rate, *length, "--log-every", "5", "--no-metrics", "--device", "cpu"]
 
