@@ -6,7 +6,7 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web lint types soak bench bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
+.PHONY: help install demo test test-web lint types soak bench bench-learning bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -45,6 +45,12 @@ bench: $(INSTALLED) ## speed beside the peers: make bench ARCHIVE=aclImdb_v1.tar
 	$(BIN)/python benchmarks/pretrain.py --data data/imdb
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
+
+bench-learning: $(INSTALLED) ## held-out loss by time, beside the peers, half an hour: make bench-learning ARCHIVE=aclImdb_v1.tar.gz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
+	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb-wordpiece --tokenizer-kind wordpiece --vocab-size 8192 --overwrite
+	$(BIN)/python benchmarks/learning.py
 
 bench-serving: $(INSTALLED) ## requests/s beside the peers: make bench-serving ARCHIVE=aclImdb_v1.tar.gz; needs wrk
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

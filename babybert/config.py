@@ -141,7 +141,7 @@ class PretrainConfig:
     lr: float = option(
         5e-3, "peak learning rate; this is tiny's, --recipe has those of the other presets. The reference's 5e-5 hardly moves a model this small"
     )
-    decoder_lr_factor: float = option(1.0, "the MLM decoder's learning rate, as so many times that of all else")
+    decoder_lr_factor: float = option(1.0, "the learning rate of the MLM decoder's rows, as so many times that of all else")
     decoder_epsilon: float = option(1e-8, "Adam's epsilon for the MLM decoder; one above rare words' gradients keeps these from being moved by noise")
     weight_decay: float = option(0.01, "the reference's")
     decay_vectors: bool = option(False, "let biases and norms decay as well")

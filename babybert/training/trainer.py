@@ -13,6 +13,7 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -215,19 +216,22 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     Tables and matrices decay; biases and norms do not, unless asked for. To pull the decoder's bias toward zero would
     undo, step by step, the word frequencies that it starts from.
 
-    The MLM decoder has a rate and an epsilon of its own. Adam divides a gradient by its usual size, so with an epsilon near 0 a
+    The MLM decoder has an epsilon of its own. Adam divides a gradient by its usual size, so with an epsilon near 0 a
     row moves a whole learning rate each step, however small its gradient is. The rows of rare words have gradients of 1e-7, which
     say next to nothing: they would be moved as far as those of common words, and lost. An epsilon above such gradients
-    leaves them where they are (Adam: Kingma and Ba, 2015, section 2.1; epsilons up to 1 for softmaxes over many classes go back to Szegedy et al., 2016).
+    leaves them where they are (Kingma and Ba, 2015, algorithm 1). Its rows, not its bias, have a rate of their own as well.
     """
-    decoder = [bert.mlm_decoder.weight, bert.mlm_decoder.bias]
-    rest = [parameter for parameter in bert.parameters() if all(parameter is not own for own in decoder)]
-    groups = []
-    for parameters, factor, epsilon in ((decoder, config.decoder_lr_factor, config.decoder_epsilon), (rest, 1.0, 1e-8)):
-        for vectors in (False, True):
-            chosen = [parameter for parameter in parameters if (parameter.dim() == 1) == vectors]
-            decay = 0.0 if vectors and not config.decay_vectors else config.weight_decay
-            groups.append({"params": chosen, "weight_decay": decay, "eps": epsilon, "factor": factor, "lr": config.lr * factor})
+    decoder = bert.mlm_decoder
+    rest = [parameter for parameter in bert.parameters() if parameter is not decoder.weight and parameter is not decoder.bias]
+    groups: list[dict[str, Any]] = [
+        {"params": [decoder.weight], "factor": config.decoder_lr_factor, "eps": config.decoder_epsilon},
+        {"params": [decoder.bias], "factor": 1.0, "eps": config.decoder_epsilon},
+        {"params": [parameter for parameter in rest if parameter.dim() > 1], "factor": 1.0, "eps": 1e-8},
+        {"params": [parameter for parameter in rest if parameter.dim() == 1], "factor": 1.0, "eps": 1e-8},
+    ]
+    for group in groups:
+        vectors = group["params"][0].dim() == 1
+        group.update(lr=config.lr * group["factor"], weight_decay=0.0 if vectors and not config.decay_vectors else config.weight_decay)
     return EagerAdam(groups, lr=config.lr, decoupled_weight_decay=config.optimizer == "adamw", fused=True)
 
 
