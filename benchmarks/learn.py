@@ -104,15 +104,15 @@ def run(step: Callable[[Batch, int, Clock], None], epoch: Callable[[int], Any], 
     raise AssertionError("a million epochs")
 
 
-def point(scores: Scores, seconds: float, pairs: int, name: str) -> dict[str, Any]:
-    """One look, told and returned."""
+def point(scores: Scores, seconds: float, seen: int, name: str) -> dict[str, Any]:
+    """One look, told and returned; `seen` are training pairs."""
     gain = scores.mlm_unigram_loss - scores.mlm_loss
     print(
-        f"{name:<44}{seconds:7.1f} s{pairs:>10,} pairs   MLM {scores.mlm_loss:7.3f} ({gain:+.3f} to word counts)   "
+        f"{name:<44}{seconds:7.1f} s{seen:>10,} pairs   MLM {scores.mlm_loss:7.3f} ({gain:+.3f} to word counts)   "
         f"NSP {scores.nsp_loss:.4f} {scores.nsp_accuracy:.1%}",
         flush=True,
     )
-    return {"seconds": round(seconds, 1), "pairs": pairs, **asdict(scores)}
+    return {"seconds": round(seconds, 1), "seen": seen, **asdict(scores)}
 
 
 def some_pairs(dataset: Dataset, pairs: int) -> Examples:

@@ -168,7 +168,7 @@ def table(curves: dict[str, Curve]) -> None:
     for name, curve in curves.items():
         at = curve[-1]
         gain = at["mlm_unigram_loss"] - at["mlm_loss"]
-        row = f"{at['pairs']:,} | {at['pairs'] / at['seconds']:,.0f} | {at['mlm_loss']:.3f} | {gain:+.3f} | {at['mlm_top1']:.1%} | {at['nsp_loss']:.4f}"
+        row = f"{at['seen']:,} | {at['seen'] / at['seconds']:,.0f} | {at['mlm_loss']:.3f} | {gain:+.3f} | {at['mlm_top1']:.1%} | {at['nsp_loss']:.4f}"
         print(f"| {name} | {row} | {at['nsp_accuracy']:.1%} |")
     for name, curve in curves.items():
         if name not in ("default", "mini"):
@@ -180,7 +180,7 @@ def draw(curves: dict[str, Curve], out: Path) -> list[Path]:
     """Held-out loss less that of word counts, and NSP accuracy, by time and by pairs."""
     pyplot = open_pyplot()
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for column, (axis, label) in enumerate((("seconds", "seconds of training"), ("pairs", "pairs seen"))):
+    for column, (axis, label) in enumerate((("seconds", "seconds of training"), ("seen", "pairs seen"))):
         for name, curve in curves.items():
             seen = curve if axis == "seconds" else curve[1:]
             x = [at[axis] for at in seen]
@@ -191,7 +191,7 @@ def draw(curves: dict[str, Curve], out: Path) -> list[Path]:
         axes[0, column].set(ylabel="MLM loss less that of word counts, nats", xlabel=label, title="masked words, held out")
         axes[1, column].axhline(curves["default"][0]["nsp_chance_accuracy"], color="black", linestyle="--", linewidth=1)
         axes[1, column].set(ylabel="NSP accuracy", xlabel=label, title="next sentence, held out")
-        if axis == "pairs":
+        if axis == "seen":
             for row in (0, 1):
                 axes[row, column].set_xscale("log")
     axes[0, 0].legend(fontsize="small")

@@ -111,7 +111,7 @@ def show(result: dict[str, Any]) -> None:
         million = 2 * width * 0.147161 + 0.147
         gain = at["mlm_loss"] - at["mlm_unigram_loss"]
         print(
-            f"| {width} | {million:.0f} | {at['pairs']:,} | {at['mlm_loss']:.3f} | {gain:+.3f} | {at['nsp_accuracy']:.1%} | {result['ranks'][str(width)]:.3f} |"
+            f"| {width} | {million:.0f} | {at['seen']:,} | {at['mlm_loss']:.3f} | {gain:+.3f} | {at['nsp_accuracy']:.1%} | {result['ranks'][str(width)]:.3f} |"
         )
 
 
@@ -119,11 +119,11 @@ def draw(result: dict[str, Any], out: Path) -> list[Path]:
     """Loss by time and by pairs for each width; and what rank alone costs."""
     pyplot = open_pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    for axis, what in ((axes[0], "seconds"), (axes[1], "pairs")):
+    for axis, what in ((axes[0], "seconds"), (axes[1], "seen")):
         for width, curve in result["curves"].items():
             axis.plot([at[what] for at in curve], [at["mlm_loss"] for at in curve], ".-", label=f"width {width}")
         axis.axhline(result["unigram"], color="black", linestyle="--", linewidth=1, label="word counts")
-        axis.set(xlabel={"seconds": "seconds of training", "pairs": "pairs seen"}[what], ylabel="held-out MLM loss, nats")
+        axis.set(xlabel={"seconds": "seconds of training", "seen": "pairs seen"}[what], ylabel="held-out MLM loss, nats")
     axes[0].set_title("equal time")
     axes[1].set_title("the same by pairs")
     axes[1].set_xscale("symlog", linthresh=1000)
