@@ -141,7 +141,8 @@ class PretrainConfig:
     lr: float = option(
         5e-3, "peak learning rate; this is tiny's, --recipe has those of the other presets. The reference's 5e-5 hardly moves a model this small"
     )
-    decoder_lr_factor: float = option(1.0, "the learning rate of the MLM decoder's rows, as so many times that of all else")
+    decoder_lr_factor: float = option(1.0, "the learning rate of the MLM decoder's rows, as so many times that of the layers")
+    embedding_lr_factor: float = option(1.0, "the same for the token vectors: most words are rarely seen, so theirs move seldom")
     decoder_epsilon: float = option(1e-8, "Adam's epsilon for the MLM decoder; one above rare words' gradients keeps these from being moved by noise")
     weight_decay: float = option(0.01, "the reference's")
     decay_vectors: bool = option(False, "let biases and norms decay as well")
@@ -179,7 +180,7 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "validation_pairs", "keep_checkpoints", "log_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         require(self.max_steps is None or self.max_steps >= 1, f"max_steps is {self.max_steps}; it must be at least 1")
-        for name in ("lr", "decoder_lr_factor", "decoder_epsilon", "clip_norm"):
+        for name in ("lr", "decoder_lr_factor", "embedding_lr_factor", "decoder_epsilon", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), f"{name} is {getattr(self, name)}; it must be a number above 0")
         require(0 <= self.weight_decay < float("inf"), f"weight_decay is {self.weight_decay}; it must not be negative")
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1")
@@ -215,7 +216,7 @@ class PretrainConfig:
 
 # What learns best at each preset's sizes, where it is not what PretrainConfig says; found by benchmarks/recipe.py on IMDB's reviews.
 FITTED: dict[str, dict[str, Any]] = {
-    "baby": {"lr": 2e-3, "decoder_lr_factor": 50.0, "decoder_epsilon": 1e-3, "dropout": 0.0, "batch_size": 32},
+    "baby": {"lr": 2e-3, "decoder_lr_factor": 50.0, "embedding_lr_factor": 20.0, "decoder_epsilon": 1e-3, "dropout": 0.0, "batch_size": 32},
     "mini": {"lr": 5e-4, "dropout": 0.0, "batch_size": 32},
 }
 RECIPES: dict[str, dict[str, Any]] = {

@@ -52,6 +52,10 @@ TRIALS: dict[str, list[Changes]] = {
         {"lr": 3e-4, "decoder_lr_factor": 30.0},
         {"lr": 5e-4, "decoder_lr_factor": 50.0, "decoder_epsilon": 1e-2},
         {"lr": 5e-4, "decoder_lr_factor": 50.0, "schedule": "constant"},
+        {"embedding_lr_factor": 1.0},
+        {"embedding_lr_factor": 5.0},
+        {"embedding_lr_factor": 50.0},
+        {"embedding_lr_factor": 40.0, "lr": 1e-3, "decoder_lr_factor": 100.0},
     ],
     "mini": [{}, {"lr": 2e-4}, {"lr": 1e-3}, {"decoder_epsilon": 1e-3}, {"decoder_epsilon": 1e-3, "decoder_lr_factor": 10.0}, {"batch_size": 64}],
 }

@@ -29,7 +29,7 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path):
 
 def test_a_preset_brings_its_recipe_which_yields_to_what_is_given():
     baby = pretrain_settings("--preset=baby")
-    assert (baby.lr, baby.decoder_lr_factor, baby.decoder_epsilon, baby.dropout) == (2e-3, 50.0, 1e-3, 0.0)
+    assert (baby.lr, baby.decoder_lr_factor, baby.embedding_lr_factor, baby.decoder_epsilon, baby.dropout) == (2e-3, 50.0, 20.0, 1e-3, 0.0)
     assert pretrain_settings("--preset=baby", "--lr=0.5", "--dropout=0.2").lr == 0.5
     assert pretrain_settings("--lr=0.5", environment={"BABYBERT_PRETRAIN_PRESET": "baby"}).decoder_epsilon == 1e-3
     reference = pretrain_settings("--preset=baby", "--recipe=reference")

@@ -258,9 +258,9 @@ def test_the_decoder_has_its_own_rate_and_epsilon_and_noise_does_not_move_it(sma
 
 
 def test_each_group_has_its_factor_of_the_rate(small):
-    config = small(lr=1e-3, decoder_lr_factor=10.0, max_steps=3, schedule="constant", warmup_fraction=0.0)
+    config = small(lr=1e-3, decoder_lr_factor=10.0, embedding_lr_factor=5.0, max_steps=3, schedule="constant", warmup_fraction=0.0)
     saved = torch.load(pretrain(config).checkpoint / "training.pt", weights_only=True)["optimizer"]["param_groups"]
-    assert [(group["lr"], group["factor"]) for group in saved] == [(1e-2, 10.0)] + 3 * [(1e-3, 1.0)]
+    assert [(group["lr"], group["factor"]) for group in saved] == [(1e-2, 10.0), (1e-3, 1.0), (5e-3, 5.0), (1e-3, 1.0), (1e-3, 1.0)]
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])

@@ -219,13 +219,16 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     The MLM decoder has an epsilon of its own. Adam divides a gradient by its usual size, so with an epsilon near 0 a
     row moves a whole learning rate each step, however small its gradient is. The rows of rare words have gradients of 1e-7, which
     say next to nothing: they would be moved as far as those of common words, and lost. An epsilon above such gradients
-    leaves them where they are (Kingma and Ba, 2015, algorithm 1). Its rows, not its bias, have a rate of their own as well.
+    leaves them where they are (Kingma and Ba, 2015, algorithm 1). Its rows, not its bias, have a rate of their own as well,
+    and so have the token vectors.
     """
-    decoder = bert.mlm_decoder
-    rest = [parameter for parameter in bert.parameters() if parameter is not decoder.weight and parameter is not decoder.bias]
+    decoder, embedding = bert.mlm_decoder, bert.embedding.token_embedding.embedding
+    own = {id(parameter) for parameter in (decoder.weight, decoder.bias, embedding.weight)}
+    rest = [parameter for parameter in bert.parameters() if id(parameter) not in own]
     groups: list[dict[str, Any]] = [
         {"params": [decoder.weight], "factor": config.decoder_lr_factor, "eps": config.decoder_epsilon},
         {"params": [decoder.bias], "factor": 1.0, "eps": config.decoder_epsilon},
+        {"params": [embedding.weight], "factor": config.embedding_lr_factor, "eps": 1e-8},
         {"params": [parameter for parameter in rest if parameter.dim() > 1], "factor": 1.0, "eps": 1e-8},
         {"params": [parameter for parameter in rest if parameter.dim() == 1], "factor": 1.0, "eps": 1e-8},
     ]
