@@ -65,16 +65,18 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
         threads, positions, vocab = sum_TN.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
-            table, bias = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
+            table, bias, z = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
                 _load_block(weight_VD, bias_V, block * BLOCK, min(BLOCK, vocab - block * BLOCK), table, bias)
                 for n in range(positions):
                     h, shift, total = hidden_ND[n], shift_N[n], np.float32(0)
                     for v in range(BLOCK):
-                        logit = bias[v]
+                        logit = bias[v] - shift
                         for d in range(D):
                             logit += h[d] * table[d, v]
-                        total += exp(logit - shift)
+                        z[v] = logit
+                    for v in range(BLOCK):  # apart: together they want more registers than AVX2 has
+                        total += exp(z[v])
                     sum_TN[thread, n] += total
 
     @njit(parallel=True, fastmath=True, cache=cache)

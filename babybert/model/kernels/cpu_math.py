@@ -44,9 +44,10 @@ def exp(x):  # type: ignore[no-untyped-def]
     """e^x with a relative error below 3e-7, for -87 < x < 87; beyond, what it is there."""
     y = min(max(x * LOG2_E, SMALLEST), LARGEST)
     biased = np.int32(y + np.float32(EXPONENT_BIAS))  # positive, so that cutting rounds down
-    f = y - np.float32(biased - np.int32(EXPONENT_BIAS))
+    # numba's difference and shift of int32 are int64, which processors without AVX-512 turn into floats one by one: each is cut.
+    f = y - np.float32(np.int32(biased - np.int32(EXPONENT_BIAS)))
     power = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6)))))
-    return power * _float_of_bits(biased << np.int32(23))
+    return power * _float_of_bits(np.int32(biased << np.int32(23)))
 
 
 @njit(inline="always")
