@@ -214,7 +214,7 @@ class PretrainConfig:
         return FITTED.get(given.get("preset", "tiny"), {}) if recipe == "default" else RECIPES[recipe]
 
 
-# What learns best at each preset's sizes, where it is not what PretrainConfig says; found by benchmarks/recipe.py on IMDB's reviews.
+# What learns best at each preset's sizes, where it is not what PretrainConfig says; found on IMDB's reviews (docs/learning.md, benchmarks/recipe.py).
 FITTED: dict[str, dict[str, Any]] = {
     "baby": {"lr": 2e-3, "decoder_lr_factor": 50.0, "embedding_lr_factor": 20.0, "decoder_epsilon": 1e-3, "dropout": 0.0, "batch_size": 32},
     "mini": {"lr": 5e-4, "dropout": 0.0, "batch_size": 32},

@@ -223,8 +223,8 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     and so have the token vectors.
     """
     decoder, embedding = bert.mlm_decoder, bert.embedding.token_embedding.embedding
-    own = {id(parameter) for parameter in (decoder.weight, decoder.bias, embedding.weight)}
-    rest = [parameter for parameter in bert.parameters() if id(parameter) not in own]
+    own = {decoder.weight, decoder.bias, embedding.weight}
+    rest = [parameter for parameter in bert.parameters() if parameter not in own]
     groups: list[dict[str, Any]] = [
         {"params": [decoder.weight], "factor": config.decoder_lr_factor, "eps": config.decoder_epsilon},
         {"params": [decoder.bias], "factor": 1.0, "eps": config.decoder_epsilon},
