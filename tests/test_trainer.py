@@ -22,7 +22,7 @@ from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.model.saved import load_model
 from babybert.settings import add_flags, fill
 from babybert.training import trainer
-from babybert.training.checkpoint import RunState, checkpoints, newest_whole, read_state
+from babybert.training.checkpoint import RunState, checkpoints, newest_whole, read_state, restore
 from babybert.training.evaluation import evaluate
 from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
 from babybert.training.parallel import Parallel
@@ -261,6 +261,13 @@ def test_each_group_has_its_factor_of_the_rate(small):
     config = small(lr=1e-3, decoder_lr_factor=10.0, embedding_lr_factor=5.0, max_steps=3, schedule="constant", warmup_fraction=0.0)
     saved = torch.load(pretrain(config).checkpoint / "training.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [(group["lr"], group["factor"]) for group in saved] == [(1e-2, 10.0), (1e-3, 1.0), (5e-3, 5.0), (1e-3, 1.0), (1e-3, 1.0)]
+
+
+def test_an_optimizer_with_other_groups_is_refused(small, demo):
+    folder = pretrain(small(max_steps=1)).checkpoint
+    other = torch.optim.AdamW(load_or_create(small(), demo, demo.token_counts(), None).parameters())
+    with pytest.raises(UsageError, match="another version of babybert"):
+        restore(folder, other)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])

@@ -21,7 +21,7 @@ import torch
 
 from babybert.data.digest import sha256
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError, StorageError
+from babybert.errors import DataError, StorageError, UsageError
 from babybert.model.bert import BabyBert
 from babybert.model.saved import MODEL_FILES, save_model
 from babybert.progress import say
@@ -148,9 +148,15 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer) -> RunState:
-    """Put a verified checkpoint's optimizer back; the weights are `load_model`'s part."""
+    """Put a verified checkpoint's optimizer back; the weights are `load_model`'s part.
+
+    Raises UsageError if a version wrote it that grouped the parameters differently.
+    """
     saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:
+        raise UsageError(f"{folder}: its optimizer is of another version of babybert; go on with that one, or choose another --out") from error
     return run_state(folder)
 
 
