@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learn import settings
 
-from babybert.config import PretrainConfig
 from babybert.data.dataset import open_dataset
 from babybert.data.loader import Loader
 from babybert.model.objectives import PretrainingModel
@@ -78,7 +78,7 @@ def start_s3(work: Path) -> Callable[[], None]:
 def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
     """All figures; seconds unless the name says otherwise."""
     dataset, store = open_dataset(data), S3Store("s3://bench/run")
-    config = PretrainConfig(data=data, out=work / "run", preset="baby", device="cpu", metrics=False)
+    config = settings(data, out=work / "run", preset="baby")  # of `resume` below, which must be the same
     bert = load_or_create(config, dataset, dataset.token_counts(), None)
     model, optimizer, parallel = PretrainingModel(bert), make_optimizer(bert, config), Parallel("single", torch.device("cpu"), bf16=False)
     batches = Loader(dataset.examples("train"), config.batch_size, 0).epoch(0)
@@ -93,10 +93,11 @@ def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
         return (time.perf_counter() - begin) / count
 
     steps(2)
+    facts = {"settings": config.as_json(), "data_digest": dataset.digest}
     saves, uploads, downloads, loads, alone, beside = [], [], [], [], [], []
     config.out.mkdir()
     for number in range(1, repeat + 1):
-        saves.append(timed(lambda number=number: save_checkpoint(config.out, RunState(number), bert, dataset.tokenizer, optimizer, {})))  # type: ignore[misc]
+        saves.append(timed(lambda number=number: save_checkpoint(config.out, RunState(number), bert, dataset.tokenizer, optimizer, facts)))  # type: ignore[misc]
         folder = config.out / f"step-{number:08d}"
         uploads.append(timed(lambda folder=folder: store.upload(folder)))  # type: ignore[misc]
         downloads.append(timed(lambda number=number: store.download(number, work / "fetched")))  # type: ignore[misc]
