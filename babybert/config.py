@@ -53,8 +53,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "baby": {"width": 10, "layers": 2, "heads": 2, "feed_forward": 2048},
     # For the demo corpus, in a minute and a half on two cores; with dropout 0.1 it had not learned NSP after eight epochs.
     "tiny": {"width": 64, "layers": 2, "heads": 4, "feed_forward": 128, "dropout": 0.0},
-    # Wide enough to be of use on real text; wants a GPU, or patience.
-    "mini": {"width": 256, "layers": 4, "heads": 4, "feed_forward": 1024},
+    # Wide enough to be of use on real text, and an hour's work for two cores; for WordPiece: its vocabulary is small.
+    "mini": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 512, "dropout": 0.0},
 }
 
 
@@ -155,6 +155,9 @@ class PretrainConfig:
     bucketing: bool = option(True, "batches of pairs of near-equal length: little padding")
     resident: Literal["auto", "always", "never"] = option("auto", "hold the data on the training device; auto: on a GPU, if it fits beside the model")
     init_decoder_bias: bool = option(True, "start the MLM bias at log word frequencies: the loss starts where word counts are")
+    initial_weights: Literal["xavier", "mimetic"] = option(
+        "xavier", "mimetic: tokens begin by attending to what is like them, with heads that have numbers enough: mini's start on MLM"
+    )
     validation_pairs: int = option(2000, "held-out pairs looked at after each epoch; `babybert evaluate` takes all")
     seed: int = option(0, "of the weights, dropout, masks and the order of pairs")
     parallel: Literal["auto", "single", "dp", "ddp"] = option("auto", "auto: under torchrun ddp, else with several GPUs DataParallel, else one device")
@@ -217,7 +220,7 @@ class PretrainConfig:
 # What learns best at each preset's sizes, where it is not what PretrainConfig says; found on IMDB's reviews (docs/learning.md, benchmarks/recipe.py).
 FITTED: dict[str, dict[str, Any]] = {
     "baby": {"lr": 2e-3, "decoder_lr_factor": 50.0, "embedding_lr_factor": 20.0, "decoder_epsilon": 1e-3, "dropout": 0.0, "batch_size": 32},
-    "mini": {"lr": 5e-4, "dropout": 0.0, "batch_size": 32},
+    "mini": {"lr": 1e-3, "initial_weights": "mimetic"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     # The course's notebook, but for its data: PyTorch's Adam and its decay, no word frequencies, masks drawn once.

@@ -57,7 +57,20 @@ TRIALS: dict[str, list[Changes]] = {
         {"embedding_lr_factor": 50.0},
         {"embedding_lr_factor": 40.0, "lr": 1e-3, "decoder_lr_factor": 100.0},
     ],
-    "mini": [{}, {"lr": 2e-4}, {"lr": 1e-3}, {"decoder_epsilon": 1e-3}, {"decoder_epsilon": 1e-3, "decoder_lr_factor": 10.0}, {"batch_size": 64}],
+    "mini": [
+        {},
+        {"initial_weights": "xavier"},
+        {"lr": 5e-4},
+        {"lr": 2e-3},
+        {"batch_size": 32},
+        {"dropout": 0.1},
+        {"embedding_lr_factor": 3.0},
+        {"decoder_lr_factor": 3.0},
+        {"bucketing": False},
+        {"width": 64},
+        {"width": 192},
+        {"layers": 4},
+    ],
 }
 
 

@@ -6,11 +6,15 @@ all requests of a batch go through the model together.
 
 Metrics are lines on the worker's output, which TorchServe reads: they are added up over a batch, and written by
 TorchServe's own metric objects, without the ids of all requests that its cache would put on each line.
+
+TorchServe's worker reads its socket with one system call for each field of each header, a millisecond and a half for 32
+requests: it is given a way to read that takes all that has arrived.
 """
 
 import gc
 import json
 import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,12 +22,14 @@ from pathlib import Path
 import torch
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
+from ts.protocol import otf_message_handler
 
 from babybert.errors import DataError, UserError
 from babybert.inference import requests
 from babybert.inference.predictor import Predictor, Work
 
 MAX_RESPONSE_BYTES = 6_000_000  # TorchServe's own limit is 6.5 MB by default: a longer response kills the worker
+READ_AHEAD_BYTES = 65536  # a batch of small requests
 TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False)
 PHRASES = {400: "Bad Request", 415: "Unsupported Media Type", 500: "Internal Server Error"}
 OUTCOMES = {200: "ok", 400: "bad_request", 415: "bad_request", 500: "failed"}
@@ -61,6 +67,7 @@ class BabyBertHandler:
         self.headers = {"content-type": "application/json", "x-babybert-version": served["version"], "x-babybert-step": str(served["step"])}
         self.metrics = {name: CachingMetric(name, unit, [*labels, "ModelName", "Level"], kind) for name, (kind, unit, labels) in METRICS.items()}
         self.model_name = context.model_name
+        read_ahead(otf_message_handler)
         self.predictor.answer([requests.FillMask("[MASK]"), requests.NextSentence("a", "b")])  # what is compiled is compiled now
         gc.freeze()  # what is there now stays: it need not be looked through for garbage
         self.emit("babybert_model_info", 1, served["version"], str(served["step"]), served["digest"])
@@ -111,6 +118,29 @@ class BabyBertHandler:
     def emit(self, name, value, *labels):
         """Write one metric's line."""
         self.metrics[name].add_or_update(value, [*labels, self.model_name, "Model"])
+
+
+def read_ahead(protocol):
+    """Replace how the worker reads its one connection; what it reads is as before. To be called between two messages."""
+    pending, position = b"", 0
+
+    def retrieve_buffer(connection, length):
+        nonlocal pending, position
+        end = position + length
+        if end > len(pending):
+            packets, missing = [pending[position:]], end - len(pending)
+            while missing > 0:
+                packets.append(connection.recv(max(missing, READ_AHEAD_BYTES)))
+                if not packets[-1]:  # TorchServe has gone
+                    sys.exit(0)
+                missing -= len(packets[-1])
+            pending, position, end = b"".join(packets), 0, length
+        found = pending[position:end]
+        position = end
+        return found
+
+    protocol._retrieve_buffer = retrieve_buffer
+    protocol._retrieve_int = lambda connection: int.from_bytes(retrieve_buffer(connection, protocol.int_size), "big", signed=True)
 
 
 def read(row, index, context):

@@ -77,7 +77,7 @@ def test_sizes_that_cannot_be_are_refused(sizes, message):
 
 
 def test_presets():
-    assert model_config("mini", 30).width == 256
+    assert model_config("mini", 30).width == 128
     assert model_config("tiny", 30, width=32).width == 32
     with pytest.raises(UsageError, match="unknown preset 'huge'; choose one of baby, tiny, mini"):
         model_config("huge", 30)

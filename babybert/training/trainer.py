@@ -177,6 +177,8 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
         raise DataError(f"{config.data}: has a pair of {longest} tokens; the model takes at most {sizes.max_positions}: prepare the data with shorter pairs")
     if folder is None:
         bert = BabyBert(sizes)
+        if config.initial_weights == "mimetic":
+            bert.initialize_mimetic()
         if config.init_decoder_bias:
             bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probabilities(counts_V)))
         return bert
