@@ -220,7 +220,7 @@ class PretrainConfig:
 # What learns best at each preset's sizes, where it is not what PretrainConfig says; found on IMDB's reviews (docs/learning.md, benchmarks/recipe.py).
 FITTED: dict[str, dict[str, Any]] = {
     "baby": {"lr": 2e-3, "decoder_lr_factor": 50.0, "embedding_lr_factor": 20.0, "decoder_epsilon": 1e-3, "dropout": 0.0, "batch_size": 32},
-    "mini": {"lr": 1e-3, "initial_weights": "mimetic"},
+    "mini": {"lr": 1e-3, "decoder_lr_factor": 3.0, "embedding_lr_factor": 3.0, "batch_size": 32, "initial_weights": "mimetic"},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     # The course's notebook, but for its data: PyTorch's Adam and its decay, no word frequencies, masks drawn once.

@@ -24,6 +24,7 @@ from babybert.data.dataset import open_dataset
 Changes = dict[str, Any]
 # Where the search began, and the first steps away from it; then the recipe it came to, and one change at a time to that.
 BEFORE: Changes = {"lr": 0.01, "decoder_lr_factor": 1.0, "embedding_lr_factor": 1.0, "decoder_epsilon": 1e-8, "dropout": 0.1, "batch_size": 64}
+MINI_BEFORE: Changes = {"decoder_lr_factor": 1.0, "embedding_lr_factor": 1.0, "batch_size": 64}
 TRIALS: dict[str, list[Changes]] = {
     "baby": [
         BEFORE,
@@ -58,18 +59,22 @@ TRIALS: dict[str, list[Changes]] = {
         {"embedding_lr_factor": 40.0, "lr": 1e-3, "decoder_lr_factor": 100.0},
     ],
     "mini": [
+        MINI_BEFORE,
+        MINI_BEFORE | {"initial_weights": "xavier"},
+        MINI_BEFORE | {"lr": 5e-4},
+        MINI_BEFORE | {"lr": 2e-3},
+        MINI_BEFORE | {"batch_size": 32},
+        MINI_BEFORE | {"dropout": 0.1},
+        MINI_BEFORE | {"embedding_lr_factor": 3.0},
+        MINI_BEFORE | {"decoder_lr_factor": 3.0},
+        MINI_BEFORE | {"bucketing": False},
+        MINI_BEFORE | {"width": 64},
+        MINI_BEFORE | {"width": 192},
+        MINI_BEFORE | {"layers": 4},
         {},
-        {"initial_weights": "xavier"},
-        {"lr": 5e-4},
-        {"lr": 2e-3},
-        {"batch_size": 32},
-        {"dropout": 0.1},
-        {"embedding_lr_factor": 3.0},
-        {"decoder_lr_factor": 3.0},
-        {"bucketing": False},
-        {"width": 64},
-        {"width": 192},
-        {"layers": 4},
+        {"lr": 5e-4, "embedding_lr_factor": 6.0, "decoder_lr_factor": 6.0},
+        {"lr": 5e-4, "embedding_lr_factor": 6.0, "decoder_lr_factor": 6.0, "batch_size": 64},
+        {"lr": 5e-4, "embedding_lr_factor": 12.0, "decoder_lr_factor": 3.0},
     ],
 }
 

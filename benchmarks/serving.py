@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB: the vocabulary of the reference's size")
     parser.add_argument("--seconds", type=int, default=4, help="of each load")
+    parser.add_argument("--workers", type=int, default=1, help="of each server")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server at each load")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for serving.json")
     options = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         archives = make_archives(options.data, Path(folder))
         start = first_answer_seconds(archives["ours"])
-        servers = {way: stack.enter_context(serve(archive)) for way, archive in archives.items()}
+        servers = {way: stack.enter_context(serve(archive, options.workers)) for way, archive in archives.items()}
         found = measure(servers, options)
         memory = {way: worker_mb(server) for way, server in servers.items()}
     show(found, memory, start)
@@ -99,10 +100,10 @@ def save_hugging_face(tokenizer: Tokenizer, path: Path, content: Path) -> None:
     wrapped.save_pretrained(content)
 
 
-def serve(archive: Path) -> Server:
+def serve(archive: Path, workers: int) -> Server:
     """A server of this archive on ports of its own."""
     inference, management, metrics = free_ports(3)
-    return Server(ServeConfig(source=str(archive), inference_port=inference, management_port=management, metrics_port=metrics), archive)
+    return Server(ServeConfig(source=str(archive), workers=workers, inference_port=inference, management_port=management, metrics_port=metrics), archive)
 
 
 def first_answer_seconds(archive: Path) -> float:
@@ -169,9 +170,9 @@ def ask(server: Server, clients: int, seconds: int) -> dict[str, float]:
 
 
 def worker_mb(server: Server) -> float:
-    """The most memory that its worker has had."""
-    (worker,) = server.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
-    return int(Path(f"/proc/{worker['pid']}/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
+    """The most memory that one of its workers has had."""
+    workers = server.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
+    return max(int(Path(f"/proc/{worker['pid']}/status").read_text().split("VmHWM:")[1].split()[0]) / 1000 for worker in workers)
 
 
 def show(found: dict[str, dict[int, dict[str, float]]], memory: dict[str, float], start: float) -> None:

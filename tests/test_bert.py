@@ -6,6 +6,7 @@ import torch
 
 from babybert.config import ModelConfig, model_config
 from babybert.errors import UsageError
+from babybert.evaluation.look import attention_weights
 from babybert.model.bert import BabyBert, PositionalEncoding
 
 SMALL = ModelConfig(vocab_size=30, width=8, heads=2, layers=2, feed_forward=16, max_positions=20)
@@ -59,6 +60,22 @@ def test_tokens_are_scaled_by_the_root_of_the_width(bert):
 def test_layers_start_with_weights_of_their_own(bert):
     first, second = bert.encoder.layers
     assert not torch.equal(first.linear1.weight, second.linear1.weight)
+
+
+def test_mimetic_weights_attend_to_what_is_alike():
+    """In the first layer a token of A gives most to itself, then to the same word in B, then to its neighbours."""
+    torch.manual_seed(0)
+    model = BabyBert(ModelConfig(vocab_size=30, width=128, heads=4, layers=2, feed_forward=16, max_positions=64)).eval()
+    plain_segments = model.embedding.segment_embedding.weight.detach().clone()
+    model.initialize_mimetic()
+    torch.testing.assert_close(model.embedding.segment_embedding.weight, plain_segments * math.sqrt(128))
+    ids = torch.tensor([[1, *range(10, 20), 2, *range(20, 25), 14, *range(25, 30), 2]])
+    segments = torch.tensor([[1] * 12 + [2] * 12])
+    weight_TT = attention_weights(model, ids, segments)[0, 0].mean(0)
+    assert weight_TT.shape == (24, 24)
+    own, same_word, neighbour, far = (float(weight_TT[5, at]) for at in (5, 17, 6, 10))
+    assert own > same_word > far
+    assert own > neighbour > far
 
 
 def test_order_and_segments_matter(bert):

@@ -256,3 +256,21 @@ def test_sixty_four_threads_compute_what_one_does():
     alone, together = ([float(word) for word in line.split()] for line in done.stdout.splitlines())
     assert (alone[:2], together[:2]) == ([1, 1], [64, 64])  # and torch's own number is as it was set
     assert together[2:] == pytest.approx(alone[2:], rel=1e-4, abs=1e-6)
+
+
+WIDE = """
+import numba
+from numba.core.codegen import get_host_cpu_features
+from babybert.model.kernels import cpu_math
+expected = None
+if "+avx512f" in get_host_cpu_features().split(","):
+    expected = get_host_cpu_features() + ",-prefer-256-bit"
+assert numba.config.CPU_FEATURES == expected, numba.config.CPU_FEATURES
+"""
+
+
+def test_vectors_are_as_wide_as_the_processor_has_them_unless_told():
+    told = {**os.environ, "NUMBA_CPU_FEATURES": "+avx2"}
+    untold = {name: value for name, value in os.environ.items() if name != "NUMBA_CPU_FEATURES"}
+    subprocess.run([sys.executable, "-c", WIDE], env=untold, check=True)
+    subprocess.run([sys.executable, "-c", "import numba, babybert.model.kernels.cpu_math; assert numba.config.CPU_FEATURES == '+avx2'"], env=told, check=True)

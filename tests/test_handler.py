@@ -62,7 +62,14 @@ def message(bodies):
 
     end = struct.pack("!i", -1)
     requests = [
-        field(f"id-{number}".encode()) + field(b"content-type") + field(b"application/json") + end + field(b"body") + field(b"application/json") + field(body) + end
+        field(f"id-{number}".encode())
+        + field(b"content-type")
+        + field(b"application/json")
+        + end
+        + field(b"body")
+        + field(b"application/json")
+        + field(body)
+        + end
         for number, body in enumerate(bodies)
     ]
     return otf_message_handler.PREDICT_MSG + b"".join(requests) + end

@@ -113,7 +113,7 @@ walk.show(figure, "7_training")
 # the generated ones the same code leaves the line within seconds, so it is not the loop that does not work. Two things
 # differ, the language and the width. (Run this chapter without an archive: then both models read generated reviews, and
 # only the width differs.) Next sentence comes last: it has to compare words across two sentences, which takes word vectors
-# that mean something. Longer runs are in [results.md](../results.md), and what they are measured against in
+# that mean something. Longer runs are in [learning.md](../learning.md), and what they are measured against in
 # [evaluation.md](../evaluation.md).
 #
 # ## What they fill in
