@@ -2,7 +2,8 @@
 
 A server asks for the likeliest words at some positions and their probabilities, not for a loss. `BestWords` passes over
 the vocabulary in blocks: the logits of a block and a position stay in the first cache, where their exponentials are added
-up and the best words so far are kept, so that nothing of N x V is ever written. `FeedForward` is that of training
+up and the best words so far are kept, so that nothing of N x V is ever written. A block is looked through for better words
+only if its sum is as large as the least of the best: no word in it can be, if all of them together are not. `FeedForward` is that of training
 without its dropout and its threads.
 
 Compiled for one thread this takes a second or two, which a server can spend before it says that it is ready. No cache on
@@ -22,30 +23,18 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from babybert.model.kernels.cpu_math import LOG2_E, SMALLEST
+from babybert.model.kernels.cpu_math import exp
 
 BLOCK = 512  # words at a time: 20 KB of a table of width 10, which fit a core's first cache
 UNITS = 256  # hidden units at a time, of which there are two tables
-LANES = 64  # running sums and maxima side by side, four vectors of AVX-512
+LANES = 64  # maxima side by side
+TOO_LARGE = np.float32(1e30)  # a sum of exponentials that is not to be trusted
+NEARLY = np.float32(0.99)  # of what a sum must reach: it is rounded
 ROWS_A_THREAD = 8  # positions that are worth a thread's start
 WIDEST, WIDEST_FEED_FORWARD = 32, 16  # beyond them the matrix products of the plain form win
 SMALLEST_VOCABULARY = 4096  # with fewer words the plain form takes no time either
 LARGEST_WEIGHT = 1e4  # products of such numbers stay far below the largest of fp32, at any width up to WIDEST
 NOTHING = np.float32(-1e30)  # the bias of a word that is not there
-# All of fastmath but `reassoc`, under which adding a number and taking it away again would be left out.
-ORDERED = {"contract", "nnan", "ninf", "nsz", "arcp"}
-TO_WHOLE = np.float32(1.5 * 2**23)  # what is added to it is rounded to a whole number, in the lowest bits
-E0, E1, E2, E3, E4, E5 = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
-
-
-@njit(inline="always", fastmath=ORDERED)
-def _exp_ordered(x):  # type: ignore[no-untyped-def]
-    """e^x for x <= 0 with a relative error below 3e-7; as `exp`, without the slow turning of numbers into whole ones."""
-    y = max(x * LOG2_E, SMALLEST)
-    whole = y + TO_WHOLE
-    f = y - (whole - TO_WHOLE)
-    power = E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * E5))))
-    return np.int32(np.float32(power).view(np.int32) + np.int32(np.float32(whole).view(np.int32) << np.int32(23))).view(np.float32)
 
 
 @functools.cache
@@ -85,53 +74,48 @@ def _keep(z_C, first, logits_K, ids_K):  # type: ignore[no-untyped-def]
             logits_K[k], ids_K[k] = z_C[v], first + v
 
 
+@njit(inline="always", fastmath=True)
+def _largest(z_C, lanes):  # type: ignore[no-untyped-def]
+    """The maximum, many side by side: a single running maximum would not be vectorised."""
+    for v in range(LANES):
+        lanes[v] = z_C[v]
+    for first in range(LANES, BLOCK, LANES):
+        for v in range(LANES):
+            lanes[v] = max(lanes[v], z_C[first + v])
+    most = lanes[0]
+    for v in range(1, LANES):
+        most = max(most, lanes[v])
+    return most
+
+
 @functools.cache
 def _best_kernel(width: int) -> Any:
     D = width
 
-    @njit(fastmath=ORDERED, nogil=True)
-    def best(hidden_ND, table_BDC, bias_BC, z_C, lanes, top_N, sum_N, logits_NK, ids_NK):  # type: ignore[no-untyped-def]
+    @njit(fastmath=True, nogil=True)
+    def best(hidden_ND, table_BDC, bias_BC, z_C, lanes, shift_N, enough_N, sum_N, logits_NK, ids_NK):  # type: ignore[no-untyped-def]
         last = logits_NK.shape[1] - 1
         for b in range(bias_BC.shape[0]):
             table, bias = table_BDC[b], bias_BC[b]
             for n in range(hidden_ND.shape[0]):
-                h = hidden_ND[n]
-                for v in range(LANES):
-                    lanes[v] = NOTHING
-                for first in range(0, BLOCK, LANES):
-                    for v in range(LANES):
-                        logit = bias[first + v]
-                        for d in range(D):
-                            logit += h[d] * table[d, first + v]
-                        z_C[first + v] = logit
-                        lanes[v] = max(lanes[v], logit)
-                half = LANES
-                while half > 8:
-                    half //= 2
-                    for v in range(half):
-                        lanes[v] = max(lanes[v], lanes[v + half])
-                most = lanes[0]
-                for v in range(1, 8):
-                    most = max(most, lanes[v])
-                if most > top_N[n]:
-                    sum_N[n] *= np.exp(np.float64(top_N[n]) - np.float64(most))
-                    top_N[n] = most
-                top, total = top_N[n], np.float32(0)
-                for v in range(LANES):
-                    lanes[v] = 0
-                for first in range(0, BLOCK, LANES):
-                    for v in range(LANES):
-                        lanes[v] += _exp_ordered(z_C[first + v] - top)
-                half = LANES
-                while half > 8:
-                    half //= 2
-                    for v in range(half):
-                        lanes[v] += lanes[v + half]
-                for v in range(8):
-                    total += lanes[v]
+                h, shift, total = hidden_ND[n], shift_N[n], np.float32(0)
+                for v in range(BLOCK):
+                    logit = bias[v]
+                    for d in range(D):
+                        logit += h[d] * table[d, v]
+                    z_C[v] = logit
+                for v in range(BLOCK):
+                    total += exp(z_C[v] - shift)
+                if total > TOO_LARGE:  # also the first block: its shift is NOTHING
+                    most = _largest(z_C, lanes)
+                    sum_N[n] *= np.exp(np.float64(shift) - np.float64(most))
+                    shift_N[n], shift, total = most, most, np.float32(0)
+                    for v in range(BLOCK):
+                        total += exp(z_C[v] - shift)
                 sum_N[n] += total
-                if most > logits_NK[n, last]:
+                if total > enough_N[n] and _largest(z_C, lanes) > logits_NK[n, last]:
                     _keep(z_C, b * BLOCK, logits_NK[n], ids_NK[n])
+                    enough_N[n] = exp(logits_NK[n, last] - shift) * NEARLY
 
     return best
 
@@ -181,13 +165,12 @@ class BestWords:
     def __call__(self, hidden_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log of the sum of all e^logit (N, fp64), and logits and ids (N, K) of the k largest, best first; K is at most V."""
         rows = len(hidden_ND)
-        hidden, top_N, sum_N = hidden_ND.contiguous().numpy(), np.full(rows, NOTHING, np.float32), np.zeros(rows)
-        logits_NK, ids_NK = np.full((rows, min(k, self.vocabulary)), NOTHING, np.float32), np.zeros((rows, min(k, self.vocabulary)), np.int64)
+        hidden, shift_N, enough_N, sum_N = hidden_ND.contiguous().numpy(), np.full(rows, NOTHING), np.zeros(rows, np.float32), np.zeros(rows)
+        logits_NK, ids_NK = np.full((rows, min(k, self.vocabulary)), NOTHING), np.zeros((rows, min(k, self.vocabulary)), np.int64)
 
         def run(first: int, end: int) -> None:
-            scratch = torch.empty(BLOCK).numpy(), torch.empty(LANES).numpy()
-            own = (x[first:end] for x in (top_N, sum_N, logits_NK, ids_NK))
-            self.kernel(hidden[first:end], self.table_BDC, self.bias_BC, *scratch, *own)
+            own = (x[first:end] for x in (shift_N, enough_N, sum_N, logits_NK, ids_NK))
+            self.kernel(hidden[first:end], self.table_BDC, self.bias_BC, torch.empty(BLOCK).numpy(), torch.empty(LANES).numpy(), *own)
 
         parts = max(1, min(self.threads, rows // ROWS_A_THREAD))
         bounds = [rows * part // parts for part in range(parts + 1)]
@@ -195,4 +178,4 @@ class BestWords:
         run(*bounds[:2])
         for other in others:
             other.result()
-        return top_N + np.log(sum_N), logits_NK, ids_NK
+        return shift_N + np.log(sum_N), logits_NK, ids_NK

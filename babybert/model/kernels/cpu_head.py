@@ -27,6 +27,13 @@ TOO_LARGE = 1e30  # a sum of exponentials, e^69, that is not to be trusted
 NOTHING = np.float32(-1e30)  # the bias of a word that is not there
 
 
+@njit(inline="always")
+def aligned(size):  # type: ignore[no-untyped-def]
+    raw = np.empty(size + 16, np.float32)
+    start = (-(raw.ctypes.data >> 2)) & 15
+    return raw[start : start + size]
+
+
 @njit(inline="always", fastmath=True)
 def _load_block(weight_VD, bias_V, first, own, table, bias):  # type: ignore[no-untyped-def]
     """Columns `first` to `first + own` of the table; what fills the block has no probability."""
@@ -65,7 +72,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
         threads, positions, vocab = sum_TN.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
-            table, bias, z = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+            table, bias, z = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK), aligned(BLOCK)
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
                 _load_block(weight_VD, bias_V, block * BLOCK, min(BLOCK, vocab - block * BLOCK), table, bias)
                 for n in range(positions):
@@ -84,8 +91,8 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
         threads, positions, vocab = sum_TN.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
-            table, bias = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-            z, larger = np.empty(BLOCK, np.float32), np.empty(BLOCK // 2, np.float32)
+            table, bias = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            z, larger = aligned(BLOCK), np.empty(BLOCK // 2, np.float32)
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
                 _load_block(weight_VD, bias_V, block * BLOCK, min(BLOCK, vocab - block * BLOCK), table, bias)
                 for n in range(positions):
@@ -114,9 +121,9 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
         threads, positions, vocab = d_hidden_TND.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
-            table, bias = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-            d_table, d_bias = np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-            p1, p2 = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+            table, bias = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            d_table, d_bias = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            p1, p2 = aligned(BLOCK), aligned(BLOCK)
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
                 first, own = block * BLOCK, min(BLOCK, vocab - block * BLOCK)
                 _load_block(weight_VD, bias_V, first, own, table, bias)

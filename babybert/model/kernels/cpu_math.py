@@ -20,13 +20,11 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from torch import Tensor
 
-DEGREE = 6
-POWERS = tuple(np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, DEGREE, [0, 1]).convert(kind=np.polynomial.Polynomial).coef.astype(np.float32))
-C0, C1, C2, C3, C4, C5, C6 = POWERS
+POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
+C0, C1, C2, C3, C4, C5 = POWERS
 LOG2_E = np.float32(np.log2(np.e))
 SMALLEST = np.float32(-126.0)  # below 2^-126 there are only denormal numbers
 LARGEST = np.float32(126.0)
-EXPONENT_BIAS = 127  # of an fp32 number
 GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: neighbours come to lie far apart
 
 
@@ -54,15 +52,25 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def _bits_of_float(typing_context: Any, number: Any) -> Any:
+    """The 32 bits of an fp32 number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
 @njit(inline="always", fastmath=True)
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x with a relative error below 3e-7, for -87 < x < 87; beyond, what it is there."""
     y = min(max(x * LOG2_E, SMALLEST), LARGEST)
-    biased = np.int32(y + np.float32(EXPONENT_BIAS))  # positive, so that cutting rounds down
-    # numba's difference and shift of int32 are int64, which processors without AVX-512 turn into floats one by one: each is cut.
-    f = y - np.float32(np.int32(biased - np.int32(EXPONENT_BIAS)))
-    power = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * (C5 + f * C6)))))
-    return power * _float_of_bits(np.int32(biased << np.int32(23)))
+    whole = np.rint(y)
+    f = np.float32(y - whole)
+    power = np.float32(C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5)))))
+    # numba's sum and shift of int32 are int64, which processors without AVX-512 turn into floats one by one: each is cut.
+    return _float_of_bits(np.int32(_bits_of_float(power) + np.int32(np.int32(whole) << np.int32(23))))
 
 
 @njit(inline="always")
