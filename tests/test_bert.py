@@ -63,7 +63,7 @@ def test_layers_start_with_weights_of_their_own(bert):
 
 
 def test_mimetic_weights_attend_to_what_is_alike():
-    """In the first layer a token of A gives more to itself, to the same word in B and to its neighbour than to a word far off."""
+    """In the first layer a token of A gives most to itself, and of B's words to the same one."""
     torch.manual_seed(0)
     model = BabyBert(ModelConfig(vocab_size=30, width=128, heads=4, layers=2, feed_forward=16, max_positions=64)).eval()
     plain_segments = model.embedding.segment_embedding.weight.detach().clone()
@@ -72,9 +72,9 @@ def test_mimetic_weights_attend_to_what_is_alike():
     ids = torch.tensor([[1, *range(10, 20), 2, *range(20, 25), 14, *range(25, 30), 2]])
     segments = torch.tensor([[1] * 12 + [2] * 12])
     weight_TT = attention_weights(model, ids, segments)[0, 0].mean(0)
-    assert weight_TT.shape == (24, 24)
-    own, same_word, neighbour, far = (float(weight_TT[5, at]) for at in (5, 17, 6, 10))
-    assert min(own, same_word, neighbour) > far
+    assert weight_TT[5].argmax() == 5
+    assert weight_TT[5, 12:].argmax() == 5  # where the word stands in B
+    assert weight_TT[17].argmax() == 17
 
 
 def test_order_and_segments_matter(bert):
