@@ -181,8 +181,9 @@ class Predictor:
     def _forward(self, rows: list[tuple[Item, Encoded]]) -> list[list[Candidates] | float]:
         """The candidates of each text's masks, or the probability of each pair, from one pass for all of them."""
         longest = max(len(row.ids) for _, row in rows)
-        ids_BT = torch.tensor([row.ids + [PAD] * (longest - len(row.ids)) for _, row in rows])
-        segments_BT = torch.tensor([row.segments + [0] * (longest - len(row.segments)) for _, row in rows])
+        ids_BT, segments_BT = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.int64)
+        for own_ids_T, own_segments_T, (_, row) in zip(ids_BT.numpy(), segments_BT.numpy(), rows, strict=True):  # a third of the time of torch.tensor
+            own_ids_T[: len(row.ids)], own_segments_T[: len(row.segments)] = row.ids, row.segments
         texts = [index for index, (item, _) in enumerate(rows) if isinstance(item, FillMask)]
         pairs = [index for index, (item, _) in enumerate(rows) if isinstance(item, NextSentence)]
         masked = [(index, position) for index in texts for position in rows[index][1].masks]

@@ -14,7 +14,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, row_key, threads_for
+from babybert.model.kernels.cpu_math import aligned, bits_of, compiled, dropout_numbers, row_key, threads_for
 
 BLOCK = 128  # hidden units at a time: both tables of them, and their gradients, fit a core's first cache
 WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # beyond them the matrix products of the plain form win (benchmarks/kernels.py)
@@ -53,8 +53,8 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
     def forward(x_ND, weight1_FD, bias1_F, weight2_DF, y_ND, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
         rows, units = x_ND.shape[0], bias1_F.shape[0]
         for thread in prange(threads):
-            table1, table2 = np.empty((D, BLOCK), np.float32), np.empty((D, BLOCK), np.float32)
-            bias1, a = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+            table1, table2 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK))
+            bias1, a = aligned(BLOCK), aligned(BLOCK)
             for first in range(0, units, BLOCK):
                 _load_block(weight1_FD, bias1_F, weight2_DF, first, min(BLOCK, units - first), table1, bias1, table2)
                 for n in range(rows * thread // threads, rows * (thread + 1) // threads):
@@ -75,9 +75,9 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
     def backward(x_ND, weight1_FD, bias1_F, weight2_DF, d_y_ND, d_x_ND, d_weight1_TFD, d_bias1_TF, d_weight2_TDF, seed0, seed1, threshold, scale):  # type: ignore[no-untyped-def]
         threads, rows, units = d_bias1_TF.shape[0], x_ND.shape[0], bias1_F.shape[0]
         for thread in prange(threads):
-            table1, table2, bias1 = np.empty((D, BLOCK), np.float32), np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-            d_table1, d_table2, d_bias1 = np.empty((D, BLOCK), np.float32), np.empty((D, BLOCK), np.float32), np.empty(BLOCK, np.float32)
-            a1, a2, g1, g2 = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+            table1, table2, bias1 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            d_table1, d_table2, d_bias1 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            a1, a2, g1, g2 = aligned(BLOCK), aligned(BLOCK), aligned(BLOCK), aligned(BLOCK)
             begin, end = rows * thread // threads, rows * (thread + 1) // threads
             for first in range(0, units, BLOCK):
                 own = min(BLOCK, units - first)

@@ -19,19 +19,12 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from babybert.model.kernels.cpu_math import compiled, exp, threads_for
+from babybert.model.kernels.cpu_math import aligned, compiled, exp, threads_for
 
 BLOCK = 256  # columns of the vocabulary at a time: D x 256 floats and their gradients fit a core's first cache
 WIDEST = 32  # beyond it the matrix products of the plain form win
 TOO_LARGE = 1e30  # a sum of exponentials, e^69, that is not to be trusted
 NOTHING = np.float32(-1e30)  # the bias of a word that is not there
-
-
-@njit(inline="always")
-def aligned(size):  # type: ignore[no-untyped-def]
-    raw = np.empty(size + 16, np.float32)
-    start = (-(raw.ctypes.data >> 2)) & 15
-    return raw[start : start + size]
 
 
 @njit(inline="always", fastmath=True)
