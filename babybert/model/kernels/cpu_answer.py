@@ -29,6 +29,7 @@ BLOCK = 512  # words at a time: 20 KB of a table of width 10, which fit a core's
 UNITS = 256  # hidden units at a time, of which there are two tables
 LANES = 64  # maxima side by side
 TOO_LARGE = np.float32(1e30)  # a sum of exponentials that is not to be trusted
+HIGHEST = np.float32(80)  # e^80 x BLOCK is a number yet, and too large
 NEARLY = np.float32(0.99)  # of what a sum must reach: it is rounded
 ROWS_A_THREAD = 8  # positions that are worth a thread's start
 WIDEST, WIDEST_FEED_FORWARD = 32, 16  # beyond them the matrix products of the plain form win
@@ -105,11 +106,12 @@ def _best_kernel(width: int) -> Any:
                         logit += h[d] * table[d, v]
                     z_C[v] = logit
                 for v in range(BLOCK):
-                    total += exp(z_C[v] - shift)
+                    total += exp(min(z_C[v] - shift, HIGHEST))
                 if total > TOO_LARGE:  # also the first block: its shift is NOTHING
                     most = _largest(z_C, lanes)
                     sum_N[n] *= np.exp(np.float64(shift) - np.float64(most))
                     shift_N[n], shift, total = most, most, np.float32(0)
+                    enough_N[n] = 0  # it was relative to the old one
                     for v in range(BLOCK):
                         total += exp(z_C[v] - shift)
                 sum_N[n] += total
