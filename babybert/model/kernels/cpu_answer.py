@@ -23,11 +23,10 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from babybert.model.kernels.cpu_math import exp
+from babybert.model.kernels.cpu_math import LANES, exp, largest
 
 BLOCK = 512  # words at a time: 20 KB of a table of width 10, which fit a core's first cache
 UNITS = 256  # hidden units at a time, of which there are two tables
-LANES = 64  # maxima side by side
 TOO_LARGE = np.float32(1e30)  # a sum of exponentials that is not to be trusted
 HIGHEST = np.float32(80)  # e^80 x BLOCK is a number yet, and too large
 NEARLY = np.float32(0.99)  # of what a sum must reach: it is rounded
@@ -75,20 +74,6 @@ def _keep(z_C, first, logits_K, ids_K):  # type: ignore[no-untyped-def]
             logits_K[k], ids_K[k] = z_C[v], first + v
 
 
-@njit(inline="always", fastmath=True)
-def _largest(z_C, lanes):  # type: ignore[no-untyped-def]
-    """The maximum, many side by side: a single running maximum would not be vectorised."""
-    for v in range(LANES):
-        lanes[v] = z_C[v]
-    for first in range(LANES, BLOCK, LANES):
-        for v in range(LANES):
-            lanes[v] = max(lanes[v], z_C[first + v])
-    most = lanes[0]
-    for v in range(1, LANES):
-        most = max(most, lanes[v])
-    return most
-
-
 @functools.cache
 def _best_kernel(width: int) -> Any:
     D = width
@@ -108,14 +93,14 @@ def _best_kernel(width: int) -> Any:
                 for v in range(BLOCK):
                     total += exp(min(z_C[v] - shift, HIGHEST))
                 if total > TOO_LARGE:  # also the first block: its shift is NOTHING
-                    most = _largest(z_C, lanes)
+                    most = largest(z_C, lanes)
                     sum_N[n] *= np.exp(np.float64(shift) - np.float64(most))
                     shift_N[n], shift, total = most, most, np.float32(0)
                     enough_N[n] = 0  # it was relative to the old one
                     for v in range(BLOCK):
                         total += exp(z_C[v] - shift)
                 sum_N[n] += total
-                if total > enough_N[n] and _largest(z_C, lanes) > logits_NK[n, last]:
+                if total > enough_N[n] and largest(z_C, lanes) > logits_NK[n, last]:
                     _keep(z_C, b * BLOCK, logits_NK[n], ids_NK[n])
                     enough_N[n] = exp(logits_NK[n, last] - shift) * NEARLY
 

@@ -19,7 +19,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from babybert.model.kernels.cpu_math import aligned, compiled, exp, threads_for
+from babybert.model.kernels.cpu_math import LANES, aligned, compiled, exp, largest, threads_for
 
 BLOCK = 256  # columns of the vocabulary at a time: D x 256 floats and their gradients fit a core's first cache
 WIDEST = 32  # beyond it the matrix products of the plain form win
@@ -38,23 +38,6 @@ def _load_block(weight_VD, bias_V, first, own, table, bias):  # type: ignore[no-
         bias[v] = NOTHING
         for d in range(table.shape[0]):
             table[d, v] = 0
-
-
-@njit(inline="always", fastmath=True)
-def _largest(z, larger):  # type: ignore[no-untyped-def]
-    """The maximum of BLOCK numbers, by halves: a running maximum would not be vectorised."""
-    for v in range(BLOCK // 2):
-        larger[v] = z[v] if z[v] > z[v + BLOCK // 2] else z[v + BLOCK // 2]
-    for v in range(BLOCK // 4):
-        larger[v] = larger[v] if larger[v] > larger[v + BLOCK // 4] else larger[v + BLOCK // 4]
-    for v in range(BLOCK // 8):
-        larger[v] = larger[v] if larger[v] > larger[v + BLOCK // 8] else larger[v + BLOCK // 8]
-    for v in range(BLOCK // 16):
-        larger[v] = larger[v] if larger[v] > larger[v + BLOCK // 16] else larger[v + BLOCK // 16]
-    top = larger[0]
-    for v in range(1, BLOCK // 16):
-        top = max(top, larger[v])
-    return top
 
 
 def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
@@ -85,7 +68,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
             table, bias = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
-            z, larger = aligned(BLOCK), np.empty(BLOCK // 2, np.float32)
+            z, lanes = aligned(BLOCK), aligned(LANES)
             for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
                 _load_block(weight_VD, bias_V, block * BLOCK, min(BLOCK, vocab - block * BLOCK), table, bias)
                 for n in range(positions):
@@ -95,7 +78,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
                         for d in range(D):
                             logit += h[d] * table[d, v]
                         z[v] = logit
-                    top = _largest(z, larger)
+                    top = largest(z, lanes)
                     if top > max_TN[thread, n]:
                         sum_TN[thread, n] *= np.exp(np.float64(max_TN[thread, n]) - np.float64(top))
                         max_TN[thread, n] = top

@@ -26,6 +26,7 @@ LOG2_E = np.float32(np.log2(np.e))
 SMALLEST = np.float32(-126.0)  # below 2^-126 there are only denormal numbers
 LARGEST = np.float32(126.0)
 FLOATS_A_LINE = 16
+LANES = 64  # maxima side by side, four vectors of AVX-512
 GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: neighbours come to lie far apart
 
 
@@ -72,6 +73,20 @@ def exp(x):  # type: ignore[no-untyped-def]
     power = np.float32(C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5)))))
     # numba's sum and shift of int32 are int64, which processors without AVX-512 turn into floats one by one: each is cut.
     return _float_of_bits(np.int32(_bits_of_float(power) + np.int32(np.int32(whole) << np.int32(23))))
+
+
+@njit(inline="always", fastmath=True)
+def largest(z, lanes):  # type: ignore[no-untyped-def]
+    """The maximum of a multiple of LANES numbers, many side by side: a single running maximum would not be vectorised."""
+    for v in range(LANES):
+        lanes[v] = z[v]
+    for first in range(LANES, len(z), LANES):
+        for v in range(LANES):
+            lanes[v] = max(lanes[v], z[first + v])
+    most = lanes[0]
+    for v in range(1, LANES):
+        most = max(most, lanes[v])
+    return most
 
 
 @njit(inline="always")
