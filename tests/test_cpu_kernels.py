@@ -274,3 +274,11 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_told():
     untold = {name: value for name, value in os.environ.items() if name != "NUMBA_CPU_FEATURES"}
     subprocess.run([sys.executable, "-c", WIDE], env=untold, check=True)
     subprocess.run([sys.executable, "-c", "import numba, babybert.model.kernels.cpu_math; assert numba.config.CPU_FEATURES == '+avx2'"], env=told, check=True)
+
+
+def test_waiting_threads_spin_for_a_short_time_unless_told_otherwise():
+    untold = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    for environment, expected in ((untold, "10000"), ({**untold, "GOMP_SPINCOUNT": "7"}, "7")):
+        spoken = {**environment, "OMP_DISPLAY_ENV": "verbose"}
+        shown = subprocess.run([sys.executable, "-c", "import babybert, torch"], env=spoken, check=True, capture_output=True, text=True).stderr
+        assert f"GOMP_SPINCOUNT = '{expected}'" in shown
