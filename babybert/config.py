@@ -152,6 +152,7 @@ class PretrainConfig:
     masking: Literal["static", "dynamic"] = option(
         "dynamic", "dynamic: new masks each epoch, from the seed: the demo ends at 0.50 nats in place of 0.59; static: the table's"
     )
+    masked_share: float = option(0.15, "share of tokens hidden, with --masking dynamic; evaluation hides 15 % whatever this is")
     bucketing: bool = option(True, "batches of pairs of near-equal length: little padding")
     resident: Literal["auto", "always", "never"] = option("auto", "hold the data on the training device; auto: on a GPU, if it fits beside the model")
     init_decoder_bias: bool = option(True, "start the MLM bias at log word frequencies: the loss starts where word counts are")
@@ -186,6 +187,8 @@ class PretrainConfig:
         for name in ("lr", "decoder_lr_factor", "embedding_lr_factor", "decoder_epsilon", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), f"{name} is {getattr(self, name)}; it must be a number above 0")
         require(0 <= self.weight_decay < float("inf"), f"weight_decay is {self.weight_decay}; it must not be negative")
+        require(0 < self.masked_share < 1, f"masked_share is {self.masked_share}; it must be between 0 and 1")
+        require(self.masking == "dynamic" or self.masked_share == 0.15, "masked_share is of --masking dynamic; static masks are those of the table")
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1")
         require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
         require(0 <= self.metrics_port < 65536, f"metrics_port is {self.metrics_port}; it must be from 0 to 65535")

@@ -57,6 +57,9 @@ TRIALS: dict[str, list[Changes]] = {
         {"embedding_lr_factor": 5.0},
         {"embedding_lr_factor": 50.0},
         {"embedding_lr_factor": 40.0, "lr": 1e-3, "decoder_lr_factor": 100.0},
+        {"masked_share": 0.1},
+        {"masked_share": 0.25},
+        {"masked_share": 0.4},
     ],
     "mini": [
         MINI_BEFORE,
@@ -75,6 +78,9 @@ TRIALS: dict[str, list[Changes]] = {
         {"lr": 5e-4, "embedding_lr_factor": 6.0, "decoder_lr_factor": 6.0},
         {"lr": 5e-4, "embedding_lr_factor": 6.0, "decoder_lr_factor": 6.0, "batch_size": 64},
         {"lr": 5e-4, "embedding_lr_factor": 12.0, "decoder_lr_factor": 3.0},
+        {"masked_share": 0.1},
+        {"masked_share": 0.25},
+        {"masked_share": 0.4},
     ],
 }
 

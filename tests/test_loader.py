@@ -120,9 +120,9 @@ def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
         assert second.ids_BT[number, : len(ids)].tolist() == masked.tolist()
 
 
-@pytest.mark.parametrize("remask", [None, 0, 2**32 - 1])
-def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask):
-    remask = None if remask is None else Remask(demo.tokenizer.size, remask)
+@pytest.mark.parametrize(("remask", "share"), [(None, 0.15), (0, 0.15), (2**32 - 1, 0.4)])
+def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask, share):
+    remask = None if remask is None else Remask(demo.tokenizer.size, remask, share)
     host, resident = Loader(examples, 8, 0, True, remask), ResidentLoader(examples, 8, 0, True, remask)
     for epoch in (0, 7):
         for one, other in itertools.zip_longest(host.epoch(epoch), resident.epoch(epoch)):

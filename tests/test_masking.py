@@ -16,8 +16,8 @@ def rows():
     return ids.ravel(), np.arange(0, ROWS * LENGTH + 1, LENGTH)
 
 
-def mask(ids, offsets, seed=0, epoch=0, first_row=0):
-    return mask_tokens(ids, offsets, VOCABULARY, seed, epoch, np.arange(first_row, first_row + len(offsets) - 1))
+def mask(ids, offsets, seed=0, epoch=0, first_row=0, **given):
+    return mask_tokens(ids, offsets, VOCABULARY, seed, epoch, np.arange(first_row, first_row + len(offsets) - 1), **given)
 
 
 def within(share, expected, count):
@@ -25,13 +25,14 @@ def within(share, expected, count):
     return abs(share - expected) < 5 * (expected * (1 - expected) / count) ** 0.5
 
 
-def test_shares_are_those_of_the_paper(rows):
+@pytest.mark.parametrize(("given", "share"), [({}, 0.15), ({"share": 0.4}, 0.4)])
+def test_shares_are_those_of_the_paper_or_as_told(rows, given, share):
     ids, offsets = rows
-    masked, labels = mask(ids, offsets, seed=0)
+    masked, labels = mask(ids, offsets, seed=0, **given)
     ordinary, chosen = ids >= FIRST_ORDINARY, labels > 0
     count = int(ordinary.sum())
-    forced = (1 - 0.15) ** 46 * ROWS / count  # rows in which none came up get one
-    assert abs(chosen[ordinary].mean() - 0.15 - forced) < 5 * (0.15 * 0.85 / count) ** 0.5
+    forced = (1 - share) ** 46 * ROWS / count  # rows in which none came up get one
+    assert abs(chosen[ordinary].mean() - share - forced) < 5 * (share * (1 - share) / count) ** 0.5
     drawn = masked[chosen]
     assert within((drawn == MASK).mean(), 0.8, chosen.sum())
     kept = (drawn == ids[chosen]).mean()

@@ -75,7 +75,7 @@ def test_a_missing_file_and_a_bad_variable_are_named(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -0.1}, {"warmup_fraction": 1.5}, {"metrics_port": 70_000},
-     {"preset": "huge"}, {"seed": -1}, {"seed": 2**32}, {"max_steps": 0}],
+     {"preset": "huge"}, {"seed": -1}, {"seed": 2**32}, {"max_steps": 0}, {"masked_share": 0.0}, {"masked_share": 0.2, "masking": "static"}],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_refused_by_name(settings):
     with pytest.raises(UsageError, match=next(iter(settings))):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from babybert.data.masking import mask_tokens
+from babybert.data.masking import MASKED_SHARE, mask_tokens
 from babybert.data.pairs import ranges
 from babybert.data.table import Examples
 
@@ -49,6 +49,7 @@ class Remask:
 
     vocab_size: int
     seed: int
+    share: float = MASKED_SHARE
 
 
 @dataclass
@@ -123,7 +124,7 @@ def collate(examples: Examples, rows: np.ndarray, remask: Remask | None = None, 
     ids, labels = examples.ids[flat], examples.labels[flat]
     if remask:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ids, labels = mask_tokens(np.where(labels > 0, labels, ids), offsets, remask.vocab_size, remask.seed, epoch, rows)
+        ids, labels = mask_tokens(np.where(labels > 0, labels, ids), offsets, remask.vocab_size, remask.seed, epoch, rows, remask.share)
     real_BT = np.arange(lengths.max(initial=0)) < lengths[:, None]
 
     def padded(values: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """Choose the tokens that masked language modelling (MLM) hides, and what stands in their place.
 
-Each ordinary token is chosen with probability 0.15; of those, 80 % become `[MASK]`, 10 % a random ordinary token,
-10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets its likeliest one, so every row has a
+Each ordinary token is chosen with probability 0.15, or another share that training is told; of those, 80 % become
+`[MASK]`, 10 % a random ordinary token, 10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets its likeliest one, so every row has a
 target. The random numbers are a hash of (seed, epoch, row, position), not a generator's state: a row's masks do not
 depend on which rows are masked beside it, in what order, or by how many workers.
 """
@@ -16,7 +16,9 @@ BECOMES_RANDOM = 0.10
 CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a position
 
 
-def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mask_tokens(
+    ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int, rows: np.ndarray, share: float = MASKED_SHARE
+) -> tuple[np.ndarray, np.ndarray]:
     """Mask rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
 
     Returns:
@@ -25,9 +27,9 @@ def mask_tokens(ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int
     lengths = np.diff(offsets)
     position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
     draw = np.where(ids >= FIRST_ORDINARY, random_uniform(seed, epoch, np.repeat(rows, lengths), position, CHOOSE), np.inf)
-    # The smallest number of a row is chosen even above 0.15: no row is without a target.
+    # The smallest number of a row is chosen even above the share: no row is without a target.
     smallest = np.repeat(np.minimum.reduceat(draw, offsets[:-1]), lengths) if len(ids) else draw
-    chosen = np.flatnonzero((draw < MASKED_SHARE) | ((draw == smallest) & np.isfinite(draw)))
+    chosen = np.flatnonzero((draw < share) | ((draw == smallest) & np.isfinite(draw)))
 
     row, position = rows[np.searchsorted(offsets, chosen, side="right") - 1], position[chosen]
     fate = random_uniform(seed, epoch, row, position, REPLACE)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from babybert.data.loader import Batch, Loader, Remask
-from babybert.data.masking import BECOMES_MASK, BECOMES_RANDOM, CHOOSE, DRAW, MASKED_SHARE, REPLACE, stream_key
+from babybert.data.masking import BECOMES_MASK, BECOMES_RANDOM, CHOOSE, DRAW, REPLACE, stream_key
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
@@ -64,7 +64,7 @@ def remask_batch(ids_BT: Tensor, rows_B: Tensor, remask: Remask, epoch: int) -> 
 
     draw_BT = torch.where(ids_BT >= FIRST_ORDINARY, uniform(CHOOSE), torch.inf)
     smallest_B1 = draw_BT.amin(1, keepdim=True)
-    chosen_BT = (draw_BT < MASKED_SHARE) | ((draw_BT == smallest_B1) & draw_BT.isfinite())
+    chosen_BT = (draw_BT < remask.share) | ((draw_BT == smallest_B1) & draw_BT.isfinite())
     fate_BT = uniform(REPLACE)
     random_BT = FIRST_ORDINARY + (uniform(DRAW) * (remask.vocab_size - FIRST_ORDINARY)).long()
     changed_BT = torch.where(fate_BT < BECOMES_MASK, MASK, torch.where(fate_BT < BECOMES_MASK + BECOMES_RANDOM, random_BT, ids_BT))

@@ -206,7 +206,7 @@ def check_order(folder: Path, config: PretrainConfig, dataset: Dataset) -> None:
 
 def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
     """The training batches, from arrays on the host or on the device."""
-    remask = Remask(vocab_size, config.seed) if config.masking == "dynamic" else None
+    remask = Remask(vocab_size, config.seed, config.masked_share) if config.masking == "dynamic" else None
     if config.resident == "always" or (config.resident == "auto" and fits(train, device)):
         return ResidentLoader(train, config.batch_size, config.seed, config.bucketing, remask, device)
     return Loader(train, config.batch_size, config.seed, config.bucketing, remask)
