@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from babybert.model.kernels import cpu_attention, cpu_dropout, cpu_feed_forward, cpu_head
+from babybert.model.kernels import cpu_attention, cpu_dropout, cpu_feed_forward, cpu_head, cpu_wide_head
 from babybert.model.layer import Rows, draw_seed
 from babybert.model.mlm_head import ChunkedHeadLoss, plain_head_loss
 
@@ -33,6 +33,8 @@ def main() -> None:
     print(f"attention {cpu_attention.WIDEST}, {cpu_attention.WIDEST_WITH_DROPOUT} (of a head)")
     for width in (10, 16, 32, 64):
         compare(f"head, width {width}", *head(width, options.vocabulary), options.repeat)
+    for width, vocabulary in ((64, options.vocabulary), (128, 8192), (128, options.vocabulary), (256, options.vocabulary)):
+        compare(f"wide head, width {width}, {vocabulary:,} words", *wide_head(width, vocabulary), options.repeat)
     compare("head by chunks, width 256", *chunked_head(256, options.vocabulary), options.repeat)
     for width, units in ((10, 2048), (16, 2048), (32, 2048), (64, 256), (64, 2048)):
         for drop in (DROP, 0.0):
@@ -72,8 +74,14 @@ def head(width: int, vocabulary: int) -> tuple[Work, Work]:
     return lambda: cpu_head.CpuHeadLoss.apply(*inputs, False)[0], lambda: plain_head_loss(*inputs).loss_sum
 
 
-def chunked_head(width: int, vocabulary: int) -> tuple[Work, Work]:
+def wide_head(width: int, vocabulary: int) -> tuple[Work, Work]:
     """The head of wide models."""
+    inputs = _head_inputs(width, vocabulary)
+    return lambda: cpu_wide_head.CpuWideHeadLoss.apply(*inputs, True)[0], lambda: plain_head_loss(*inputs).loss_sum
+
+
+def chunked_head(width: int, vocabulary: int) -> tuple[Work, Work]:
+    """The head where no kernel is made for it."""
     inputs = _head_inputs(width, vocabulary)
     return lambda: ChunkedHeadLoss.apply(*inputs, False, True)[0], lambda: plain_head_loss(*inputs).loss_sum
 

@@ -11,12 +11,14 @@ from conftest import ONES, dropout_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babybert.model.kernels import cpu_head
+from babybert.model.kernels import cpu_head, cpu_wide_head
 from babybert.model.kernels.cpu_attention import CpuAttention
 from babybert.model.kernels.cpu_dropout import CpuDropout
 from babybert.model.kernels.cpu_feed_forward import BLOCK as UNITS
 from babybert.model.kernels.cpu_feed_forward import CpuFeedForward
 from babybert.model.kernels.cpu_head import BLOCK, WIDEST, CpuHeadLoss, takes
+from babybert.model.kernels.cpu_math import LANES
+from babybert.model.kernels.cpu_wide_head import CpuWideHeadLoss
 from babybert.model.mlm_head import plain_head_loss
 
 
@@ -52,6 +54,42 @@ def test_values_and_gradients_equal_float64_autograd(n, width, vocabulary, scale
         size = max(float(other.abs().max()) if other.numel() else 0.0, floor)
         assert torch.isfinite(one).all()
         assert float((one.double() - other).abs().max() if other.numel() else 0) <= 1e-5 * size * max(1.0, logits / 30)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.sampled_from([1, 2, 7, 31]),
+    width=st.sampled_from([1, 10, 33, 256]),
+    vocabulary=st.sampled_from([1, LANES - 1, LANES, 1000, 2 * cpu_wide_head.BLOCK + 17]),
+    chunk=st.sampled_from([1, 5000, 2**24]),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_wide_head_equals_float64_autograd_and_counts_what_is_likelier(n, width, vocabulary, chunk, scale, seed):
+    torch.manual_seed(seed)
+    targets = torch.randint(0, vocabulary, (n,))
+    inputs = [scale * torch.randn(n, width), torch.randn(vocabulary, width) / width**0.5, torch.randn(vocabulary)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_wide_head, "CHUNK", chunk)
+        ours = gradients(lambda h, w, b: CpuWideHeadLoss.apply(h, w, b, targets, True)[0], inputs, torch.float32, -0.3)
+        ranks = CpuWideHeadLoss.apply(*inputs, targets, False)[1]
+        rows = cpu_wide_head.row_losses(*inputs, targets)
+    reference = gradients(lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), inputs, torch.float64, -0.3)
+    for one, other, floor in zip(ours, reference, (1.0, 1.0, scale, 1.0), strict=True):
+        assert torch.isfinite(one).all()
+        assert float((one.double() - other).abs().max()) <= 1e-5 * max(float(other.abs().max()), floor) * max(1.0, 4 * scale / 30)
+    assert ranks.tolist() == rows[1].tolist() == plain_head_loss(*inputs, targets, True).rank_N.tolist()
+    assert float(rows[0].double().sum()) == pytest.approx(float(reference[0]), rel=1e-5, abs=1e-4)
+
+
+def test_the_wide_head_is_taken_where_it_is_made_for():
+    hidden, weight = torch.zeros(1, 64), torch.zeros(5000, 64)
+    assert cpu_wide_head.takes(hidden, weight)
+    assert not cpu_wide_head.takes(hidden, weight[:100])
+    assert not cpu_wide_head.takes(hidden[:0], weight)
+    assert not cpu_wide_head.takes(hidden.bfloat16(), weight)
+    with torch.autocast("cpu"):
+        assert not cpu_wide_head.takes(hidden, weight)
 
 
 def test_hidden_states_in_bf16_have_gradients_in_bf16():
@@ -112,10 +150,11 @@ def test_logits_far_above_the_targets_go_another_way_to_the_same_loss(monkeypatc
     assert float(ours) == pytest.approx(float(F.cross_entropy((hidden @ weight.T + bias).double(), targets, reduction="sum")), rel=1e-6)
 
 
-def test_nan_is_not_hidden():
+@pytest.mark.parametrize("head", [CpuHeadLoss, CpuWideHeadLoss])
+def test_nan_is_not_hidden(head):
     hidden, weight, bias = torch.randn(3, 10), torch.randn(2000, 10), torch.randn(2000)
     hidden[1, 2] = torch.nan
-    assert CpuHeadLoss.apply(hidden, weight, bias, torch.tensor([1, 2, 3]), False)[0].isnan()
+    assert head.apply(hidden, weight, bias, torch.tensor([1, 2, 3]), False)[0].isnan()
 
 
 def assert_close(ours, reference, tolerance):

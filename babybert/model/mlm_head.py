@@ -1,8 +1,9 @@
 """The one place that knows how vocabulary logits and their cross entropy are computed, without holding N x V of them.
 
-`mlm_head_loss` picks: kernels for narrow models on a CPU (`kernels/cpu_head.py`) and on a GPU (`kernels/gpu.py`), else a
-form in PyTorch that takes a few rows at a time and has their gradients at once. `plain_head_loss` is the oracle of them
-all: it holds the N x V logits, and their exponentials in the backward. At V = 147,161 that is 0.6 MB a position, each.
+`mlm_head_loss` picks: kernels for a CPU, narrow (`kernels/cpu_head.py`) or wide (`kernels/cpu_wide_head.py`), and for narrow
+models on a GPU (`kernels/gpu.py`), else a form in PyTorch that takes a few rows at a time and has their gradients at once.
+`plain_head_loss` is the oracle of them all: it holds the N x V logits, and their exponentials in the backward. At
+V = 147,161 that is 0.6 MB a position, each.
 
 Shapes: N masked positions, D width, V vocabulary, C rows of a chunk.
 """
@@ -32,8 +33,12 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
         return plain_head_loss(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
     positions = (targets_N != NO_TARGET).sum()
     cpu, gpu = cpu_kernels(hidden_ND.device), gpu_kernels(hidden_ND.device)
-    if cpu and cpu.head.takes(hidden_ND, weight_VD) and positions == len(targets_N):
+    if cpu and positions < len(targets_N):
+        cpu = None
+    if cpu and cpu.head.takes(hidden_ND, weight_VD):
         loss_sum, rank_N = cpu.head.CpuHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
+    elif cpu and cpu.wide_head.takes(hidden_ND, weight_VD):
+        loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, torch.is_grad_enabled())
     elif gpu and gpu.takes_head(hidden_ND, weight_VD):
         loss_sum, rank_N = gpu.GpuHeadLoss.apply(as_autocast(hidden_ND), weight_VD, bias_V, targets_N, with_rank)
     else:
@@ -47,6 +52,8 @@ def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: 
     cpu = cpu_kernels(hidden_ND.device) if kernels == "auto" else None
     if cpu and cpu.head.takes(hidden_ND, weight_VD):
         return cpu.head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
+    if cpu and cpu.wide_head.takes(hidden_ND, weight_VD):
+        return cpu.wide_head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
     losses, ranks = [targets_N.new_empty(0, dtype=torch.float32)], [targets_N.new_empty(0)]
     for hidden_CD, targets_C in zip(*(x.split(max(1, CHUNK // len(bias_V))) for x in (hidden_ND, targets_N)), strict=True):
         logits_CV = (hidden_CD @ weight_VD.T + bias_V).float()
