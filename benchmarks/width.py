@@ -98,7 +98,7 @@ def _fit(share_LV: torch.Tensor, rank: int) -> float:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return float(loss)
+    return loss.item()
 
 
 def show(result: dict[str, Any]) -> None:
