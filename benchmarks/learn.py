@@ -66,8 +66,10 @@ def settings(data: Path, **given: Any) -> PretrainConfig:
     return PretrainConfig(**{**PretrainConfig.implied(given), **given})
 
 
-def learn(config: PretrainConfig, dataset: Dataset, held_out: Examples, seconds: float, looks: int, name: str) -> tuple[BabyBert, Curve]:
-    """Train for so long; returns the model and its scores on `held_out` at evenly spread times."""
+def learn(
+    config: PretrainConfig, dataset: Dataset, held_out: Examples, seconds: float, looks: int, name: str, train: Examples | None = None
+) -> tuple[BabyBert, Curve]:
+    """Train for so long, on the dataset's pairs or on `train`; returns the model and its scores on `held_out` at evenly spread times."""
     torch.manual_seed(config.seed)
     counts_V = dataset.token_counts()
     bert = load_or_create(config, dataset, counts_V, None).choose_kernels(config.kernels)
@@ -82,7 +84,7 @@ def learn(config: PretrainConfig, dataset: Dataset, held_out: Examples, seconds:
         optimizer.step()
         optimizer.zero_grad()
 
-    loader = make_loader(config, dataset.examples("train"), dataset.tokenizer.size, CPU)
+    loader = make_loader(config, train or dataset.examples("train"), dataset.tokenizer.size, CPU)
     return bert, run(step, loader.epoch, lambda: evaluate(bert, held_out, counts_V, 64, CPU), Clock(seconds, looks), config.batch_size, name)
 
 

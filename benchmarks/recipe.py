@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from learn import learn, settings, some_pairs, unigram
 
 from babybert.data.dataset import open_dataset
+from babybert.data.pairs import ranges
+from babybert.data.table import Examples
+from babybert.data.tokenizer import SEP
 
 Changes = dict[str, Any]
 # Where the search began, and the first steps away from it; then the recipe it came to, and one change at a time to that.
@@ -60,6 +64,7 @@ TRIALS: dict[str, list[Changes]] = {
         {"masked_share": 0.1},
         {"masked_share": 0.25},
         {"masked_share": 0.4},
+        {"negatives": "drawn"},
     ],
     "mini": [
         MINI_BEFORE,
@@ -81,6 +86,7 @@ TRIALS: dict[str, list[Changes]] = {
         {"masked_share": 0.1},
         {"masked_share": 0.25},
         {"masked_share": 0.4},
+        {"negatives": "drawn"},
     ],
 }
 
@@ -114,9 +120,26 @@ def trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
     """Train with these changes."""
     name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
     dataset = open_dataset(options.data)
-    config = settings(options.data, preset=options.preset, **changes)
-    _, curve = learn(config, dataset, some_pairs(dataset, options.pairs), options.seconds, 2, name)
+    train = drawn_negatives(dataset.examples("train")) if changes.get("negatives") == "drawn" else None
+    config = settings(options.data, preset=options.preset, **{key: value for key, value in changes.items() if key != "negatives"})
+    _, curve = learn(config, dataset, some_pairs(dataset, options.pairs), options.seconds, 2, name, train)
     return {"changes": changes, "name": name, "curve": curve}
+
+
+def drawn_negatives(examples: Examples) -> Examples:
+    """The same pairs, but each negative's B drawn from all sentences, A's and B's (Devlin et al., 2019), in place of other negatives' B's dealt anew."""
+    rng = np.random.default_rng(0)
+    ids, start, lengths = examples.original_ids(), examples.offsets[:-1], np.diff(examples.offsets)
+    with_sep = np.add.reduceat(examples.segments == 2, start, dtype=np.int64)  # B and its [SEP]
+    before = lengths - with_sep  # [CLS] A [SEP]
+    starts, sizes = np.concatenate([start + 1, start + before]), np.concatenate([before - 2, with_sep - 1])
+    drawn = np.where(examples.is_next == 1, len(start) + np.arange(len(start)), rng.integers(0, len(starts), len(start)))
+    size = np.minimum(sizes[drawn], lengths.max() - before - 1)
+    offsets = np.concatenate([[0], np.cumsum(before + size + 1)])
+    new, segments = np.full(offsets[-1], SEP, np.int32), np.full(offsets[-1], 2, np.int8)
+    new[ranges(offsets[:-1], before)], segments[ranges(offsets[:-1], before)] = ids[ranges(start, before)], 1
+    new[ranges(offsets[:-1] + before, size)] = ids[ranges(starts[drawn], size)]
+    return Examples(new, np.zeros_like(new), segments, offsets, examples.is_next)
 
 
 def show(found: list[dict[str, Any]]) -> None:
