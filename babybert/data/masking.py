@@ -1,9 +1,9 @@
 """Choose the tokens that masked language modelling (MLM) hides, and what stands in their place.
 
 Each ordinary token is chosen with probability 0.15, or another share that training is told; of those, 80 % become
-`[MASK]`, 10 % a random ordinary token, 10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets its likeliest one, so every row has a
-target. The random numbers are a hash of (seed, epoch, row, position), not a generator's state: a row's masks do not
-depend on which rows are masked beside it, in what order, or by how many workers.
+`[MASK]`, 10 % a random ordinary token, 10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets
+its likeliest one, so every row has a target. The random numbers are a hash of (seed, epoch, row, position), not a
+generator's state: a row's masks do not depend on which rows are masked beside it, in what order, or by how many workers.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a po
 def mask_tokens(
     ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int, rows: np.ndarray, share: float = MASKED_SHARE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
+    """Mask `share` of the tokens of rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
 
     Returns:
         input ids (int32) after masking, and labels (int32): the original id where a token was chosen, 0 elsewhere.

@@ -24,7 +24,7 @@ BLOCK = 4096  # logits of a row whose exponentials are added up in fp32
 SMALLEST_VOCABULARY = 4096  # with fewer words PyTorch's passes take no time either
 
 
-def _make(_: int, cache: bool) -> tuple[Any, ...]:
+def _make(width: int, cache: bool) -> tuple[Any]:
     @njit(parallel=True, fastmath=True, cache=cache)
     def to_gradients(z_CV, bias_V, target_C, log_sum_C, own_C, rank_C, d_bias_TV, with_gradients):  # type: ignore[no-untyped-def]
         threads, rows, vocab = d_bias_TV.shape[0], z_CV.shape[0], z_CV.shape[1]
@@ -75,7 +75,8 @@ def _pass(z_CV: Tensor, bias_V: Tensor, targets_C: Tensor, d_bias_TV: Tensor, wi
     rows = len(z_CV)
     log_sum_C, own_C, rank_C = np.empty(rows), np.empty(rows, np.float32), np.empty(rows, np.int64)
     arrays = z_CV.numpy(), bias_V.numpy(), targets_C.numpy(), log_sum_C, own_C, rank_C, d_bias_TV.numpy()
-    kernels(0)[0](*arrays, with_gradients)
+    (to_gradients,) = kernels(0)  # of any width
+    to_gradients(*arrays, with_gradients)
     return log_sum_C - own_C, rank_C
 
 
