@@ -72,8 +72,8 @@ lock: $(DEPLOY) ## the images' requirements with hashes, after a change of const
 monitoring: $(INSTALLED) ## k8s/monitoring.yaml from the alerts and dashboards
 	$(BIN)/python k8s/render_monitoring.py
 
-walk: $(INSTALLED) ## run the chapters of docs/walk into runs/walk; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/walk
-	BABYBERT_WALK_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/walk/render.py
+walk: $(INSTALLED) ## run the chapters of docs/tutorial into runs/walk; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/tutorial
+	BABYBERT_WALK_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/tutorial/render.py
 
 pictures: $(WEB) ## draw the dashboards from a real job, server and Prometheus into docs, and take the page's pictures
 	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py tests/web

@@ -49,16 +49,20 @@ def prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
         own = facts[split]
         masked = own["masked_tokens"] / own["tokens_in_pairs"]
         documents = f"{own['documents']:>8,} documents " if "documents" in own else ""
-        print(f"  {split:<11}{documents}{own['pairs']:>9,} pairs, mean length {own['mean_length']}, {masked:.1%} of tokens masked")
+        print(
+            f"  {split:<11}{documents}{own['pairs']:>9,} pairs, mean length {own['mean_length']}, {masked:.1%} of tokens masked"
+        )
     if facts["skipped_rows"]:
         print(f"  skipped: {facts['skipped_rows']:,} bad rows or files")
     entropy = unigram_entropy(open_dataset(config.out).token_counts())
-    print(f"  a model that knew only word counts would reach an MLM loss of {entropy:.3f} nats; chance is {math.log(facts['vocabulary']):.3f}")
+    print(
+        f"  a model that knew only word counts would reach an MLM loss of {entropy:.3f} nats; chance is {math.log(facts['vocabulary']):.3f}"
+    )
     return 0
 
 
 def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
-    from babybert.training.trainer import pretrain as train
+    from babybert.training.train import pretrain as train
 
     outcome = train(config)
     if outcome is None:  # the first process of several speaks for all
@@ -73,15 +77,15 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 
 def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
+    from babybert.checkpoint.format import find_checkpoint
+    from babybert.checkpoint.model_files import load_model
     from babybert.data.dataset import open_dataset
-    from babybert.evaluation.plots import plot_report
     from babybert.evaluation.report import report
-    from babybert.evaluation.show import show
-    from babybert.model.saved import load_model
-    from babybert.pictures import open_pyplot
-    from babybert.training.checkpoint import find_checkpoint
-    from babybert.training.evaluation import check_vocabulary
-    from babybert.training.parallel import pick_device
+    from babybert.evaluation.report_figures import plot_report
+    from babybert.evaluation.report_table import show
+    from babybert.evaluation.scores import check_vocabulary
+    from babybert.figures import open_pyplot
+    from babybert.training.distributed import pick_device
 
     if config.plot:
         open_pyplot()  # if it is missing, that is better known before the work
@@ -99,12 +103,12 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
 
 
 def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
-    from babybert.data.labelled import read_labelled, sample
+    from babybert.checkpoint.format import find_checkpoint
+    from babybert.checkpoint.model_files import load_model
+    from babybert.corpus.labelled import read_labelled, sample
     from babybert.evaluation.probe import probe as run_probe
     from babybert.evaluation.probe import show
-    from babybert.model.saved import load_model
-    from babybert.training.checkpoint import find_checkpoint
-    from babybert.training.parallel import pick_device
+    from babybert.training.distributed import pick_device
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
@@ -119,8 +123,8 @@ def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
 def look(config: LookConfig, arguments: argparse.Namespace) -> int:
     from babybert.evaluation.look import attention_weights, encode, show
     from babybert.evaluation.look import look as look_into
-    from babybert.evaluation.plots import plot_attention
-    from babybert.pictures import open_pyplot
+    from babybert.evaluation.report_figures import plot_attention
+    from babybert.figures import open_pyplot
 
     if config.plot:
         open_pyplot()
@@ -136,17 +140,20 @@ def look(config: LookConfig, arguments: argparse.Namespace) -> int:
 
 
 def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
+    from babybert.checkpoint.format import find_checkpoint
+    from babybert.checkpoint.model_files import load_model
     from babybert.evaluation.explain import explain as explain_example
     from babybert.evaluation.explain import show, untrained
-    from babybert.model.saved import load_model
-    from babybert.training.checkpoint import find_checkpoint
 
     sentences = arguments.sentence_a, arguments.sentence_b
     if config.checkpoint:
         folder = find_checkpoint(config.checkpoint)
         (model, tokenizer), whose = load_model(folder), str(folder)
     else:
-        (model, tokenizer), whose = untrained(*sentences, config.seed), f"untrained, of the reference's sizes (weights of seed {config.seed})"
+        (model, tokenizer), whose = (
+            untrained(*sentences, config.seed),
+            f"untrained, of the reference's sizes (weights of seed {config.seed})",
+        )
     found = explain_example(model, tokenizer, *sentences, config.is_next, config.seed)
     print(json.dumps({"model": whose, **found}, indent=2, ensure_ascii=False) if config.json else show(found, whose))
     return 0
@@ -161,7 +168,7 @@ def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
 
 
 def plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
-    from babybert.training.plot import plot as draw
+    from babybert.evaluation.curves import plot as draw
 
     for path in draw([Path(run) for run in arguments.runs], config.out):
         print(path)
@@ -184,22 +191,28 @@ def fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
 def next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
     answer = _predictor(config.checkpoint).next_sentence([(arguments.sentence_a, arguments.sentence_b)])[0]
     verdict = "B follows A" if answer["is_next"] else "B does not follow A"
-    print(json.dumps(answer, indent=2) if config.json else f'{verdict}: the model gives {answer["probability"]:.1%} to "B is the next sentence"')
+    print(
+        json.dumps(answer, indent=2)
+        if config.json
+        else f'{verdict}: the model gives {answer["probability"]:.1%} to "B is the next sentence"'
+    )
     return 0
 
 
 def archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
-    from babybert.inference.archive import check_archive, write_archive
-    from babybert.inference.source import Source
+    from babybert.checkpoint.source import Source
+    from babybert.serving.archive import check_archive, write_archive
 
     with tempfile.TemporaryDirectory() as folder:
         path = write_archive(Source(config.source).find(Path(folder)), config.out)
-    print(f"{path}: version {check_archive(path)['version']}, {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve {path}`")
+    print(
+        f"{path}: version {check_archive(path)['version']}, {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve {path}`"
+    )
     return 0
 
 
 def serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
-    from babybert.inference.serve import serve as run_server
+    from babybert.serving.serve import serve as run_server
 
     return run_server(config)
 
@@ -215,8 +228,8 @@ def playground(config: PlaygroundConfig, arguments: argparse.Namespace) -> int:
 
 
 def _predictor(checkpoint: Path) -> Any:
-    from babybert.inference.predictor import Predictor
-    from babybert.training.checkpoint import find_checkpoint
+    from babybert.checkpoint.format import find_checkpoint
+    from babybert.serving.predictor import Predictor
 
     return Predictor.load(find_checkpoint(checkpoint))
 
@@ -228,10 +241,22 @@ COMMANDS: dict[str, tuple[type, Callable[[Any, argparse.Namespace], int], dict[s
     "probe": (ProbeConfig, probe, {}),
     "look": (LookConfig, look, {}),
     "explain": (ExplainConfig, explain, {"sentence_a": "the first sentence", "sentence_b": "the second one"}),
-    "info": (InfoConfig, info, {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"}),
+    "info": (
+        InfoConfig,
+        info,
+        {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"},
+    ),
     "plot": (PlotConfig, plot, {"runs": "a run's folder, or several of them"}),
-    "fill-mask": (FillMaskConfig, fill_mask, {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'}),
-    "next-sentence": (NextSentenceConfig, next_sentence, {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"}),
+    "fill-mask": (
+        FillMaskConfig,
+        fill_mask,
+        {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'},
+    ),
+    "next-sentence": (
+        NextSentenceConfig,
+        next_sentence,
+        {"sentence_a": "the first sentence", "sentence_b": "the one that may follow it"},
+    ),
     "archive": (ArchiveConfig, archive, {"source": "the same as --source"}),
     "serve": (ServeConfig, serve, {"source": "the same as --source"}),
     "playground": (PlaygroundConfig, playground, {}),
@@ -256,11 +281,15 @@ def make_parser() -> argparse.ArgumentParser:
     for name, (config_class, _, texts) in COMMANDS.items():
         summary = (config_class.__doc__ or "").strip()
         command = commands.add_parser(
-            name, help=summary, description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>."
+            name,
+            help=summary,
+            description=f"{summary} Every flag is also the variable BABYBERT_{name.upper().replace('-', '_')}_<FLAG>.",
         )
         add_flags(command, config_class)
         for argument, text in texts.items():
-            if argument in (field.name for field in dataclasses.fields(config_class)):  # a setting that may be given without its flag
+            if argument in (
+                field.name for field in dataclasses.fields(config_class)
+            ):  # a setting that may be given without its flag
                 command.add_argument(argument, help=text, nargs="?", default=argparse.SUPPRESS)
             else:
                 command.add_argument(argument, help=text, nargs="+" if argument == "runs" else None)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from babybert.config import InfoConfig
+from babybert.corpus.files import BadRows
 from babybert.data.dataset import SPLITS, open_dataset, unigram_entropy, verify
-from babybert.data.files import BadRows
 from babybert.data.shards import MOST_TOKENS
 from babybert.data.table import TABLE_ENDINGS, Examples, join, read_table
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK, Tokenizer
@@ -46,8 +46,14 @@ def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
     for split in SPLITS:
         for path, shard in zip(dataset.shards(split), dataset.facts["shards"][split], strict=True):
             verify(path, shard["sha256"])
-        found[split] = {"shards": len(dataset.shards(split)), **measure(dataset.examples(split), dataset.tokenizer.size)}
-    found["rows"] = [decode(dataset.examples("train"), row, dataset.tokenizer) for row in range(min(rows, len(dataset.examples("train"))))]
+        found[split] = {
+            "shards": len(dataset.shards(split)),
+            **measure(dataset.examples(split), dataset.tokenizer.size),
+        }
+    found["rows"] = [
+        decode(dataset.examples("train"), row, dataset.tokenizer)
+        for row in range(min(rows, len(dataset.examples("train"))))
+    ]
     return found
 
 
@@ -58,20 +64,33 @@ def describe_table(path: Path, config: InfoConfig) -> dict[str, Any]:
     examples = join(read_table(path, tokenizer.size if tokenizer else MOST_TOKENS, bad))
     size = tokenizer.size if tokenizer else int(examples.original_ids().max()) + 1
     rows = [decode(examples, row, tokenizer) for row in range(min(config.rows, len(examples)))]
-    return {"path": str(path), "kind": "table", "skipped_rows": bad.count, "pairs": measure(examples, size), "rows": rows}
+    return {
+        "path": str(path),
+        "kind": "table",
+        "skipped_rows": bad.count,
+        "pairs": measure(examples, size),
+        "rows": rows,
+    }
 
 
 def describe_tokenizer(path: Path) -> dict[str, Any]:
     """A `tokenizer.json`."""
     tokenizer = Tokenizer.load(path)
     first = tokenizer.tokens(range(FIRST_ORDINARY, min(FIRST_ORDINARY + FREQUENT, tokenizer.size)))
-    return {"path": str(path), "kind": "tokenizer", "tokenizer_kind": tokenizer.kind, "vocabulary": tokenizer.size, "digest": tokenizer.digest, "first": first}
+    return {
+        "path": str(path),
+        "kind": "tokenizer",
+        "tokenizer_kind": tokenizer.kind,
+        "vocabulary": tokenizer.size,
+        "digest": tokenizer.digest,
+        "first": first,
+    }
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """A run (its newest whole checkpoint) or one checkpoint, verified against its manifest."""
-    from babybert.model.saved import load_model
-    from babybert.training.checkpoint import checkpoints, find_checkpoint, read_state
+    from babybert.checkpoint.format import checkpoints, find_checkpoint, read_state
+    from babybert.checkpoint.model_files import load_model
 
     folder = find_checkpoint(path)
     model, tokenizer = load_model(folder)
@@ -99,12 +118,15 @@ def measure(examples: Examples, vocab_size: int) -> dict[str, Any]:
         "tokens": len(examples.ids),
         "is_next": float(examples.is_next.mean()),
         "masked": float((examples.labels > 0).mean()),
-        "became_mask": float((examples.ids[examples.labels > 0] == MASK).mean()) if (examples.labels > 0).any() else None,
+        "became_mask": float((examples.ids[examples.labels > 0] == MASK).mean())
+        if (examples.labels > 0).any()
+        else None,
         "unknown": float((examples.original_ids() == UNK).mean()),
         "unigram_entropy": unigram_entropy(examples.token_counts(vocab_size)),
         "mean_length": float(lengths.mean()),
         "lengths": [
-            {"from": int(low), "to": int(high) - 1, "pairs": int(((lengths >= low) & (lengths < high)).sum())} for low, high in itertools.pairwise(edges)
+            {"from": int(low), "to": int(high) - 1, "pairs": int(((lengths >= low) & (lengths < high)).sum())}
+            for low, high in itertools.pairwise(edges)
         ],
     }
 
@@ -118,7 +140,11 @@ def decode(examples: Examples, row: int, tokenizer: Tokenizer | None) -> str:
 
     words = []
     for token_id, label in zip(part.ids.tolist(), part.labels.tolist(), strict=True):
-        words.append(f"[{name(token_id).strip('[]') if token_id == MASK else name(token_id)}={name(label)}]" if label else name(token_id))
+        words.append(
+            f"[{name(token_id).strip('[]') if token_id == MASK else name(token_id)}={name(label)}]"
+            if label
+            else name(token_id)
+        )
     return f"is_next {part.is_next[0]}: {' '.join(words)}"
 
 
@@ -131,9 +157,14 @@ def show(found: dict[str, Any]) -> str:
         if isinstance(value, dict) and "lengths" in value:
             lines += [f"  {name}:", *_show_pairs(value)]
         elif name == "rows":
-            lines += ["  first rows, a chosen token as [what stands there=the original]:" if value else "", *(f"    {row}" for row in value)]
+            lines += [
+                "  first rows, a chosen token as [what stands there=the original]:" if value else "",
+                *(f"    {row}" for row in value),
+            ]
         elif isinstance(value, dict):
-            lines += [f"  {name.replace('_', ' ')}: " + ", ".join(f"{key} {_number(entry)}" for key, entry in value.items())]
+            lines += [
+                f"  {name.replace('_', ' ')}: " + ", ".join(f"{key} {_number(entry)}" for key, entry in value.items())
+            ]
         elif isinstance(value, list):
             lines.append(f"  {name.replace('_', ' ')}: {' '.join(map(str, value))}")
         else:

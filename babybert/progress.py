@@ -32,7 +32,9 @@ class Progress:
     `show` nothing is shown: there is another process that does.
     """
 
-    def __init__(self, task: str, total: int, unit: str, done: int = 0, show: bool = True, json_lines: bool = False) -> None:
+    def __init__(
+        self, task: str, total: int, unit: str, done: int = 0, show: bool = True, json_lines: bool = False
+    ) -> None:
         self.task, self.total, self.unit, self._silent, self._json = task, total, unit, not show, json_lines
         self._values: dict[str, float] = {}
         self._start_done = self._done = done
@@ -40,7 +42,12 @@ class Progress:
         self._bar: RichProgress | None = None
         console = Console(stderr=True)
         if console.is_terminal and show:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}  {task.fields[note]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[amount]}  {task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = RichProgress(*columns, console=console)
             self._bar_task = self._bar.add_task(task, total=total, completed=done, amount="", note="")
 
@@ -49,7 +56,9 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar:
             self._show()
             self._bar.stop()
@@ -74,7 +83,9 @@ class Progress:
         if self._silent:
             return
         amount = f"{self._amount(self._done)} of {self._amount(self.total)}"
-        note = "  ".join([f"{self._amount(self.rate)}/s", *(f"{name} {value:.4g}" for name, value in self._values.items())])
+        note = "  ".join(
+            [f"{self._amount(self.rate)}/s", *(f"{name} {value:.4g}" for name, value in self._values.items())]
+        )
         if self._bar:
             self._bar.update(self._bar_task, completed=self._done, amount=amount, note=note)
         else:
@@ -82,7 +93,16 @@ class Progress:
             if self._json:
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 line = {"time": now, "task": self.task, "done": self._done, "total": self.total, "unit": self.unit}
-                say(json.dumps({**line, "rate": round(self.rate, 1), "seconds_left": round(left), **{k: round(v, 6) for k, v in self._values.items()}}))
+                say(
+                    json.dumps(
+                        {
+                            **line,
+                            "rate": round(self.rate, 1),
+                            "seconds_left": round(left),
+                            **{k: round(v, 6) for k, v in self._values.items()},
+                        }
+                    )
+                )
                 return
             say(f"{self.task}: {amount}  {note}  {left:.0f} s left")
 

@@ -54,10 +54,14 @@ def errors_of(address: str) -> Iterator[None]:
         if code in ("404", "NoSuchKey", "NoSuchBucket", "NotFound"):
             raise DataError(f"{address}: no such object or bucket") from error
         if code in ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
-            raise UsageError(f"{address}: access refused ({code}); check the AWS credentials and the bucket's policy") from error
+            raise UsageError(
+                f"{address}: access refused ({code}); check the AWS credentials and the bucket's policy"
+            ) from error
         raise StorageError(f"{address}: S3 answered {code}: {error}; try again") from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UsageError(f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile") from error
+        raise UsageError(
+            f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
+        ) from error
     except (BotoCoreError, Boto3Error) as error:
         raise StorageError(f"{address}: {error}; check the endpoint and try again") from error
 

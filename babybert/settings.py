@@ -59,7 +59,9 @@ def fill(config_class: type[Config], command: str, flags: argparse.Namespace, en
             values[name] = _convert(parts if kinds[name] == MANY else text, kinds[name], variable)
         elif name in from_file:
             values[name] = _convert(from_file[name], kinds[name], f"{flags.config}: {command}.{name}")
-    implied = getattr(config_class, "implied", None)  # a setting may stand for several others: they yield to any that is given
+    implied = getattr(
+        config_class, "implied", None
+    )  # a setting may stand for several others: they yield to any that is given
     return config_class(**{**(implied(values) if implied else {}), **values})
 
 
@@ -121,4 +123,10 @@ def _metavar(kind: Any) -> str:
 def _shown(default: Any) -> str:
     if default in (None, ()):
         return "none"
-    return " ".join(default) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else str(default)
+    return (
+        " ".join(default)
+        if isinstance(default, tuple)
+        else str(default).lower()
+        if isinstance(default, bool)
+        else str(default)
+    )

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from learn import settings
 
+from babybert.checkpoint.format import TrainState, restore, save_checkpoint
+from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.storage import S3Store
+from babybert.checkpoint.uploader import Uploader
 from babybert.data.dataset import open_dataset
 from babybert.data.loader import Loader
-from babybert.model.objectives import PretrainingModel
-from babybert.model.saved import load_model
-from babybert.training.checkpoint import RunState, restore, save_checkpoint
+from babybert.model.loss import PretrainingModel
+from babybert.training.distributed import DistributedContext, backward
 from babybert.training.metrics import RunMetrics
-from babybert.training.parallel import Parallel, backward
-from babybert.training.storage import S3Store
-from babybert.training.trainer import load_or_create, make_optimizer
-from babybert.training.uploader import Uploader
+from babybert.training.train import load_or_create, make_optimizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -42,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure checkpoints.")
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each measurement; medians are reported")
-    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/checkpoint.json"), help="where the figures go")
+    parser.add_argument(
+        "--json", type=Path, default=Path("runs/benchmarks/checkpoint.json"), help="where the figures go"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -80,7 +82,11 @@ def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
     dataset, store = open_dataset(data), S3Store("s3://bench/run")
     config = settings(data, out=work / "run", preset="baby")  # of `resume` below, which must be the same
     bert = load_or_create(config, dataset, dataset.token_counts(), None)
-    model, optimizer, parallel = PretrainingModel(bert), make_optimizer(bert, config), Parallel("single", torch.device("cpu"), bf16=False)
+    model, optimizer, parallel = (
+        PretrainingModel(bert),
+        make_optimizer(bert, config),
+        DistributedContext("single", torch.device("cpu"), bf16=False),
+    )
     batches = Loader(dataset.examples("train"), config.batch_size, 0).epoch(0)
 
     def steps(count: int) -> float:
@@ -97,7 +103,13 @@ def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
     saves, uploads, downloads, loads, alone, beside = [], [], [], [], [], []
     config.out.mkdir()
     for number in range(1, repeat + 1):
-        saves.append(timed(lambda number=number: save_checkpoint(config.out, RunState(number), bert, dataset.tokenizer, optimizer, facts)))  # type: ignore[misc]
+        saves.append(
+            timed(
+                lambda number=number: save_checkpoint(
+                    config.out, TrainState(number), bert, dataset.tokenizer, optimizer, facts
+                )
+            )
+        )  # type: ignore[misc]
         folder = config.out / f"step-{number:08d}"
         uploads.append(timed(lambda folder=folder: store.upload(folder)))  # type: ignore[misc]
         downloads.append(timed(lambda number=number: store.download(number, work / "fetched")))  # type: ignore[misc]
@@ -120,7 +132,9 @@ def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
         "step": a,
         "step_beside_an_endless_upload": b,
         "upload_adds_percent_to_the_steps_beside_it": 100 * (b / a - 1),
-        "start_to_first_step_of_a_resume": statistics.median(resume(data, folder, work / f"resumed-{number}") for number in range(3)),
+        "start_to_first_step_of_a_resume": statistics.median(
+            resume(data, folder, work / f"resumed-{number}") for number in range(3)
+        ),
     }
 
 
@@ -136,9 +150,19 @@ def upload_until(store: S3Store, folder: Path, ended: threading.Event) -> None:
 
 def resume(data: Path, checkpoint: Path, out: Path) -> float:
     """Seconds from the start of the process to the end of its first step, from a checkpoint."""
-    flags = [f"--data={data}", f"--out={out}", "--preset=baby", f"--resume={checkpoint}", "--no-metrics", "--device=cpu", "--log-every=1"]
+    flags = [
+        f"--data={data}",
+        f"--out={out}",
+        "--preset=baby",
+        f"--resume={checkpoint}",
+        "--no-metrics",
+        "--device=cpu",
+        "--log-every=1",
+    ]
     begin = time.perf_counter()
-    job = subprocess.Popen([sys.executable, "-m", "babybert.cli", "pretrain", *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "babybert.cli", "pretrain", *flags], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     try:
         while not (out / "metrics.jsonl").exists() or not re.search('"train"', (out / "metrics.jsonl").read_text()):
             assert job.poll() is None
@@ -150,7 +174,7 @@ def resume(data: Path, checkpoint: Path, out: Path) -> float:
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Seconds that it takes."""
+    """Seconds that it supports."""
     begin = time.perf_counter()
     action()
     return time.perf_counter() - begin

@@ -36,13 +36,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from babybert.config import PrepareConfig, PretrainConfig
-from babybert.data.corpus import open_corpus
+from babybert.corpus.files import BadRows
+from babybert.corpus.readers import open_corpus
 from babybert.data.dataset import Dataset, open_dataset
-from babybert.data.files import BadRows
-from babybert.data.loader import Loader, Remask
+from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.tokenizer import Tokenizer
-from babybert.model.objectives import PretrainingModel, Totals
-from babybert.training.trainer import load_or_create, make_optimizer
+from babybert.model.loss import LossSums, PretrainingModel
+from babybert.training.train import load_or_create, make_optimizer
 
 BATCH, POSITIONS = 256, 64
 SIZES = (5_000, 10_000, 20_000, 50_000, 100_000)
@@ -77,7 +77,7 @@ def read_texts(archive: str, work: Path) -> list[str]:
 
 
 def timed(action: Callable[[], Any]) -> float:
-    """Seconds that it takes."""
+    """Seconds that it supports."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
@@ -112,7 +112,13 @@ def measure_preparing(archive: str, texts: list[str], work: Path, repeat: int, s
         ours.append(seconds)
         memory.append(peak)
         tokenizer = Tokenizer.load(work / "imdb" / "tokenizer.json")
-        alone.append(timed(lambda tokenizer=tokenizer: [tokenizer.encode_documents(texts[i : i + 1000]) for i in range(0, len(texts), 1000)]))  # type: ignore[misc]
+        alone.append(
+            timed(
+                lambda tokenizer=tokenizer: [
+                    tokenizer.encode_documents(texts[i : i + 1000]) for i in range(0, len(texts), 1000)
+                ]
+            )
+        )  # type: ignore[misc]
         reference.append(timed(lambda: reference_prepare(chosen, work / "reference.csv")))
     found = {
         "ours_seconds": statistics.median(ours),
@@ -124,8 +130,12 @@ def measure_preparing(archive: str, texts: list[str], work: Path, repeat: int, s
     found["times_tokenizing_alone"] = found["ours_seconds"] / found["tokenizing_alone_seconds"]
     found["times_reference_rate"] = found["ours_reviews_per_second"] / found["reference_reviews_per_second"]
     print(f"\nPreparing, {len(texts):,} reviews, archive to sharded CSV (medians of {repeat})")
-    print(f"  ours                 {found['ours_seconds']:8.1f} s {found['ours_reviews_per_second']:10,.0f} reviews/s   peak {found['ours_peak_gib']:.2f} GiB")
-    print(f"  tokenizing alone     {found['tokenizing_alone_seconds']:8.1f} s   ours takes {found['times_tokenizing_alone']:.2f} times as long")
+    print(
+        f"  ours                 {found['ours_seconds']:8.1f} s {found['ours_reviews_per_second']:10,.0f} reviews/s   peak {found['ours_peak_gib']:.2f} GiB"
+    )
+    print(
+        f"  tokenizing alone     {found['tokenizing_alone_seconds']:8.1f} s   ours takes {found['times_tokenizing_alone']:.2f} times as long"
+    )
     print(
         f"  the reference's loop            {found['reference_reviews_per_second']:10,.1f} reviews/s   ours has {found['times_reference_rate']:,.0f} times its rate"
     )
@@ -144,14 +154,25 @@ def reference_prepare(texts: list[str], path: Path) -> None:
         for sentences in documents:
             for i in range(0, len(sentences) - 1, 2):
                 follows = bernoulli(0.5)
-                second = sentences[i + 1] if follows else random.choice(random.choice([other for other in documents if other]))
+                second = (
+                    sentences[i + 1]
+                    if follows
+                    else random.choice(random.choice([other for other in documents if other]))
+                )
                 (a, a_label), (b, b_label) = reference_mask(sentences[i], words), reference_mask(second, words)
                 longest = max(len(a), len(b))
                 first, first_label = ["[CLS]", *a, "[SEP]"], ["[PAD]", *a_label, "[PAD]"]
                 tokens = first + ["[PAD]"] * (longest - len(a)) + [*b, "[SEP]"] + ["[PAD]"] * (longest - len(b))
-                labels = first_label + ["[PAD]"] * (longest - len(a)) + [*b_label, "[PAD]"] + ["[PAD]"] * (longest - len(b))
+                labels = (
+                    first_label + ["[PAD]"] * (longest - len(a)) + [*b_label, "[PAD]"] + ["[PAD]"] * (longest - len(b))
+                )
                 segments = [1] * len(first) + [0] * (longest - len(a)) + [2] * (len(b) + 1) + [0] * (longest - len(b))
-                row = [json.dumps([ids[t] for t in tokens]), json.dumps([ids[t] for t in labels]), ",".join(map(str, segments)), int(follows)]
+                row = [
+                    json.dumps([ids[t] for t in tokens]),
+                    json.dumps([ids[t] for t in labels]),
+                    ",".join(map(str, segments)),
+                    int(follows),
+                ]
                 writer.writerow([" ".join(sentences[i] + second), *row])
 
 
@@ -212,9 +233,19 @@ def measure_sizes(texts: list[str], work: Path) -> list[dict[str, float]]:
     exponent = np.polyfit([math.log(run["documents"]) for run in few], [math.log(run["seconds"]) for run in few], 1)[0]
     each, fixed = np.polyfit([run["documents"] for run in found], [run["seconds"] for run in found], 1)
     once, twice = found[-2]["peak_gib"], found[-1]["peak_gib"]
-    print(f"  time grows as size to the power of {exponent:.2f} (5,000 to 50,000): {fixed:.1f} s to start and {each * 1000:.3f} ms a document")
+    print(
+        f"  time grows as size to the power of {exponent:.2f} (5,000 to 50,000): {fixed:.1f} s to start and {each * 1000:.3f} ms a document"
+    )
     print(f"  twice the corpus takes {twice / once:.2f} times the memory")
-    return [*found, {"exponent": float(exponent), "fixed_seconds": float(fixed), "seconds_a_document": float(each), "memory_of_twice_the_corpus": twice / once}]
+    return [
+        *found,
+        {
+            "exponent": float(exponent),
+            "fixed_seconds": float(fixed),
+            "seconds_a_document": float(each),
+            "memory_of_twice_the_corpus": twice / once,
+        },
+    ]
 
 
 # Loading
@@ -222,10 +253,16 @@ def measure_sizes(texts: list[str], work: Path) -> list[dict[str, float]]:
 
 def measure_loading(archive: str, work: Path, repeat: int) -> dict[str, float]:
     """Pairs/s of each way to make batches, and of training."""
-    run_prepare("--corpus=imdb", f"--source={archive}", f"--out={work / 'short'}", f"--max-positions={POSITIONS}", "--shard-mb=1000")
+    run_prepare(
+        "--corpus=imdb",
+        f"--source={archive}",
+        f"--out={work / 'short'}",
+        f"--max-positions={POSITIONS}",
+        "--shard-mb=1000",
+    )
     dataset = open_dataset(work / "short")
     train, vocab = dataset.examples("train"), dataset.tokenizer.size
-    static, dynamic = Loader(train, BATCH, 0), Loader(train, BATCH, 0, remask=Remask(vocab, 0))
+    static, dynamic = Loader(train, BATCH, 0), Loader(train, BATCH, 0, remask=DynamicMasking(vocab, 0))
     ways: dict[str, tuple[Callable[[], Iterator[Any]], int]] = {
         "ours, static masks": (lambda: static.epoch(1), 400),
         "ours, dynamic masks": (lambda: dynamic.epoch(1), 400),
@@ -239,7 +276,11 @@ def measure_loading(archive: str, work: Path, repeat: int) -> dict[str, float]:
         for name, (make, batches) in ways.items():
             iterator = make()
             next(iterator)  # the epoch's order is drawn, files are open: what is timed is the flow
-            rates[name].append(batches * BATCH / timed(lambda iterator=iterator, batches=batches: [None for _ in islice(iterator, batches)]))  # type: ignore[misc]
+            rates[name].append(
+                batches
+                * BATCH
+                / timed(lambda iterator=iterator, batches=batches: [None for _ in islice(iterator, batches)])
+            )  # type: ignore[misc]
         for preset, steps in (("baby", 3), ("tiny", 6)):
             rates[f"train {preset}"].append(training_rate(dataset, preset, steps))
     found = {name: statistics.median(values) for name, values in rates.items()}
@@ -248,7 +289,9 @@ def measure_loading(archive: str, work: Path, repeat: int) -> dict[str, float]:
     found["times_training"] = ours / max(found["train baby"], found["train tiny"])
     print(f"\nLoading, batches of {BATCH} pairs of at most {POSITIONS} positions, second epoch")
     for name in rates:
-        print(f"  {name:<22}{found[name]:>12,.0f} pairs/s   ours (dynamic) has {found['ours, dynamic masks'] / found[name]:8.1f} times that")
+        print(
+            f"  {name:<22}{found[name]:>12,.0f} pairs/s   ours (dynamic) has {found['ours, dynamic masks'] / found[name]:8.1f} times that"
+        )
     return found
 
 
@@ -264,7 +307,9 @@ class ReferenceDataset(TorchDataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.frame.iloc[index]
         item = {name: torch.tensor(json.loads(row[name])) for name in ("bert_input", "bert_label", "segment_label")}
-        encoded = self.tokenizer(row["text"], max_length=POSITIONS, padding="max_length", truncation=True, return_tensors="pt")
+        encoded = self.tokenizer(
+            row["text"], max_length=POSITIONS, padding="max_length", truncation=True, return_tensors="pt"
+        )
         return {
             **item,
             "is_next": torch.tensor(row["is_next"]),
@@ -283,7 +328,10 @@ def reference_loader(dataset: Dataset) -> Callable[[], Iterator[Any]]:
     def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         pad = torch.nn.utils.rnn.pad_sequence
         return {
-            name: pad([row[name] for row in rows], batch_first=True) if rows[0][name].dim() else torch.stack([row[name] for row in rows]) for name in rows[0]
+            name: pad([row[name] for row in rows], batch_first=True)
+            if rows[0][name].dim()
+            else torch.stack([row[name] for row in rows])
+            for name in rows[0]
         }
 
     rows = ReferenceDataset(frame, library_tokenizer(dataset.tokenizer))
@@ -296,8 +344,13 @@ def hugging_face_loader(dataset: Dataset) -> Callable[[], Iterator[Any]]:
     from transformers import DataCollatorForLanguageModeling
 
     train = dataset.examples("train").first(50_000)
-    ids, segments = np.split(train.original_ids(), train.offsets[1:-1]), np.split(np.asarray(train.segments), train.offsets[1:-1])
-    table = datasets.Dataset.from_dict({"input_ids": ids, "token_type_ids": segments, "next_sentence_label": train.is_next.tolist()})
+    ids, segments = (
+        np.split(train.original_ids(), train.offsets[1:-1]),
+        np.split(np.asarray(train.segments), train.offsets[1:-1]),
+    )
+    table = datasets.Dataset.from_dict(
+        {"input_ids": ids, "token_type_ids": segments, "next_sentence_label": train.is_next.tolist()}
+    )
     collator = DataCollatorForLanguageModeling(library_tokenizer(dataset.tokenizer), mlm_probability=0.15)
     return lambda: iter(DataLoader(table, BATCH, shuffle=True, collate_fn=collator))
 
@@ -308,14 +361,22 @@ def library_tokenizer(tokenizer: Tokenizer) -> Any:
 
     with tempfile.TemporaryDirectory() as name:
         tokenizer.save(Path(name) / "tokenizer.json")
-        special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+        special = {
+            "pad_token": "[PAD]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+            "unk_token": "[UNK]",
+        }
         return PreTrainedTokenizerFast(tokenizer_file=str(Path(name) / "tokenizer.json"), **special)
 
 
 def training_rate(dataset: Dataset, preset: str, steps: int) -> float:
     """Pairs/s of whole steps, batches included."""
     with tempfile.TemporaryDirectory() as name:
-        config = PretrainConfig(data=dataset.folder, out=Path(name), preset=preset, batch_size=BATCH, device="cpu", metrics=False)
+        config = PretrainConfig(
+            data=dataset.folder, out=Path(name), preset=preset, batch_size=BATCH, device="cpu", metrics=False
+        )
         bert = load_or_create(config, dataset, dataset.token_counts(), None)
     model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
     batches = Loader(dataset.examples("train"), BATCH, 0).epoch(0)
@@ -323,7 +384,7 @@ def training_rate(dataset: Dataset, preset: str, steps: int) -> float:
     def take(steps: int) -> None:
         for batch in islice(batches, steps):
             optimizer.zero_grad()
-            Totals.of(model(*batch)).loss.backward()
+            LossSums.of(model(*batch)).loss.backward()
             torch.nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
             optimizer.step()
 

@@ -26,7 +26,9 @@ def measure_rates(device: torch.device) -> Rates:
     """Medians of five."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    small = torch.randn(2**14 if device.type == "cpu" else 2**26, device=device)  # on a CPU, what stays in a core's cache
+    small = torch.randn(
+        2**14 if device.type == "cpu" else 2**26, device=device
+    )  # on a CPU, what stays in a core's cache
     large = torch.randn(2**26, device=device)
     target, rounds = torch.empty_like(large), 200 if device.type == "cpu" else 1
     out = torch.empty_like(small)

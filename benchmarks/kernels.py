@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py        # a minute on two cores
 
-Both run at every width, also where the kernel is not chosen. `x` is how many times as long PyTorch takes.
+Both run at every width, also where the kernel is not chosen. `x` is how many times as long PyTorch supports.
 """
 
 import argparse
@@ -28,20 +28,31 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     parser.add_argument("--vocabulary", type=int, default=147_161)
     options = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, medians of {options.repeat}, in turns. Widest that is chosen, without and with dropout: head {cpu_head.WIDEST};")
+    print(
+        f"{torch.get_num_threads()} threads, medians of {options.repeat}, in turns. Widest that is chosen, without and with dropout: head {cpu_head.WIDEST};"
+    )
     print(f"feed-forward {cpu_feed_forward.WIDEST}, {cpu_feed_forward.WIDEST_WITH_DROPOUT}; ", end="")
     print(f"attention {cpu_attention.WIDEST}, {cpu_attention.WIDEST_WITH_DROPOUT} (of a head)")
     for width in (10, 16, 32, 64):
         compare(f"head, width {width}", *head(width, options.vocabulary), options.repeat)
-    for width, vocabulary in ((64, options.vocabulary), (128, 8192), (128, options.vocabulary), (256, options.vocabulary)):
+    for width, vocabulary in (
+        (64, options.vocabulary),
+        (128, 8192),
+        (128, options.vocabulary),
+        (256, options.vocabulary),
+    ):
         compare(f"wide head, width {width}, {vocabulary:,} words", *wide_head(width, vocabulary), options.repeat)
     compare("head by chunks, width 256", *chunked_head(256, options.vocabulary), options.repeat)
     for width, units in ((10, 2048), (16, 2048), (32, 2048), (64, 256), (64, 2048)):
         for drop in (DROP, 0.0):
-            compare(f"feed-forward {width} -> {units}, dropout {drop}", *feed_forward(width, units, drop), options.repeat)
+            compare(
+                f"feed-forward {width} -> {units}, dropout {drop}", *feed_forward(width, units, drop), options.repeat
+            )
     for heads, width in ((2, 5), (4, 16), (4, 32), (4, 64)):
         for drop in (DROP, 0.0):
-            compare(f"attention, {heads} heads of {width}, dropout {drop}", *attention(heads, width, drop), options.repeat)
+            compare(
+                f"attention, {heads} heads of {width}, dropout {drop}", *attention(heads, width, drop), options.repeat
+            )
     for width in (10, 256):
         compare(f"dropout of {POSITIONS} x {width}", *dropout(width), options.repeat)
 
@@ -88,7 +99,11 @@ def chunked_head(width: int, vocabulary: int) -> tuple[Work, Work]:
 
 def feed_forward(width: int, units: int, drop: float) -> tuple[Work, Work]:
     """The feed-forward of a layer."""
-    linear1, linear2, x = nn.Linear(width, units), nn.Linear(units, width), torch.randn(POSITIONS, width, requires_grad=True)
+    linear1, linear2, x = (
+        nn.Linear(width, units),
+        nn.Linear(units, width),
+        torch.randn(POSITIONS, width, requires_grad=True),
+    )
     weights = linear1.weight, linear1.bias, linear2.weight, linear2.bias
     return (
         lambda: cpu_feed_forward.CpuFeedForward.apply(x, *weights, drop, draw_seed(CPU)),

@@ -18,12 +18,12 @@ from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch
 from babybert.data.table import Examples
+from babybert.evaluation.scores import Scores, evaluate
 from babybert.model.bert import BabyBert
-from babybert.model.objectives import PretrainingModel
-from babybert.training.evaluation import Scores, evaluate
-from babybert.training.parallel import Parallel, backward
-from babybert.training.schedule import learning_rate
-from babybert.training.trainer import load_or_create, make_loader, make_optimizer
+from babybert.model.loss import PretrainingModel
+from babybert.training.distributed import DistributedContext, backward
+from babybert.training.lr_schedule import learning_rate
+from babybert.training.train import load_or_create, make_loader, make_optimizer
 
 CPU = torch.device("cpu")
 Curve = list[dict[str, Any]]
@@ -57,7 +57,13 @@ class Clock:
 
     def rate(self, config: PretrainConfig) -> float:
         """The learning rate of now."""
-        return learning_rate(int(1000 * min(self.now, self.budget)), int(1000 * self.budget), config.lr, config.warmup_fraction, config.schedule)
+        return learning_rate(
+            int(1000 * min(self.now, self.budget)),
+            int(1000 * self.budget),
+            config.lr,
+            config.warmup_fraction,
+            config.schedule,
+        )
 
 
 def settings(data: Path, **given: Any) -> PretrainConfig:
@@ -67,13 +73,23 @@ def settings(data: Path, **given: Any) -> PretrainConfig:
 
 
 def learn(
-    config: PretrainConfig, dataset: Dataset, held_out: Examples, seconds: float, looks: int, name: str, train: Examples | None = None
+    config: PretrainConfig,
+    dataset: Dataset,
+    held_out: Examples,
+    seconds: float,
+    looks: int,
+    name: str,
+    train: Examples | None = None,
 ) -> tuple[BabyBert, Curve]:
     """Train for so long, on the dataset's pairs or on `train`; returns the model and its scores on `held_out` at evenly spread times."""
     torch.manual_seed(config.seed)
     counts_V = dataset.token_counts()
     bert = load_or_create(config, dataset, counts_V, None).choose_kernels(config.kernels)
-    model, optimizer, parallel = PretrainingModel(bert), make_optimizer(bert, config), Parallel("single", CPU, bf16=False)
+    model, optimizer, parallel = (
+        PretrainingModel(bert),
+        make_optimizer(bert, config),
+        DistributedContext("single", CPU, bf16=False),
+    )
 
     def step(batch: Batch, number: int, clock: Clock) -> None:
         for group in optimizer.param_groups:
@@ -85,10 +101,24 @@ def learn(
         optimizer.zero_grad()
 
     loader = make_loader(config, train or dataset.examples("train"), dataset.tokenizer.size, CPU)
-    return bert, run(step, loader.epoch, lambda: evaluate(bert, held_out, counts_V, 64, CPU), Clock(seconds, looks), config.batch_size, name)
+    return bert, run(
+        step,
+        loader.epoch,
+        lambda: evaluate(bert, held_out, counts_V, 64, CPU),
+        Clock(seconds, looks),
+        config.batch_size,
+        name,
+    )
 
 
-def run(step: Callable[[Batch, int, Clock], None], epoch: Callable[[int], Any], look: Callable[[], Scores], clock: Clock, batch_size: int, name: str) -> Curve:
+def run(
+    step: Callable[[Batch, int, Clock], None],
+    epoch: Callable[[int], Any],
+    look: Callable[[], Scores],
+    clock: Clock,
+    batch_size: int,
+    name: str,
+) -> Curve:
     """Take steps until the clock has run out; returns the scores of each look with its seconds and pairs."""
     curve: Curve = [point(look(), 0.0, 0, name)]
     number = 0

@@ -22,24 +22,45 @@ from ways import hugging_face, hugging_face_inputs, reference
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import Batch, collate, ordered_batches
 from babybert.data.table import Examples
-from babybert.model.objectives import nsp_loss
-from babybert.pictures import open_pyplot, save_figure
-from babybert.training.evaluation import Scores, baselines, evaluate
-from babybert.training.parallel import Parallel
-from babybert.training.trainer import load_or_create, make_loader
+from babybert.evaluation.scores import Scores, baselines, evaluate
+from babybert.figures import open_pyplot, save_figure
+from babybert.model.loss import nsp_loss
+from babybert.training.distributed import DistributedContext
+from babybert.training.train import load_or_create, make_loader
 
-COLOURS = {"reference": "tab:gray", "hugging face": "tab:orange", "hugging face, tuned": "tab:red", "default": "tab:blue", "mini": "tab:green"}
+COLOURS = {
+    "reference": "tab:gray",
+    "hugging face": "tab:orange",
+    "hugging face, tuned": "tab:red",
+    "default": "tab:blue",
+    "mini": "tab:green",
+}
 
 
 def main() -> None:
     """Train all, one after the other; print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
-    parser.add_argument("--wordpiece", type=Path, default=Path("data/imdb-wordpiece"), help="the same, prepared with --tokenizer-kind wordpiece")
+    parser.add_argument(
+        "--wordpiece",
+        type=Path,
+        default=Path("data/imdb-wordpiece"),
+        help="the same, prepared with --tokenizer-kind wordpiece",
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each")
-    parser.add_argument("--looks", type=int, default=10, help="how often each is measured; more at the beginning of a time would need shorter steps")
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=10,
+        help="how often each is measured; more at the beginning of a time would need shorter steps",
+    )
     parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to measure on")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/learning"), help="the JSON's and the picture's name, without an ending")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks/learning"),
+        help="the JSON's and the picture's name, without an ending",
+    )
     options = parser.parse_args()
     words, pieces = open_dataset(options.data), open_dataset(options.wordpiece)
     curves = {
@@ -72,12 +93,14 @@ def reference_loop(dataset: Dataset, options: argparse.Namespace) -> Curve:
     def step(batch: Batch, number: int, clock: Clock) -> None:
         for group in optimizer.param_groups:
             group["lr"] = clock.rate(config)
-        Parallel("single", CPU, bf16=False).seed_step(config.seed, number)
+        DistributedContext("single", CPU, bf16=False).seed_step(config.seed, number)
         take(batch)
 
     loader = make_loader(config, dataset.examples("train"), dataset.tokenizer.size, CPU)
     clock = Clock(60 * options.minutes, options.looks)
-    return run(step, loader.epoch, lambda: evaluate(bert, held_out, counts_V, 64, CPU), clock, config.batch_size, "reference")
+    return run(
+        step, loader.epoch, lambda: evaluate(bert, held_out, counts_V, 64, CPU), clock, config.batch_size, "reference"
+    )
 
 
 def trainer(name: str, dataset: Dataset, options: argparse.Namespace, batch_size: int, lr: float) -> Curve:
@@ -101,7 +124,9 @@ def trainer(name: str, dataset: Dataset, options: argparse.Namespace, batch_size
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if clock.due(len(curve) - 1):
                 clock.stop()
-                curve.append(point(_score(model, held_out, counts_V), clock.trained, state.global_step * batch_size, name))
+                curve.append(
+                    point(_score(model, held_out, counts_V), clock.trained, state.global_step * batch_size, name)
+                )
                 control.should_training_stop = clock.trained >= clock.budget
                 clock.start()
 
@@ -119,7 +144,14 @@ def trainer(name: str, dataset: Dataset, options: argparse.Namespace, batch_size
         seed=0,
     )
     rows: Any = list(range(len(train)))
-    Trainer(model, arguments, lambda chosen: _inputs(train, chosen), rows, optimizers=(optimizer, schedule), callbacks=[Look()]).train()
+    Trainer(
+        model,
+        arguments,
+        lambda chosen: _inputs(train, chosen),
+        rows,
+        optimizers=(optimizer, schedule),
+        callbacks=[Look()],
+    ).train()
     return curve
 
 
@@ -136,7 +168,9 @@ def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
     ranks = []
     for batch in ordered_batches(held_out, 64):
         inputs = hugging_face_inputs(batch)
-        hidden_BTD, pooled_BD = model.bert(**{name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}, return_dict=False)
+        hidden_BTD, pooled_BD = model.bert(
+            **{name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}, return_dict=False
+        )
         chosen_BT = batch.labels_BT > 0
         target_N, logits_NV = batch.labels_BT[chosen_BT], model.cls.predictions(hidden_BTD[chosen_BT])
         own_N = logits_NV.gather(1, target_N[:, None])
@@ -184,11 +218,15 @@ def draw(curves: dict[str, Curve], out: Path) -> list[Path]:
         for name, curve in curves.items():
             seen = curve if axis == "seconds" else curve[1:]
             x = [at[axis] for at in seen]
-            axes[0, column].plot(x, [at["mlm_loss"] - at["mlm_unigram_loss"] for at in seen], ".-", color=COLOURS[name], label=name)
+            axes[0, column].plot(
+                x, [at["mlm_loss"] - at["mlm_unigram_loss"] for at in seen], ".-", color=COLOURS[name], label=name
+            )
             axes[1, column].plot(x, [at["nsp_accuracy"] for at in seen], ".-", color=COLOURS[name], label=name)
         axes[0, column].axhline(0, color="black", linestyle="--", linewidth=1)
         axes[0, column].set_yscale("symlog", linthresh=0.5)
-        axes[0, column].set(ylabel="MLM loss less that of word counts, nats", xlabel=label, title="masked words, held out")
+        axes[0, column].set(
+            ylabel="MLM loss less that of word counts, nats", xlabel=label, title="masked words, held out"
+        )
         axes[1, column].axhline(curves["default"][0]["nsp_chance_accuracy"], color="black", linestyle="--", linewidth=1)
         axes[1, column].set(ylabel="NSP accuracy", xlabel=label, title="next sentence, held out")
         if axis == "seen":

@@ -34,8 +34,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeat", type=int, default=5, help="rounds in which each way has its turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for pretrain.json and pretrain.svg")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, wherever the plain form is measured; some minutes more")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/benchmarks"), help="folder for pretrain.json and pretrain.svg"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile too, wherever the plain form is measured; some minutes more",
+    )
     parser.add_argument("--only", type=int, nargs="*", help="cases to run, by their number")
     parser.add_argument("--memory-of", nargs=4, metavar=("WAY", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -44,7 +50,9 @@ def main() -> None:
         print(peak_gib(dataset, options, device))
         return
     rates = measure_rates(device)
-    print(f"{describe(device)}: {2e-9 * rates.multiply_adds:,.0f} GFLOP/s, {1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s")
+    print(
+        f"{describe(device)}: {2e-9 * rates.multiply_adds:,.0f} GFLOP/s, {1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s"
+    )
     found = []
     for number, case in enumerate(cases(device)):
         if options.only is None or number in options.only:
@@ -63,12 +71,30 @@ def main() -> None:
 def cases(device: torch.device) -> list[Case]:
     """The case of the claims first, with all peers; then ours and the plain form by batch size, length and preset."""
     if device.type == "cuda":
-        sizes = [*itertools.product(("baby",), (32, 512, 4096), (64,)), ("baby", 512, 32), ("baby", 512, 128), ("tiny", 512, 64), ("mini", 512, 64)]
+        sizes = [
+            *itertools.product(("baby",), (32, 512, 4096), (64,)),
+            ("baby", 512, 32),
+            ("baby", 512, 128),
+            ("tiny", 512, 64),
+            ("mini", 512, 64),
+        ]
         peers = {("baby", 32, 64): ALL, ("baby", 512, 64): ALL}
     else:
-        sizes = [("baby", 32, 64), ("baby", 6, 64), ("baby", 8, 64), ("baby", 128, 64), ("baby", 512, 64), ("baby", 32, 32), ("baby", 32, 128)]
+        sizes = [
+            ("baby", 32, 64),
+            ("baby", 6, 64),
+            ("baby", 8, 64),
+            ("baby", 128, 64),
+            ("baby", 512, 64),
+            ("baby", 32, 32),
+            ("baby", 32, 128),
+        ]
         sizes += [("tiny", 32, 64), ("mini", 32, 64)]
-        peers = {("baby", 32, 64): ALL, ("baby", 6, 64): ALL, ("baby", 512, 64): OURS}  # there the plain form takes 20 s a step
+        peers = {
+            ("baby", 32, 64): ALL,
+            ("baby", 6, 64): ALL,
+            ("baby", 512, 64): OURS,
+        }  # there the plain form takes 20 s a step
     return [{"preset": p, "batch": b, "positions": t, "ways": peers.get((p, b, t), TWO)} for p, b, t in sizes]
 
 
@@ -98,10 +124,18 @@ def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device,
                 first[way] = taken
     token, mask = statistics.median(tokens), statistics.median(masked)
     floor = floor_seconds(model_config(case["preset"], dataset.tokenizer.size), token, mask, rates)
-    found: Case = {**case, "tokens": token, "masked": mask, "floor_ms": {name: 1000 * seconds for name, seconds in floor.items()}, "found": {}}
+    found: Case = {
+        **case,
+        "tokens": token,
+        "masked": mask,
+        "floor_ms": {name: 1000 * seconds for name, seconds in floor.items()},
+        "found": {},
+    }
     for way, all_taken in times.items():
         seconds = statistics.median(all_taken)
-        peak = _peak(options, way, case) if case["batch"] >= 32 and case["positions"] == 64 and way != "compiled" else None
+        peak = (
+            _peak(options, way, case) if case["batch"] >= 32 and case["positions"] == 64 and way != "compiled" else None
+        )
         found["found"][way] = {
             "step_ms": 1000 * seconds,
             "pairs_per_second": case["batch"] / seconds,
@@ -121,7 +155,10 @@ def _peak(options: argparse.Namespace, way: str, case: Case) -> float:
 def peak_gib(dataset: Dataset, options: argparse.Namespace, device: torch.device) -> float:
     """The most memory that two steps took: of the device, or of this whole process."""
     way, preset, batch, positions = options.memory_of
-    batches, step = batches_of(dataset, int(batch), int(positions)), make_step(way, dataset, options.data, preset, device)
+    batches, step = (
+        batches_of(dataset, int(batch), int(positions)),
+        make_step(way, dataset, options.data, preset, device),
+    )
     for _ in range(2):
         step(next(batches).to(device))
     if device.type == "cuda":
@@ -133,26 +170,38 @@ def show(number: int, case: Case, pairs: int) -> None:
     """One case as a table."""
     floor = sum(case["floor_ms"].values())
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in case["floor_ms"].items())
-    print(f"\n[{number}] {case['preset']}, batch {case['batch']} x {case['positions']}: {case['tokens']:,.0f} tokens, {case['masked']:,.0f} of them masked")
+    print(
+        f"\n[{number}] {case['preset']}, batch {case['batch']} x {case['positions']}: {case['tokens']:,.0f} tokens, {case['masked']:,.0f} of them masked"
+    )
     ours = case["found"]["ours"]["pairs_per_second"]
     for way, own in case["found"].items():
         peak = f"peak {own['peak_gib']:.2f} GiB" if own["peak_gib"] else ""
         peak += f"   first step {own['first_step_s']:.0f} s" if way == "compiled" else ""
         rate = f"{own['step_ms']:>9,.1f} ms{own['pairs_per_second']:>10,.1f} pairs/s{own['tokens_per_second']:>11,.0f} tokens/s"
         print(f"  {way:<14}{rate}   ours has {ours / own['pairs_per_second']:6.1f} x   {peak}")
-    print(f"  floor         {floor:>9,.1f} ms ({parts}): ours takes {case['found']['ours']['step_ms'] / floor:.1f} times as long")
+    print(
+        f"  floor         {floor:>9,.1f} ms ({parts}): ours takes {case['found']['ours']['step_ms'] / floor:.1f} times as long"
+    )
     print(f"  an epoch of these {pairs:,} pairs by ours: {pairs / ours:,.0f} s", flush=True)
 
 
 def growth(found: list[Case]) -> None:
     """How time grows with pairs and masked tokens, and memory with the batch, of the preset that was measured by batch size."""
-    ladder = sorted((case for case in found if case["preset"] == "baby" and case["positions"] == 64), key=lambda case: case["batch"])
+    ladder = sorted(
+        (case for case in found if case["preset"] == "baby" and case["positions"] == 64), key=lambda case: case["batch"]
+    )
     if ladder:
         print("\nours by batch size: the same time a pair and a masked token, were all of it work")
     for case in ladder:
         own = case["found"]["ours"]
-        peak = f"{own['peak_gib']:.2f} GiB; N x V in fp32 would be {4 * case['masked'] * 147_161 / 2**30:.2f}" if own["peak_gib"] else ""
-        print(f"  batch {case['batch']:>5}: {own['step_ms'] / case['batch']:.3f} ms a pair, {own['step_ms'] / case['masked']:.3f} a masked token   {peak}")
+        peak = (
+            f"{own['peak_gib']:.2f} GiB; N x V in fp32 would be {4 * case['masked'] * 147_161 / 2**30:.2f}"
+            if own["peak_gib"]
+            else ""
+        )
+        print(
+            f"  batch {case['batch']:>5}: {own['step_ms'] / case['batch']:.3f} ms a pair, {own['step_ms'] / case['masked']:.3f} a masked token   {peak}"
+        )
 
 
 def draw(found: list[Case], path: Path) -> None:
@@ -163,7 +212,11 @@ def draw(found: list[Case], path: Path) -> None:
     ways = [way for way in WAYS if any(way in case["found"] for case in found)]
     wide = 0.8 / len(ways)
     for place, way in enumerate(ways):
-        points = [(i + wide * (place - (len(ways) - 1) / 2), case["found"][way]["pairs_per_second"]) for i, case in enumerate(found) if way in case["found"]]
+        points = [
+            (i + wide * (place - (len(ways) - 1) / 2), case["found"][way]["pairs_per_second"])
+            for i, case in enumerate(found)
+            if way in case["found"]
+        ]
         axes.bar([x for x, _ in points], [rate for _, rate in points], wide, label=way)
     axes.set_yscale("log")
     axes.set_ylabel("pairs/s")

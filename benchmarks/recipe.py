@@ -27,7 +27,14 @@ from babybert.data.tokenizer import SEP
 
 Changes = dict[str, Any]
 # Where the search began, and the first steps away from it; then the recipe it came to, and one change at a time to that.
-BEFORE: Changes = {"lr": 0.01, "decoder_lr_factor": 1.0, "embedding_lr_factor": 1.0, "decoder_epsilon": 1e-8, "dropout": 0.1, "batch_size": 64}
+BEFORE: Changes = {
+    "lr": 0.01,
+    "decoder_lr_factor": 1.0,
+    "embedding_lr_factor": 1.0,
+    "decoder_epsilon": 1e-8,
+    "dropout": 0.1,
+    "batch_size": 64,
+}
 MINI_BEFORE: Changes = {"decoder_lr_factor": 1.0, "embedding_lr_factor": 1.0, "batch_size": 64}
 TRIALS: dict[str, list[Changes]] = {
     "baby": [
@@ -103,7 +110,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/recipe.json"))
     options = parser.parse_args()
     with ProcessPoolExecutor(options.cores, multiprocessing.get_context("spawn"), one_thread) as pool:
-        chosen = [changes for number, changes in enumerate(TRIALS[options.preset]) if options.only is None or number in options.only]
+        chosen = [
+            changes
+            for number, changes in enumerate(TRIALS[options.preset])
+            if options.only is None or number in options.only
+        ]
         found = list(pool.map(partial(trial, options), chosen))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, indent=2) + "\n")
@@ -121,7 +132,9 @@ def trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
     name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
     dataset = open_dataset(options.data)
     train = drawn_negatives(dataset.examples("train")) if changes.get("negatives") == "drawn" else None
-    config = settings(options.data, preset=options.preset, **{key: value for key, value in changes.items() if key != "negatives"})
+    config = settings(
+        options.data, preset=options.preset, **{key: value for key, value in changes.items() if key != "negatives"}
+    )
     _, curve = learn(config, dataset, some_pairs(dataset, options.pairs), options.seconds, 2, name, train)
     return {"changes": changes, "name": name, "curve": curve}
 
@@ -133,7 +146,9 @@ def drawn_negatives(examples: Examples) -> Examples:
     with_sep = np.add.reduceat(examples.segments == 2, start, dtype=np.int64)  # B and its [SEP]
     before = lengths - with_sep  # [CLS] A [SEP]
     starts, sizes = np.concatenate([start + 1, start + before]), np.concatenate([before - 2, with_sep - 1])
-    drawn = np.where(examples.is_next == 1, len(start) + np.arange(len(start)), rng.integers(0, len(starts), len(start)))
+    drawn = np.where(
+        examples.is_next == 1, len(start) + np.arange(len(start)), rng.integers(0, len(starts), len(start))
+    )
     size = np.minimum(sizes[drawn], lengths.max() - before - 1)
     offsets = np.concatenate([[0], np.cumsum(before + size + 1)])
     new, segments = np.full(offsets[-1], SEP, np.int32), np.full(offsets[-1], 2, np.int8)
@@ -145,11 +160,15 @@ def drawn_negatives(examples: Examples) -> Examples:
 def show(found: list[dict[str, Any]]) -> None:
     """The table for the docs, best last scores in bold."""
     best = min(trial["curve"][-1]["mlm_loss"] for trial in found)
-    print(f"\n| change | pairs | MLM loss | to word counts ({unigram(found[0]['curve']):.3f}) | NSP accuracy |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        f"\n| change | pairs | MLM loss | to word counts ({unigram(found[0]['curve']):.3f}) | NSP accuracy |\n| --- | ---: | ---: | ---: | ---: |"
+    )
     for trial in found:
         at = trial["curve"][-1]
         loss = f"**{at['mlm_loss']:.3f}**" if at["mlm_loss"] == best else f"{at['mlm_loss']:.3f}"
-        print(f"| {trial['name']} | {at['seen']:,} | {loss} | {at['mlm_loss'] - at['mlm_unigram_loss']:+.3f} | {at['nsp_accuracy']:.1%} |")
+        print(
+            f"| {trial['name']} | {at['seen']:,} | {loss} | {at['mlm_loss'] - at['mlm_unigram_loss']:+.3f} | {at['nsp_accuracy']:.1%} |"
+        )
 
 
 if __name__ == "__main__":

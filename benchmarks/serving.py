@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from babybert.checkpoint.format import find_checkpoint
+from babybert.checkpoint.model_files import MODEL_FILES
 from babybert.config import PRESETS, ServeConfig
 from babybert.data.tokenizer import Tokenizer
-from babybert.inference.archive import MODEL_NAME, pack, write_archive
-from babybert.inference.server import Server, free_ports
-from babybert.model.saved import MODEL_FILES
-from babybert.training.checkpoint import find_checkpoint
+from babybert.serving.archive import MODEL_NAME, pack, write_archive
+from babybert.serving.torchserve import Server, free_ports
 
 HERE = Path(__file__).parent
 CLIENTS = (1, 8, 64)
@@ -46,7 +46,9 @@ WAYS = {
 def main() -> None:
     """Pack, serve and ask all of them; print as they end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB: the vocabulary of the reference's size")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/imdb"), help="prepared IMDB: the vocabulary of the reference's size"
+    )
     parser.add_argument("--seconds", type=int, default=4, help="of each load")
     parser.add_argument("--workers", type=int, default=1, help="of each server")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each server at each load")
@@ -62,12 +64,23 @@ def main() -> None:
         memory = {way: worker_mb(server) for way, server in servers.items()}
     show(found, memory, start)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "serving.json").write_text(json.dumps({"loads": found, "worker_mb": memory, "first_answer_s": start}, indent=2) + "\n")
+    (options.out / "serving.json").write_text(
+        json.dumps({"loads": found, "worker_mb": memory, "first_answer_s": start}, indent=2) + "\n"
+    )
 
 
 def make_archives(data: Path, folder: Path) -> dict[str, Path]:
     """An archive of each way, of a model of the reference's sizes that has taken one step."""
-    command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={data}", f"--out={folder / 'run'}", "--preset=baby", "--max-steps=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "babybert.cli",
+        "pretrain",
+        f"--data={data}",
+        f"--out={folder / 'run'}",
+        "--preset=baby",
+        "--max-steps=1",
+    ]
     subprocess.run([*command, "--validation-pairs=64", "--no-metrics", "--device=cpu"], check=True)
     checkpoint = find_checkpoint(folder / "run")
     for way in ("echo", "hugging_face", "reference"):
@@ -75,14 +88,22 @@ def make_archives(data: Path, folder: Path) -> dict[str, Path]:
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, folder / "reference" / "content" / name)
     package = Path(__file__).parent.parent / "babybert"
-    shutil.copytree(package, folder / "reference" / "content" / "babybert", ignore=shutil.ignore_patterns("__pycache__"))
-    save_hugging_face(Tokenizer.load(checkpoint / "tokenizer.json"), checkpoint / "tokenizer.json", folder / "hugging_face" / "content")
+    shutil.copytree(
+        package, folder / "reference" / "content" / "babybert", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    save_hugging_face(
+        Tokenizer.load(checkpoint / "tokenizer.json"),
+        checkpoint / "tokenizer.json",
+        folder / "hugging_face" / "content",
+    )
     (folder / "echo" / "content" / "nothing").touch()
     archives = {"ours": write_archive(checkpoint, folder / "ours")}
     for way in ("echo", "hugging face", "reference"):
         name = way.replace(" ", "_")
         served = {"version": "1", "step": 1, "digest": ""}
-        archives[way] = pack(folder / name / "content", HERE / "serving_peers" / name / "babybert_handler.py", served, folder / name)
+        archives[way] = pack(
+            folder / name / "content", HERE / "serving_peers" / name / "babybert_handler.py", served, folder / name
+        )
     return archives
 
 
@@ -91,11 +112,22 @@ def save_hugging_face(tokenizer: Tokenizer, path: Path, content: Path) -> None:
     import transformers
 
     own = PRESETS["baby"]
-    sizes = {"hidden_size": own["width"], "num_hidden_layers": own["layers"], "num_attention_heads": own["heads"], "intermediate_size": own["feed_forward"]}
+    sizes = {
+        "hidden_size": own["width"],
+        "num_hidden_layers": own["layers"],
+        "num_attention_heads": own["heads"],
+        "intermediate_size": own["feed_forward"],
+    }
     config = transformers.BertConfig(vocab_size=tokenizer.size, **sizes)
     model: Any = transformers.BertForMaskedLM(config)
     model.save_pretrained(content)
-    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    names = {
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "unk_token": "[UNK]",
+    }
     wrapped: Any = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), **names)
     wrapped.save_pretrained(content)
 
@@ -103,7 +135,16 @@ def save_hugging_face(tokenizer: Tokenizer, path: Path, content: Path) -> None:
 def serve(archive: Path, workers: int) -> Server:
     """A server of this archive on ports of its own."""
     inference, management, metrics = free_ports(3)
-    return Server(ServeConfig(source=str(archive), workers=workers, inference_port=inference, management_port=management, metrics_port=metrics), archive)
+    return Server(
+        ServeConfig(
+            source=str(archive),
+            workers=workers,
+            inference_port=inference,
+            management_port=management,
+            metrics_port=metrics,
+        ),
+        archive,
+    )
 
 
 def first_answer_seconds(archive: Path) -> float:
@@ -111,14 +152,22 @@ def first_answer_seconds(archive: Path) -> float:
     taken = []
     for _ in range(3):
         ports = free_ports(3)
-        flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
+        flags = [
+            f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)
+        ]
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "babybert.cli", "serve", str(archive), *flags], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "babybert.cli", "serve", str(archive), *flags], stderr=subprocess.PIPE, text=True
+        )
         assert process.stderr
         assert "POST" in process.stderr.readline()
         asked = json.dumps({"text": TEXTS[0]})
         url = f"http://127.0.0.1:{ports[0]}/predictions/{MODEL_NAME}"
-        subprocess.run(["curl", "-sf", "-H", "Content-Type: application/json", "-d", asked, url], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["curl", "-sf", "-H", "Content-Type: application/json", "-d", asked, url],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         taken.append(time.perf_counter() - start)
         process.terminate()
         process.wait()
@@ -136,7 +185,11 @@ def measure(servers: dict[str, Server], options: argparse.Namespace) -> dict[str
                 loads[way][clients].append(ask(server, clients, options.seconds))
     names = ("requests_per_second", "p50_ms", "p99_ms")
     return {
-        way: {clients: {name: statistics.median(run[name] for run in runs) for name in names} for clients, runs in own.items()} for way, own in loads.items()
+        way: {
+            clients: {name: statistics.median(run[name] for run in runs) for name in names}
+            for clients, runs in own.items()
+        }
+        for way, own in loads.items()
     }
 
 
@@ -160,7 +213,17 @@ def ask(server: Server, clients: int, seconds: int) -> dict[str, float]:
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", file.name, server.predictions_url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{seconds}s",
+            "--timeout",
+            "60s",
+            "-s",
+            file.name,
+            server.predictions_url,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     match = re.search(r"found (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
     assert match, done.stdout + done.stderr
@@ -172,7 +235,10 @@ def ask(server: Server, clients: int, seconds: int) -> dict[str, float]:
 def worker_mb(server: Server) -> float:
     """The most memory that one of its workers has had."""
     workers = server.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
-    return max(int(Path(f"/proc/{worker['pid']}/status").read_text().split("VmHWM:")[1].split()[0]) / 1000 for worker in workers)
+    return max(
+        int(Path(f"/proc/{worker['pid']}/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
+        for worker in workers
+    )
 
 
 def show(found: dict[str, dict[int, dict[str, float]]], memory: dict[str, float], start: float) -> None:

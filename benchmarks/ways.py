@@ -10,9 +10,9 @@ from torch import Tensor
 from babybert.config import PRESETS, PretrainConfig
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch, Loader
-from babybert.model.objectives import PretrainingModel
-from babybert.training.parallel import Parallel, backward
-from babybert.training.trainer import load_or_create, make_optimizer
+from babybert.model.loss import PretrainingModel
+from babybert.training.distributed import DistributedContext, backward
+from babybert.training.train import load_or_create, make_optimizer
 
 WAYS = {
     "reference": "logits at every position, eager, Adam",
@@ -34,14 +34,16 @@ def batches_of(dataset: Dataset, batch_size: int, positions: int) -> Iterator[Ba
 
 def make_step(way: str, dataset: Dataset, data: Path, preset: str, device: torch.device) -> Step:
     """A function that takes one training step of this way: forward, backward, clipping, optimizer."""
-    config = PretrainConfig(data=data, preset=preset, device=device.type, metrics=False, kernels="auto" if way == "ours" else "plain")  # type: ignore[arg-type]
+    config = PretrainConfig(
+        data=data, preset=preset, device=device.type, metrics=False, kernels="auto" if way == "ours" else "plain"
+    )  # type: ignore[arg-type]
     torch.manual_seed(0)
     if way == "hugging face":
         return _hugging_face(dataset.tokenizer.size, preset, device)
     bert = load_or_create(config, dataset, dataset.token_counts(), None).choose_kernels(config.kernels).to(device)
     if way == "reference":
         return reference(bert)[0]
-    parallel = Parallel("single", device, bf16=device.type == "cuda")
+    parallel = DistributedContext("single", device, bf16=device.type == "cuda")
     model: torch.nn.Module = PretrainingModel(bert)
     if way == "compiled":
         model.compile(dynamic=True)  # batches differ in length and in masked positions
@@ -71,7 +73,9 @@ def reference(bert: Any) -> tuple[Step, torch.optim.Optimizer]:
     def step(batch: Batch) -> None:
         hidden = bert(batch.ids_BT, batch.segments_BT)
         logits = bert.mlm_logits(hidden)
-        loss = mlm(logits.view(-1, logits.shape[-1]), batch.labels_BT.reshape(-1)) + nsp(bert.nsp_logits(hidden), batch.is_next_B)
+        loss = mlm(logits.view(-1, logits.shape[-1]), batch.labels_BT.reshape(-1)) + nsp(
+            bert.nsp_logits(hidden), batch.is_next_B
+        )
         _finish(loss, list(bert.parameters()), optimizer)
 
     return step, optimizer
@@ -82,7 +86,12 @@ def hugging_face(vocab_size: int, preset: str) -> Any:
     from transformers import BertConfig, BertForPreTraining
 
     own = PRESETS[preset]
-    sizes = {"hidden_size": own["width"], "num_hidden_layers": own["layers"], "num_attention_heads": own["heads"], "intermediate_size": own["feed_forward"]}
+    sizes = {
+        "hidden_size": own["width"],
+        "num_hidden_layers": own["layers"],
+        "num_attention_heads": own["heads"],
+        "intermediate_size": own["feed_forward"],
+    }
     return BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
 
 

@@ -23,9 +23,9 @@ from torch import nn
 
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.tokenizer import FIRST_ORDINARY
-from babybert.evaluation.bigram import targets_of
+from babybert.evaluation.bigram_baseline import targets_of
 from babybert.evaluation.report import bigram_answers
-from babybert.pictures import open_pyplot, save_figure
+from babybert.figures import open_pyplot, save_figure
 
 WIDTHS = (10, 32, 64, 128, 256)
 FIT_STEPS = 400
@@ -38,14 +38,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0, help="training time of each width")
     parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to measure on")
     parser.add_argument("--words", type=int, default=2000, help="most frequent words, of the fits by rank")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/width"), help="the JSON's and the picture's name, without an ending")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks/width"),
+        help="the JSON's and the picture's name, without an ending",
+    )
     options = parser.parse_args()
     dataset = open_dataset(options.data)
     ranks = by_rank(dataset, options.words)
     held_out = some_pairs(dataset, options.pairs)
     curves = {}
     for width in WIDTHS:
-        own = {"width": width, "feed_forward": 4 * width, "decoder_epsilon": 1e-3, "decoder_lr_factor": 500 / width, "embedding_lr_factor": 6.0}
+        own = {
+            "width": width,
+            "feed_forward": 4 * width,
+            "decoder_epsilon": 1e-3,
+            "decoder_lr_factor": 500 / width,
+            "embedding_lr_factor": 6.0,
+        }
         config = settings(options.data, preset="baby") if width == 10 else settings(options.data, preset="mini", **own)
         _, curves[width] = learn(config, dataset, held_out, 60 * options.minutes, 6, f"width {width}")
     bigram = float(bigram_answers(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))[0].mean())
@@ -85,7 +96,10 @@ def _fit(share_LV: torch.Tensor, rank: int) -> float:
     """Cross entropy of the counts under softmax(U W + b), after gradient descent from random U and W."""
     torch.manual_seed(0)
     size = len(share_LV)
-    left_LD, word_DV = nn.Parameter(torch.randn(size, rank) / rank**0.5), nn.Parameter(torch.randn(rank, size) / rank**0.5)
+    left_LD, word_DV = (
+        nn.Parameter(torch.randn(size, rank) / rank**0.5),
+        nn.Parameter(torch.randn(rank, size) / rank**0.5),
+    )
     bias_V = nn.Parameter((share_LV.sum(0) + 1e-9).log())
     weight_L = share_LV.sum(1)
     optimizer = torch.optim.Adam([left_LD, word_DV, bias_V], lr=0.05)
@@ -122,10 +136,14 @@ def draw(result: dict[str, Any], out: Path) -> list[Path]:
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     for axis, what in ((axes[0], "seconds"), (axes[1], "seen")):
         for width, curve in result["curves"].items():
-            looks = [at for at in curve if at["seen"] or what == "seconds"]  # 0 pairs have no place on a logarithmic axis
+            looks = [
+                at for at in curve if at["seen"] or what == "seconds"
+            ]  # 0 pairs have no place on a logarithmic axis
             axis.plot([at[what] for at in looks], [at["mlm_loss"] for at in looks], ".-", label=f"width {width}")
         axis.axhline(result["unigram"], color="black", linestyle="--", linewidth=1, label="word counts")
-        axis.set(xlabel={"seconds": "seconds of training", "seen": "pairs seen"}[what], ylabel="held-out MLM loss, nats")
+        axis.set(
+            xlabel={"seconds": "seconds of training", "seen": "pairs seen"}[what], ylabel="held-out MLM loss, nats"
+        )
     axes[0].set_title("equal time")
     axes[1].set_title("the same by pairs")
     axes[1].set_xscale("log")
@@ -134,7 +152,9 @@ def draw(result: dict[str, Any], out: Path) -> list[Path]:
     axes[2].plot(WIDTHS, [ranks[str(width)] for width in WIDTHS], "o-", label="best table of this rank")
     axes[2].axhline(ranks["word counts"], color="black", linestyle="--", linewidth=1, label="word counts")
     axes[2].axhline(ranks["neighbour"], color="tab:green", linestyle=":", label="the counts of the left neighbour")
-    axes[2].set(xscale="log", xlabel="rank", ylabel="nats a word, frequent words only", title="what the rank alone allows")
+    axes[2].set(
+        xscale="log", xlabel="rank", ylabel="nats a word, frequent words only", title="what the rank alone allows"
+    )
     axes[2].set_xticks(WIDTHS, [str(width) for width in WIDTHS])
     axes[2].legend(fontsize="small")
     return save_figure(pyplot, figure, out)

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from babybert.config import ServeConfig
-from babybert.inference.server import Server, free_ports
+from babybert.serving.torchserve import Server, free_ports
 
 ROOT = Path(__file__).parent.parent
 DATA, RUN, STORE = "data/demo", "runs/demo", "model-store"
 FILL = {"text": "The sheriff rides with a revolver near the [MASK].", "top_k": 3}
 FOLLOWS = {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "She launches near the planet with a laser."}
-UNRELATED = {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "He plays a sheriff in this terrible western film."}
+UNRELATED = {
+    "sentence_a": "Mary is superb as the pilot.",
+    "sentence_b": "He plays a sheriff in this terrible western film.",
+}
 
 
 def main() -> None:
@@ -82,8 +85,16 @@ def serve_and_ask() -> None:
     """Serve the archive on free ports, ask both kinds of question over HTTP, print answers and moved metrics."""
     inference, management, metrics = free_ports(3)
     archive = ROOT / STORE / "babybert.mar"
-    config = ServeConfig(source=str(archive), inference_port=inference, management_port=management, metrics_port=metrics)
-    command("serve", f"{STORE}/babybert.mar", f"--inference-port={inference}", f"--management-port={management}", f"--metrics-port={metrics}")
+    config = ServeConfig(
+        source=str(archive), inference_port=inference, management_port=management, metrics_port=metrics
+    )
+    command(
+        "serve",
+        f"{STORE}/babybert.mar",
+        f"--inference-port={inference}",
+        f"--management-port={management}",
+        f"--metrics-port={metrics}",
+    )
     with Server(config, archive) as server:
         before = scrape(server.metrics_url)
         for question in (FILL, FOLLOWS, UNRELATED):
@@ -112,7 +123,12 @@ def print_moved(title: str, before: dict[str, float], after: dict[str, float]) -
     """The samples of ours and of TorchServe's requests that differ."""
     print(f"\n{title}:")
     for name, value in sorted(after.items()):
-        if name.startswith(("babybert_", "ts_inference", "Requests")) and "_bucket" not in name and "_created" not in name and value != before.get(name):
+        if (
+            name.startswith(("babybert_", "ts_inference", "Requests"))
+            and "_bucket" not in name
+            and "_created" not in name
+            and value != before.get(name)
+        ):
             print(f"  {name} {value:g}")
 
 

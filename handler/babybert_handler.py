@@ -1,4 +1,4 @@
-"""TorchServe's side of BabyBERT: JSON in, `babybert.inference`, JSON out.
+"""TorchServe's side of BabyBERT: JSON in, `babybert.serving`, JSON out.
 
 TorchServe hands over a batch of requests, whatever their method or content type. Each gets an answer of its own: one
 that cannot be answered is a 400, 415 or 500 with `{"error": "..."}`, and its neighbours are not harmed. The items of
@@ -26,8 +26,8 @@ from ts.metrics.metric_type_enum import MetricTypes
 from ts.protocol import otf_message_handler
 
 from babybert.errors import DataError, UserError
-from babybert.inference import requests
-from babybert.inference.predictor import Predictor, Work
+from babybert.serving import request_schema
+from babybert.serving.predictor import Predictor, Work
 
 MAX_RESPONSE_BYTES = 6_000_000  # TorchServe's own limit is 6.5 MB by default: a longer response kills the worker
 READ_AHEAD_BYTES = 65536  # a batch of small requests
@@ -66,11 +66,20 @@ class BabyBertHandler:
         # With kernels, PyTorch has only small operations left, and its threads spin for a while after each.
         torch.set_num_threads(1 if self.predictor.answers.best_words else threads)
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
-        self.headers = {"content-type": "application/json", "x-babybert-version": served["version"], "x-babybert-step": str(served["step"])}
-        self.metrics = {name: CachingMetric(name, unit, [*labels, "ModelName", "Level"], kind) for name, (kind, unit, labels) in METRICS.items()}
+        self.headers = {
+            "content-type": "application/json",
+            "x-babybert-version": served["version"],
+            "x-babybert-step": str(served["step"]),
+        }
+        self.metrics = {
+            name: CachingMetric(name, unit, [*labels, "ModelName", "Level"], kind)
+            for name, (kind, unit, labels) in METRICS.items()
+        }
         self.model_name = context.model_name
         read_ahead(otf_message_handler)
-        self.predictor.answer([requests.FillMask("[MASK]"), requests.NextSentence("a", "b")])  # what is compiled is compiled now
+        self.predictor.answer(
+            [request_schema.FillMask("[MASK]"), request_schema.NextSentence("a", "b")]
+        )  # what is compiled is compiled now
         gc.freeze()  # what is there now stays: it need not be looked through for garbage
         self.emit("babybert_model_info", 1, served["version"], str(served["step"]), served["digest"])
         self.emit("babybert_model_load_seconds", time.perf_counter() - start)
@@ -80,13 +89,13 @@ class BabyBertHandler:
         start = time.perf_counter()
         work = Work()
         parsed = [read(row, index, context) for index, row in enumerate(rows)]
-        items = [item for request in parsed if isinstance(request, requests.Request) for item in request.items]
+        items = [item for request in parsed if isinstance(request, request_schema.Request) for item in request.items]
         answers = iter(self.predictor.answer(items, work) if items else ())
         answered = time.perf_counter()
         responses, outcomes, counted = [], Counter(), Counter()
         for index, request in enumerate(parsed):
-            task, result = requests.UNKNOWN, request
-            if isinstance(request, requests.Request):
+            task, result = request_schema.UNKNOWN, request
+            if isinstance(request, request_schema.Request):
                 task = request.task
                 counted[task] += len(request.items)
                 result = put_together(request, [next(answers) for _ in request.items])
@@ -149,7 +158,9 @@ def read_ahead(protocol):
         return found
 
     protocol._retrieve_buffer = retrieve_buffer
-    protocol._retrieve_int = lambda connection: int.from_bytes(retrieve_buffer(connection, protocol.int_size), "big", signed=True)
+    protocol._retrieve_int = lambda connection: int.from_bytes(
+        retrieve_buffer(connection, protocol.int_size), "big", signed=True
+    )
 
 
 def read(row, index, context):
@@ -158,7 +169,7 @@ def read(row, index, context):
     part = context.get_request_header(index, "body")
     kind = part["content-type"] if isinstance(part, dict) else header(context, index, "content-type")
     try:
-        return requests.parse(row.get("body"), kind)
+        return request_schema.parse(row.get("body"), kind)
     except UserError as error:
         return error
 
@@ -179,9 +190,15 @@ def put_together(request, answers):
 def write(result):
     """The HTTP status and the JSON text of an answer or an error."""
     if isinstance(result, UserError):
-        status = 415 if isinstance(result, requests.UnsupportedType) else 500 if isinstance(result, DataError) else 400
+        status = (
+            415 if isinstance(result, request_schema.UnsupportedType) else 500 if isinstance(result, DataError) else 400
+        )
         return status, json.dumps({"error": str(result)}, ensure_ascii=False)
     text = TO_JSON.encode(result).encode()
     if len(text) > MAX_RESPONSE_BYTES:
-        return write(requests.UsageError(f"the answer would be {len(text):,} bytes long, at most {MAX_RESPONSE_BYTES:,} are sent: ask for less at once"))
+        return write(
+            request_schema.UsageError(
+                f"the answer would be {len(text):,} bytes long, at most {MAX_RESPONSE_BYTES:,} are sent: ask for less at once"
+            )
+        )
     return 200, text

@@ -1,6 +1,6 @@
 """Write monitoring.yaml from the alerts and dashboards that compose uses too: `make monitoring`; a test holds them in step.
 
-One file that `kubectl apply` takes, where Prometheus' operator is installed (its resources are PodMonitor,
+One file that `kubectl apply` supports, where Prometheus' operator is installed (its resources are PodMonitor,
 ServiceMonitor and PrometheusRule), and Grafana with the sidecar that looks for ConfigMaps labelled `grafana_dashboard`.
 """
 
@@ -39,16 +39,33 @@ def resources() -> list[dict[str, Any]]:
     endpoint = {"port": "metrics", "interval": "15s"}
     monitors = [
         # jobLabel: the series get the job's name that the rules and dashboards ask for, as compose gives them
-        _resource("PodMonitor", "babybert-pretrain", {"jobLabel": "app.kubernetes.io/name", "podMetricsEndpoints": [endpoint]}),
+        _resource(
+            "PodMonitor", "babybert-pretrain", {"jobLabel": "app.kubernetes.io/name", "podMetricsEndpoints": [endpoint]}
+        ),
         _resource("ServiceMonitor", "babybert-serve", {"jobLabel": "app.kubernetes.io/name", "endpoints": [endpoint]}),
     ]
     for monitor in monitors:
         monitor["spec"]["selector"] = {"matchLabels": {"app.kubernetes.io/name": monitor["metadata"]["name"]}}
-    groups = [group for path in sorted(RULES.glob("*.yaml")) for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]]
+    groups = [
+        group
+        for path in sorted(RULES.glob("*.yaml"))
+        for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+    ]
     rule = _resource("PrometheusRule", "babybert", {"groups": groups})
-    texts = {f"babybert-{path.name}": Block(path.read_text(encoding="utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))}
+    texts = {
+        f"babybert-{path.name}": Block(path.read_text(encoding="utf-8")) for path in sorted(DASHBOARDS.glob("*.json"))
+    }
     labels = {"app.kubernetes.io/name": "babybert", "grafana_dashboard": "1"}
-    return [*monitors, rule, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "babybert-dashboards", "labels": labels}, "data": texts}]
+    return [
+        *monitors,
+        rule,
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "babybert-dashboards", "labels": labels},
+            "data": texts,
+        },
+    ]
 
 
 def _resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,24 @@ import pytest
 import torch
 
 from babybert.config import PrepareConfig, PretrainConfig
+from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import Tokenizer
-from babybert.data.words import Words
 
 pytest_plugins = ["served"]  # the server that system tests share
 
-SMALL = {"preset": "tiny", "width": 8, "heads": 2, "layers": 1, "feed_forward": 16, "batch_size": 8, "metrics": False, "device": "cpu", "log_every": 5}
+SMALL = {
+    "preset": "tiny",
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "feed_forward": 16,
+    "batch_size": 8,
+    "metrics": False,
+    "device": "cpu",
+    "log_every": 5,
+}
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +73,7 @@ def imdb_review_folder(root: Path, texts: list[str]) -> Path:
 
 def tokenizer_of(*texts: str) -> Tokenizer:
     """The tokenizer that `prepare` would make of these texts."""
-    words = Words()
+    words = BasicEnglishTokenizer()
     for text in texts:
         words.add(text)
     return words.finish(min_frequency=1, vocab_size=None)[0]
@@ -132,11 +142,31 @@ class Seaweed:
             "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
             "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         }
-        reader = {"name": "reader", "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}], "actions": ["Read", "List"]}
+        reader = {
+            "name": "reader",
+            "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}],
+            "actions": ["Read", "List"],
+        }
         (folder / "s3.json").write_text(json.dumps({"identities": [writer, reader]}))
         master, volume, filer, s3 = _ports_with_room(4)
-        command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-webdav=false", "-admin.ui=false"]
-        ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command = [
+            weed,
+            "mini",
+            f"-dir={folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            "-master.telemetry=false",
+            "-webdav=false",
+            "-admin.ui=false",
+        ]
+        ports = [
+            f"-master.port={master}",
+            f"-volume.port={volume}",
+            f"-filer.port={filer}",
+            f"-s3.port={s3}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+        ]
         self._command, self._folder = [*command, *ports, f"-s3.config={folder / 's3.json'}"], folder
         self.url = f"http://127.0.0.1:{s3}"
 

@@ -36,7 +36,9 @@ def written(name):
 
 def only(resources, kind, name=None):
     """The one resource of this kind (and name)."""
-    (found,) = [resource for resource in resources if resource["kind"] == kind and name in (None, resource["metadata"]["name"])]
+    (found,) = [
+        resource for resource in resources if resource["kind"] == kind and name in (None, resource["metadata"]["name"])
+    ]
     return found
 
 

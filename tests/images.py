@@ -23,11 +23,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import aws_variables
 from deployment import ROOT, only, rendered
 
-from babybert.inference.server import free_ports
-from babybert.training.checkpoint import newest_whole
+from babybert.checkpoint.format import newest_valid
+from babybert.serving.torchserve import free_ports
 
 TRAIN, SERVE = "babybert-train:dev", "babybert-serve:dev"
-SMALL = {"BABYBERT_PREPARE_DEMO_DOCUMENTS": "80", "BABYBERT_PRETRAIN_WIDTH": "8", "BABYBERT_PRETRAIN_HEADS": "2", "OMP_NUM_THREADS": "1"}
+SMALL = {
+    "BABYBERT_PREPARE_DEMO_DOCUMENTS": "80",
+    "BABYBERT_PRETRAIN_WIDTH": "8",
+    "BABYBERT_PRETRAIN_HEADS": "2",
+    "OMP_NUM_THREADS": "1",
+}
 LOCKED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--tmpfs=/tmp:rw,mode=1777"]
 
 
@@ -44,17 +49,32 @@ class Engine:
 
     def __call__(self, *arguments, timeout=300):
         """One command of the engine."""
-        return subprocess.run([self.name, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout)
+        return subprocess.run(
+            [self.name, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
 
     def run(self, image, *arguments, flags=(), network="none", variables=None):
         """A container to its end."""
         given = [f"--env={name}={value}" for name, value in {**SMALL, **(variables or {})}.items()]
-        return self("run", "--rm", f"--network={network}", *LOCKED, *no_healthcheck(image), *given, *flags, image, *arguments)
+        return self(
+            "run", "--rm", f"--network={network}", *LOCKED, *no_healthcheck(image), *given, *flags, image, *arguments
+        )
 
     def start(self, name, image, *arguments, flags=(), variables=None):
         """A container in the background, on the machine's network."""
         given = [f"--env={key}={value}" for key, value in {**SMALL, **(variables or {})}.items()]
-        done = self("run", "-d", f"--name={name}", "--network=host", *LOCKED, *no_healthcheck(image), *given, *flags, image, *arguments)
+        done = self(
+            "run",
+            "-d",
+            f"--name={name}",
+            "--network=host",
+            *LOCKED,
+            *no_healthcheck(image),
+            *given,
+            *flags,
+            image,
+            *arguments,
+        )
         assert done.returncode == 0, done.stderr
 
     def ended(self, name):
@@ -134,7 +154,9 @@ def test_what_an_image_says_of_itself(engine, image):
     assert {"title", "description", "licenses", "version", "revision"} <= labels
     assert set(settings["ExposedPorts"]) == ({"9109/tcp"} if image == TRAIN else {"8080/tcp", "8082/tcp"})
     assert not [variable for variable in settings["Env"] if re.search("AWS|SECRET|TOKEN|PASSWORD", variable)]
-    check = settings.get("Healthcheck") or found.get("Healthcheck") or found.get("HealthCheck")  # docker's place, podman's places
+    check = (
+        settings.get("Healthcheck") or found.get("Healthcheck") or found.get("HealthCheck")
+    )  # docker's place, podman's places
     assert (check or {}).get("Test") == (["CMD", "/usr/local/bin/ready"] if image == SERVE else None)
 
 
@@ -169,7 +191,7 @@ def test_sigterm_in_mid_training_saves_and_ends_with_143(engine, named, data, tm
     wait_for(lambda: re.search(r"^babybert_pretrain_steps_total [1-9]", get(f"http://127.0.0.1:{port}/metrics"), re.M))
     assert engine("stop", "--time=120", named, timeout=150).returncode == 0
     assert engine.ended(named) == 143
-    saved = newest_whole(runs / "demo")
+    saved = newest_valid(runs / "demo")
     assert saved
     again = engine.run(TRAIN, "pretrain", "--max-minutes=0.0001", "--epochs=100000", "--no-metrics", flags=flags)
     assert again.returncode == 0, again.stderr
@@ -190,10 +212,18 @@ def test_what_is_trained_is_served(engine, named, data, s3):
     """The training container pushes to S3, the serving one fetches from there; both are scraped."""
     server, store = f"{named}-serve", f"s3://{s3.bucket}/run"
     training, inference, management, serving = free_ports(4)
-    variables = {name: value for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items() if name != "AWS_CONFIG_FILE"}
+    variables = {
+        name: value
+        for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items()
+        if name != "AWS_CONFIG_FILE"
+    }
     job = ["pretrain", "--epochs=100000", "--checkpoint-every=10", f"--store={store}", f"--metrics-port={training}"]
     engine.start(named, TRAIN, *job, flags=[f"-v={data}:/babybert/data"], variables=variables)
-    wait_for(lambda: re.search(r"^babybert_checkpoint_uploads_total [1-9]", get(f"http://127.0.0.1:{training}/metrics"), re.M))
+    wait_for(
+        lambda: re.search(
+            r"^babybert_checkpoint_uploads_total [1-9]", get(f"http://127.0.0.1:{training}/metrics"), re.M
+        )
+    )
     engine("stop", "--time=120", named, timeout=150)
     assert engine.ended(named) == 143
 
@@ -206,7 +236,10 @@ def test_what_is_trained_is_served(engine, named, data, s3):
         url = f"http://127.0.0.1:{inference}/predictions/babybert"
         (mask,) = post(url, {"text": "The sheriff rides with a [MASK].", "top_k": 2})["masks"]
         assert len(mask["candidates"]) == 2
-        assert set(post(url, {"sentence_a": "Mary is superb.", "sentence_b": "She rides."})) == {"is_next", "probability"}
+        assert set(post(url, {"sentence_a": "Mary is superb.", "sentence_b": "She rides."})) == {
+            "is_next",
+            "probability",
+        }
         metrics = wait_for(lambda: get(f"http://127.0.0.1:{serving}/metrics"))
         assert re.search(r'^babybert_inference_requests_total\{task="fill-mask",outcome="ok".*\} 1', metrics, re.M)
         engine("stop", "--time=60", server, timeout=90)
@@ -236,12 +269,22 @@ MISSING = {"AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "no"}
     ids=lambda value: "-".join(str(part) for part in value)[:60] if isinstance(value, list) else None,
 )
 def test_bad_input_ends_at_once_with_one_line(engine, data, s3, image, command, code, says):
-    variables = {name: value for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items() if name != "AWS_CONFIG_FILE"}
+    variables = {
+        name: value
+        for name, value in aws_variables(os.environ["AWS_ENDPOINT_URL"]).items()
+        if name != "AWS_CONFIG_FILE"
+    }
     for part in command:
         if isinstance(part, dict):
             variables |= {name: value.replace("{bucket}", s3.bucket) for name, value in part.items()}
     arguments = [part.replace("{bucket}", s3.bucket) for part in command if isinstance(part, str)]
-    done = engine.run(image, *arguments, flags=[f"-v={data}:/babybert/data"], network="host", variables={**variables, "BABYBERT_PRETRAIN_METRICS_PORT": "0"})
+    done = engine.run(
+        image,
+        *arguments,
+        flags=[f"-v={data}:/babybert/data"],
+        network="host",
+        variables={**variables, "BABYBERT_PRETRAIN_METRICS_PORT": "0"},
+    )
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1, done.stderr
@@ -252,7 +295,9 @@ def test_bad_input_ends_at_once_with_one_line(engine, data, s3, image, command, 
 def test_a_volume_that_cannot_be_written_is_named(engine, data, tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o755)
-    done = engine.run(TRAIN, "pretrain", "--no-metrics", flags=[f"-v={data}:/babybert/data", f"-v={closed}:/babybert/runs"])
+    done = engine.run(
+        TRAIN, "pretrain", "--no-metrics", flags=[f"-v={data}:/babybert/data", f"-v={closed}:/babybert/runs"]
+    )
     assert done.returncode == 2
     assert "runs/demo: cannot be written: Permission denied" in done.stderr
     assert "Traceback" not in done.stderr
@@ -273,17 +318,25 @@ def pod(engine, s3):
         config["data"]["run.yaml"] = yaml.safe_dump(settings)
         template = copy.deepcopy(only(resources, "Job")["spec"]["template"])
         spec = template["spec"] | {"hostNetwork": True}
-        variables = {**aws_variables(os.environ["AWS_ENDPOINT_URL"]), "OMP_NUM_THREADS": "1", "BABYBERT_PRETRAIN_METRICS_PORT": str(free_ports(1)[0])}
+        variables = {
+            **aws_variables(os.environ["AWS_ENDPOINT_URL"]),
+            "OMP_NUM_THREADS": "1",
+            "BABYBERT_PRETRAIN_METRICS_PORT": str(free_ports(1)[0]),
+        }
         for container in spec["initContainers"] + spec["containers"]:
             container["imagePullPolicy"] = "Never"
             container.pop("envFrom")
             container.pop("ports", None)  # the machine's network has them all
-            container["env"] = [{"name": name, "value": value} for name, value in variables.items() if name != "AWS_CONFIG_FILE"]
+            container["env"] = [
+                {"name": name, "value": value} for name, value in variables.items() if name != "AWS_CONFIG_FILE"
+            ]
             for probe in ("startupProbe", "livenessProbe"):
                 container.pop(probe, None)
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "pod"}, "spec": spec}
         path = folder / f"pod-{len(played)}.yaml"
-        claim = [] if played else [only(resources, "PersistentVolumeClaim")]  # a claim that is bound already is an error to podman
+        claim = (
+            [] if played else [only(resources, "PersistentVolumeClaim")]
+        )  # a claim that is bound already is an error to podman
         path.write_text(yaml.safe_dump_all([config, *claim, body]))
         played.append(path)
         done = engine("kube", "play", "--network=host", str(path))
@@ -304,14 +357,19 @@ def test_the_jobs_pod_runs(pod, s3, tmp_path):
     """Init container, ConfigMap, volumes and security context as rendered; a second pod goes on from the first one's volume."""
     codes, logs = pod(tmp_path)
     assert codes == {"pod-pretrain": 0}, logs
-    assert [item["Key"] for item in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="run/")["Contents"] if item["Key"].endswith("manifest.json")]
+    assert [
+        item["Key"]
+        for item in s3.client.list_objects_v2(Bucket=s3.bucket, Prefix="run/")["Contents"]
+        if item["Key"].endswith("manifest.json")
+    ]
     codes, logs = pod(tmp_path, epochs=2)
     assert codes == {"pod-pretrain": 0}, logs
     assert "resuming from runs/run/step-" in logs
 
 
 @pytest.mark.parametrize(
-    ("changes", "code"), [({"epoch": 1}, 2), ({"device": "cuda"}, 2), ({"data": "data/none"}, 3), ({"store": "s3://no-such-bucket/run"}, 3)]
+    ("changes", "code"),
+    [({"epoch": 1}, 2), ({"device": "cuda"}, 2), ({"data": "data/none"}, 3), ({"store": "s3://no-such-bucket/run"}, 3)],
 )
 def test_the_jobs_pod_ends_with_the_contracts_codes(pod, tmp_path, changes, code):
     codes, logs = pod(tmp_path, **changes)

@@ -17,12 +17,12 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
+from babybert.checkpoint.model_files import MODEL_FILES, save_model
 from babybert.config import ModelConfig
 from babybert.data.dataset import Dataset, sha256
-from babybert.inference.archive import write_archive
-from babybert.inference.server import free_ports
 from babybert.model.bert import BabyBert
-from babybert.model.saved import MODEL_FILES, save_model
+from babybert.serving.archive import write_archive
+from babybert.serving.torchserve import free_ports
 
 DAMAGED = "goalkeeper"  # a word whose vector is not a number in the model that is served
 JSON = {"Content-Type": "application/json"}
@@ -30,7 +30,9 @@ JSON = {"Content-Type": "application/json"}
 
 def babybert(folder: Path, *arguments: str) -> str:
     """Run one command in `folder` and return what it printed."""
-    done = subprocess.run([sys.executable, "-m", "babybert.cli", *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "babybert.cli", *arguments], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -57,7 +59,14 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.inference_port}/predictions/babybert"
 
-    def ask(self, body: Any = None, headers: Mapping[str, str] = JSON, method: str = "POST", query: str = "", connection: Any = None) -> Answer:
+    def ask(
+        self,
+        body: Any = None,
+        headers: Mapping[str, str] = JSON,
+        method: str = "POST",
+        query: str = "",
+        connection: Any = None,
+    ) -> Answer:
         """The answer to one request; `body` is sent as JSON unless it is bytes or None."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         own = connection or http.client.HTTPConnection("127.0.0.1", self.inference_port, timeout=60)
@@ -66,7 +75,11 @@ class Served:
         text = answer.read()
         if connection is None:
             own.close()
-        return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, json.loads(text, parse_constant=pytest.fail))
+        return Answer(
+            answer.status,
+            {name.lower(): value for name, value in answer.getheaders()},
+            json.loads(text, parse_constant=pytest.fail),
+        )
 
     def archives(self) -> list[Path]:
         """What it serves."""
@@ -78,7 +91,9 @@ class Served:
 
     def models(self) -> list[dict[str, Any]]:
         """What the management API says of the versions that it has, and their workers."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.management_port}/models/babybert/all", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.management_port}/models/babybert/all", timeout=10
+        ) as answer:
             return json.load(answer)
 
     def model(self) -> dict[str, Any]:
@@ -97,7 +112,11 @@ class Served:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         added = {"ModelName", "Level", "Hostname"}
-        return {(s.name, frozenset((k, v) for k, v in s.labels.items() if k not in added)): s.value for family in families for s in family.samples}
+        return {
+            (s.name, frozenset((k, v) for k, v in s.labels.items() if k not in added)): s.value
+            for family in families
+            for s in family.samples
+        }
 
     def settled(self) -> None:
         """Wait until the metrics of what was asked before are there."""
@@ -139,9 +158,13 @@ def server(tmp_path_factory: pytest.TempPathFactory, demo: Dataset) -> Iterator[
 def serving(folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
     """`babybert serve` in a folder, until it is no longer needed."""
     ports = free_ports(3)
-    ports_flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
+    ports_flags = [
+        f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)
+    ]
     command, lines = [sys.executable, "-m", "babybert.cli", "serve", *ports_flags, *flags], []
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
     assert process.stderr
     for line in process.stderr:
         lines.append(line)

@@ -22,11 +22,11 @@ from typing import Any
 
 import conftest
 
+from babybert.checkpoint.format import newest_valid, read_state
+from babybert.checkpoint.storage import S3Store
 from babybert.config import PrepareConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
-from babybert.training.checkpoint import newest_whole, read_state
-from babybert.training.storage import S3Store
 
 RUN = [
     "pretrain",
@@ -51,21 +51,37 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         prepare(PrepareConfig(out=work / "data", demo_documents=300))
-        command = [sys.executable, "-m", "babybert.cli", *RUN, f"--data={work / 'data'}", f"--epochs={max(4, options.kills // 6)}"]
+        command = [
+            sys.executable,
+            "-m",
+            "babybert.cli",
+            *RUN,
+            f"--data={work / 'data'}",
+            f"--epochs={max(4, options.kills // 6)}",
+        ]
         subprocess.run([*command, f"--out={work / 'whole'}"], check=True, capture_output=True)
-        expected = newest_whole(work / "whole")
+        expected = newest_valid(work / "whole")
         assert expected is not None
         steps = read_state(expected)["step"]
         print(f"uninterrupted: {steps} steps", flush=True)
         for store in s3_store(work):
-            tally = soak([*command, f"--out={work / 'run'}", f"--store={store.address}"], work / "run", options.kills, rng)
-            found = newest_whole(work / "run")
+            tally = soak(
+                [*command, f"--out={work / 'run'}", f"--store={store.address}"], work / "run", options.kills, rng
+            )
+            found = newest_valid(work / "run")
             assert found is not None
             there = store.download(store.steps()[0], work / "fetched")
             equal = [sha256(folder / file) == sha256(expected / file) for folder in (found, there) for file in FILES]
             print(
                 json.dumps(
-                    {**tally, "steps": steps, "last_step": found.name, "restarts_recorded": read_state(found)["restarts"], "bit_equal": all(equal)}, indent=2
+                    {
+                        **tally,
+                        "steps": steps,
+                        "last_step": found.name,
+                        "restarts_recorded": read_state(found)["restarts"],
+                        "bit_equal": all(equal),
+                    },
+                    indent=2,
                 )
             )
             return 0 if all(equal) and found.name == there.name == expected.name and not tally["corrupt_loads"] else 1

@@ -9,13 +9,19 @@ from deployment import ROOT, alerts, need
 
 RULES = sorted((ROOT / "docker/prometheus/rules").glob("*.yaml"))
 METRICS = (ROOT / "babybert/training/metrics.py").read_text() + (ROOT / "handler/metrics.yaml").read_text()
-FROM_ELSEWHERE = {"up", "kube_job_failed", "kube_deployment_status_replicas_available"}  # Prometheus itself, kube-state-metrics
+FROM_ELSEWHERE = {
+    "up",
+    "kube_job_failed",
+    "kube_deployment_status_replicas_available",
+}  # Prometheus itself, kube-state-metrics
 
 
 @pytest.mark.parametrize("name", [path.stem for path in RULES])
 def test_alerts_fire_and_keep_quiet(name):
     promtool = need("promtool", "on Debian: apt-get install prometheus")
-    done = subprocess.run([promtool, "test", "rules", ROOT / f"docker/prometheus/tests/{name}.yaml"], capture_output=True, text=True)
+    done = subprocess.run(
+        [promtool, "test", "rules", ROOT / f"docker/prometheus/tests/{name}.yaml"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -53,6 +59,16 @@ def test_rules_ask_for_metrics_that_are_published():
         for group in yaml.safe_load(path.read_text())["groups"]:
             recorded |= {rule["record"] for rule in group["rules"] if "record" in rule}
             for rule in group["rules"]:
-                for name in set(re.findall(r"\b(?:babybert[\w:]*|ts_\w+|Requests\w+|kube_\w+|up)\b(?=[{\[ ]|$)", re.sub(r'"[^"]*"', '""', rule["expr"]))):
+                for name in set(
+                    re.findall(
+                        r"\b(?:babybert[\w:]*|ts_\w+|Requests\w+|kube_\w+|up)\b(?=[{\[ ]|$)",
+                        re.sub(r'"[^"]*"', '""', rule["expr"]),
+                    )
+                ):
                     base = re.sub(r"_(total|sum|count|bucket)$", "", name)
-                    assert name in FROM_ELSEWHERE | recorded or f'"{base}"' in METRICS or f"name: {name}," in METRICS or f"name: {base}," in METRICS, name
+                    assert (
+                        name in FROM_ELSEWHERE | recorded
+                        or f'"{base}"' in METRICS
+                        or f"name: {name}," in METRICS
+                        or f"name: {base}," in METRICS
+                    ), name

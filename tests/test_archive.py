@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from babybert.errors import DataError, StorageError
-from babybert.inference.archive import check_archive, write_archive
-from babybert.training.trainer import pretrain
+from babybert.serving.archive import check_archive, write_archive
+from babybert.training.train import pretrain
 
 
 @pytest.fixture
@@ -31,10 +31,14 @@ def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint
     version = f"2-{digest[:12]}"
     assert manifest["model"]["modelVersion"] == version
     served = json.loads((tmp_path / "unpacked/served.json").read_text())
-    assert check_archive(archive) == {"version": version, "step": 2, "digest": digest} == {key: served[key] for key in ("version", "step", "digest")}
+    assert (
+        check_archive(archive)
+        == {"version": version, "step": 2, "digest": digest}
+        == {key: served[key] for key in ("version", "step", "digest")}
+    )
     assert not (tmp_path / "unpacked/babybert/training").exists()
     code = (
-        "import sys; sys.path.insert(0, '.'); import babybert; from pathlib import Path; from babybert.inference.predictor import Predictor; "
+        "import sys; sys.path.insert(0, '.'); import babybert; from pathlib import Path; from babybert.serving.predictor import Predictor; "
         "assert Path(babybert.__file__).is_relative_to(Path.cwd()), babybert.__file__; print(Predictor.load(Path('.')).fill_mask(['a [MASK]'])[0]['masks'][0]['position'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "unpacked", capture_output=True, text=True)
@@ -79,7 +83,10 @@ def rewritten(archive, target, change):
         (lambda files: files.update({"served.json": b"{}"}), "damaged, or no archive"),
         (lambda files: files.update({"more.py": b""}), "holds other files"),
         (lambda files: files.pop("tokenizer.json"), "holds other files"),
-        (lambda files: files.update({"model.json": files["model.json"] + b" "}), "model.json is not the one that was packed"),
+        (
+            lambda files: files.update({"model.json": files["model.json"] + b" "}),
+            "model.json is not the one that was packed",
+        ),
     ],
 )
 def test_an_archive_that_is_not_whole_or_not_ours_is_refused(checkpoint, tmp_path, change, message):
@@ -97,7 +104,9 @@ def test_an_archive_that_ends_early_or_has_a_wrong_bit_is_refused(checkpoint, tm
             check_archive(other)
         other.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
         try:
-            assert check_archive(other) == check_archive(tmp_path / "babybert.mar")  # where nobody looks: a date, a flag
+            assert check_archive(other) == check_archive(
+                tmp_path / "babybert.mar"
+            )  # where nobody looks: a date, a flag
         except DataError as error:
             assert "other.mar" in str(error)
 
@@ -106,7 +115,12 @@ def test_a_full_disk_leaves_the_older_archive(checkpoint, tmp_path):
     archive = write_archive(checkpoint, tmp_path / "store")
     before = archive.read_bytes()
     command = [sys.executable, "-m", "babybert.cli", "archive", str(checkpoint), f"--out={tmp_path / 'store'}"]
-    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    full = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )
     assert full.returncode == 1
     assert full.stderr.splitlines()[-1].startswith("babybert archive: error:") and "Traceback" not in full.stderr
     assert archive.read_bytes() == before

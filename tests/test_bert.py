@@ -34,7 +34,10 @@ def test_shapes(bert):
 def test_padding_changes_nothing_wherever_it_is(bert):
     ids, segments = torch.tensor([[1, 7, 8, 2, 9, 2]]), torch.tensor([[1, 1, 1, 1, 2, 2]])
     plain = bert(ids, segments)
-    padded = bert(torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), torch.cat([segments, torch.zeros(1, 4, dtype=torch.long)], 1))
+    padded = bert(
+        torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1),
+        torch.cat([segments, torch.zeros(1, 4, dtype=torch.long)], 1),
+    )
     torch.testing.assert_close(padded[:, :6], plain, atol=1e-6, rtol=0)
     # Inside a row, as in the course's files: what the padding's own embedding is makes no difference.
     inside = torch.tensor([[1, 7, 0, 0, 9, 2]])
@@ -85,7 +88,13 @@ def test_order_and_segments_matter(bert):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"), [({"width": 7}, "even"), ({"heads": 3}, "shared by 3 heads"), ({"layers": 0}, "at least 1"), ({"dropout": 1.0}, "dropout")]
+    ("sizes", "message"),
+    [
+        ({"width": 7}, "even"),
+        ({"heads": 3}, "shared by 3 heads"),
+        ({"layers": 0}, "at least 1"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
 )
 def test_sizes_that_cannot_be_are_refused(sizes, message):
     with pytest.raises(UsageError, match=message):

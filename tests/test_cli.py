@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from babybert.cli import main
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 
 def fails(capsys, code, *argv):
@@ -33,11 +33,27 @@ def test_bad_usage_is_2(capsys, tmp_path):
 
 
 def test_bad_data_is_3(capsys, tmp_path, demo_folder):
-    assert "no such file" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path / "x.tar.gz"), "--out", str(tmp_path / "data"))
+    assert "no such file" in fails(
+        capsys,
+        3,
+        "prepare",
+        "--corpus",
+        "imdb",
+        "--source",
+        str(tmp_path / "x.tar.gz"),
+        "--out",
+        str(tmp_path / "data"),
+    )
     assert not (tmp_path / "data").exists()
-    assert "no files that end in .txt" in fails(capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path), "--out", str(tmp_path / "data"))
-    assert "no dataset.json" in fails(capsys, 3, "pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--no-metrics")
-    assert "no whole checkpoint" in fails(capsys, 3, "evaluate", "--checkpoint", str(tmp_path), "--data", str(demo_folder))
+    assert "no files that end in .txt" in fails(
+        capsys, 3, "prepare", "--corpus", "imdb", "--source", str(tmp_path), "--out", str(tmp_path / "data")
+    )
+    assert "no dataset.json" in fails(
+        capsys, 3, "pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--no-metrics"
+    )
+    assert "no whole checkpoint" in fails(
+        capsys, 3, "evaluate", "--checkpoint", str(tmp_path), "--data", str(demo_folder)
+    )
     assert "no whole checkpoint" in fails(capsys, 3, "fill-mask", "a [MASK]", "--checkpoint", str(tmp_path))
     assert "no such file" in fails(capsys, 3, "serve", str(tmp_path / "x.mar"))
 
@@ -50,7 +66,9 @@ def test_questions_and_scores(capsys, small, demo_folder):
     assert len(json.loads(capsys.readouterr().out)["masks"][0]["candidates"]) == 5
     assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--targets", "the", "Mary"]) == 0
     assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"the", "mary"}
-    assert "not one word of the vocabulary: 'xyzzy'" in fails(capsys, 2, "fill-mask", "Mary is [MASK].", "--checkpoint", run, "--targets", "xyzzy")
+    assert "not one word of the vocabulary: 'xyzzy'" in fails(
+        capsys, 2, "fill-mask", "Mary is [MASK].", "--checkpoint", run, "--targets", "xyzzy"
+    )
     assert main(["next-sentence", "Mary rides.", "She trains.", "--checkpoint", run]) == 0
     assert "follow A" in capsys.readouterr().out
     assert main(["evaluate", "--checkpoint", run, "--data", str(demo_folder), "--json", "--max-pairs", "5"]) == 0
@@ -59,7 +77,21 @@ def test_questions_and_scores(capsys, small, demo_folder):
 
 
 @pytest.mark.parametrize(
-    "command", ["prepare", "pretrain", "evaluate", "probe", "look", "explain", "info", "fill-mask", "next-sentence", "archive", "serve", "playground"]
+    "command",
+    [
+        "prepare",
+        "pretrain",
+        "evaluate",
+        "probe",
+        "look",
+        "explain",
+        "info",
+        "fill-mask",
+        "next-sentence",
+        "archive",
+        "serve",
+        "playground",
+    ],
 )
 def test_help_has_every_default(capsys, command):
     with pytest.raises(SystemExit) as exit_:

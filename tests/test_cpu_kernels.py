@@ -16,7 +16,7 @@ from babybert.model.kernels.cpu_attention import CpuAttention
 from babybert.model.kernels.cpu_dropout import CpuDropout
 from babybert.model.kernels.cpu_feed_forward import BLOCK as UNITS
 from babybert.model.kernels.cpu_feed_forward import CpuFeedForward
-from babybert.model.kernels.cpu_head import BLOCK, WIDEST, CpuHeadLoss, takes
+from babybert.model.kernels.cpu_head import BLOCK, WIDEST, CpuHeadLoss, supports
 from babybert.model.kernels.cpu_math import LANES
 from babybert.model.kernels.cpu_wide_head import CpuWideHeadLoss
 from babybert.model.mlm_head import plain_head_loss
@@ -46,7 +46,12 @@ def test_values_and_gradients_equal_float64_autograd(n, width, vocabulary, scale
         targets[:] = targets[0]
     inputs = [scale * torch.randn(n, width), torch.randn(vocabulary, width), torch.randn(vocabulary)]
     ours = gradients(lambda h, w, b: CpuHeadLoss.apply(h, w, b, targets, False)[0], inputs, torch.float32, weight)
-    reference = gradients(lambda h, w, b: torch.nn.functional.cross_entropy(h @ w.T + b, targets, reduction="sum"), inputs, torch.float64, weight)
+    reference = gradients(
+        lambda h, w, b: torch.nn.functional.cross_entropy(h @ w.T + b, targets, reduction="sum"),
+        inputs,
+        torch.float64,
+        weight,
+    )
     # A logit of size L is rounded to L x 6e-8, and its exponential to as much relatively.
     logits = max(1.0, (scale * width**0.5) * 4)
     floors = (1.0, 1.0, scale, 1.0)  # a gradient near zero is a difference of numbers of about this size
@@ -74,31 +79,42 @@ def test_the_wide_head_equals_float64_autograd_and_counts_what_is_likelier(n, wi
         ours = gradients(lambda h, w, b: CpuWideHeadLoss.apply(h, w, b, targets, True)[0], inputs, torch.float32, -0.3)
         ranks = CpuWideHeadLoss.apply(*inputs, targets, False)[1]
         rows = cpu_wide_head.row_losses(*inputs, targets)
-    reference = gradients(lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), inputs, torch.float64, -0.3)
+    reference = gradients(
+        lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), inputs, torch.float64, -0.3
+    )
     for one, other, floor in zip(ours, reference, (1.0, 1.0, scale, 1.0), strict=True):
         assert torch.isfinite(one).all()
-        assert float((one.double() - other).abs().max()) <= 1e-5 * max(float(other.abs().max()), floor) * max(1.0, 4 * scale / 30)
+        assert float((one.double() - other).abs().max()) <= 1e-5 * max(float(other.abs().max()), floor) * max(
+            1.0, 4 * scale / 30
+        )
     assert ranks.tolist() == rows[1].tolist() == plain_head_loss(*inputs, targets, True).rank_N.tolist()
     assert float(rows[0].double().sum()) == pytest.approx(float(reference[0]), rel=1e-5, abs=1e-4)
 
 
 def test_the_wide_head_is_taken_where_it_is_made_for():
     hidden, weight = torch.zeros(1, 64), torch.zeros(5000, 64)
-    assert cpu_wide_head.takes(hidden, weight)
-    assert not cpu_wide_head.takes(hidden, weight[:100])
-    assert not cpu_wide_head.takes(hidden[:0], weight)
-    assert not cpu_wide_head.takes(hidden.bfloat16(), weight)
+    assert cpu_wide_head.supports(hidden, weight)
+    assert not cpu_wide_head.supports(hidden, weight[:100])
+    assert not cpu_wide_head.supports(hidden[:0], weight)
+    assert not cpu_wide_head.supports(hidden.bfloat16(), weight)
     with torch.autocast("cpu"):
-        assert not cpu_wide_head.takes(hidden, weight)
+        assert not cpu_wide_head.supports(hidden, weight)
 
 
 def test_hidden_states_in_bf16_have_gradients_in_bf16():
     torch.manual_seed(0)
-    hidden, weight, bias, targets = torch.randn(31, 10).bfloat16(), torch.randn(5000, 10), torch.randn(5000), torch.randint(0, 5000, (31,))
+    hidden, weight, bias, targets = (
+        torch.randn(31, 10).bfloat16(),
+        torch.randn(5000, 10),
+        torch.randn(5000),
+        torch.randint(0, 5000, (31,)),
+    )
     leaves = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
     loss = CpuHeadLoss.apply(*leaves, targets, False)[0]
     loss.backward()
-    reference = gradients(lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), [hidden, weight, bias], torch.float64)
+    reference = gradients(
+        lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), [hidden, weight, bias], torch.float64
+    )
     assert leaves[0].grad.dtype == torch.bfloat16
     for one, other in zip([loss.detach(), *(leaf.grad for leaf in leaves)], reference, strict=True):
         assert float((one.double() - other).norm() / other.norm()) < 1e-2
@@ -106,8 +122,16 @@ def test_hidden_states_in_bf16_have_gradients_in_bf16():
 
 def test_ranks_are_those_of_the_plain_form():
     torch.manual_seed(0)
-    hidden, weight, bias, targets = torch.randn(40, 10), torch.randn(5000, 10), torch.randn(5000), torch.randint(0, 5000, (40,))
-    assert CpuHeadLoss.apply(hidden, weight, bias, targets, True)[1].tolist() == plain_head_loss(hidden, weight, bias, targets, True).rank_N.tolist()
+    hidden, weight, bias, targets = (
+        torch.randn(40, 10),
+        torch.randn(5000, 10),
+        torch.randn(5000),
+        torch.randint(0, 5000, (40,)),
+    )
+    assert (
+        CpuHeadLoss.apply(hidden, weight, bias, targets, True)[1].tolist()
+        == plain_head_loss(hidden, weight, bias, targets, True).rank_N.tolist()
+    )
 
 
 def test_a_target_is_never_above_itself():
@@ -122,13 +146,16 @@ def test_a_target_is_never_above_itself():
 def test_the_same_input_has_the_same_bits():
     torch.manual_seed(0)
     inputs, targets = [torch.randn(33, 10), torch.randn(9999, 10), torch.randn(9999)], torch.randint(0, 9999, (33,))
-    one, other = (gradients(lambda h, w, b: CpuHeadLoss.apply(h, w, b, targets, False)[0], inputs, torch.float32) for _ in range(2))
+    one, other = (
+        gradients(lambda h, w, b: CpuHeadLoss.apply(h, w, b, targets, False)[0], inputs, torch.float32)
+        for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_the_kernels_are_taken_where_they_are_made_for():
     def taken(n, width, vocabulary, dtype=torch.float32):
-        return takes(torch.zeros(n, width), torch.zeros(vocabulary, width, dtype=dtype))
+        return supports(torch.zeros(n, width), torch.zeros(vocabulary, width, dtype=dtype))
 
     assert taken(1, 10, 16 * BLOCK)
     assert not taken(0, 10, 16 * BLOCK)
@@ -139,7 +166,12 @@ def test_the_kernels_are_taken_where_they_are_made_for():
 
 def test_logits_far_above_the_targets_go_another_way_to_the_same_loss(monkeypatch):
     torch.manual_seed(0)
-    hidden, weight, bias, targets = torch.randn(9, 10), torch.randn(2000, 10), torch.randn(2000), torch.randint(0, 2000, (9,))
+    hidden, weight, bias, targets = (
+        torch.randn(9, 10),
+        torch.randn(2000, 10),
+        torch.randn(2000),
+        torch.randint(0, 2000, (9,)),
+    )
     bias[7] = 100.0  # of every position, so all are done again, but for the one whose target it is
     targets[3] = 7
     again = []
@@ -147,7 +179,9 @@ def test_logits_far_above_the_targets_go_another_way_to_the_same_loss(monkeypatc
     monkeypatch.setattr(cpu_head, "_log_sums", lambda h, *rest: again.append(len(h)) or log_sums(h, *rest))
     ours = CpuHeadLoss.apply(hidden, weight, bias, targets, False)[0]
     assert again == [8]
-    assert float(ours) == pytest.approx(float(F.cross_entropy((hidden @ weight.T + bias).double(), targets, reduction="sum")), rel=1e-6)
+    assert float(ours) == pytest.approx(
+        float(F.cross_entropy((hidden @ weight.T + bias).double(), targets, reduction="sum")), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("head", [CpuHeadLoss, CpuWideHeadLoss])
@@ -187,10 +221,12 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, u
         return [y.detach(), *(leaf.grad for leaf in leaves)]
 
     ours = run(
-        lambda *leaves: CpuFeedForward.apply(*leaves, drop, seed_2), [inputs[0].to(dtype).requires_grad_(), *(w.clone().requires_grad_() for w in inputs[1:])]
+        lambda *leaves: CpuFeedForward.apply(*leaves, drop, seed_2),
+        [inputs[0].to(dtype).requires_grad_(), *(w.clone().requires_grad_() for w in inputs[1:])],
     )
     reference = run(
-        lambda x, w1, b1, w2, b2: (torch.relu(x @ w1.T + b1) * kept / (1 - drop)) @ w2.T + b2, [x.detach().double().requires_grad_() for x in inputs]
+        lambda x, w1, b1, w2, b2: (torch.relu(x @ w1.T + b1) * kept / (1 - drop)) @ w2.T + b2,
+        [x.detach().double().requires_grad_() for x in inputs],
     )
     assert_close(ours, reference, 1e-5 if dtype == torch.float32 else 1e-2)
 
@@ -206,19 +242,30 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, u
 def test_attention_equals_float64_autograd_with_the_same_mask(lengths, heads, head_width, drop, seed):
     torch.manual_seed(seed)
     offsets, width = torch.tensor([0, *np.cumsum(lengths)]), heads * head_width
-    qkv, d_out, seed_2 = torch.randn(sum(lengths), 3 * width), torch.randn(sum(lengths), width), torch.randint(0, 2**32, (2,))
+    qkv, d_out, seed_2 = (
+        torch.randn(sum(lengths), 3 * width),
+        torch.randn(sum(lengths), width),
+        torch.randint(0, 2**32, (2,)),
+    )
     kept = dropout_mask(sum(lengths) * heads, max(lengths), drop, seed_2).view(sum(lengths), heads, -1)
 
     def plain(x):
         out = []
         for first, end in itertools.pairwise(offsets.tolist()):
             q, k, v = x[first:end].unflatten(1, (3, heads, head_width)).permute(1, 2, 0, 3)
-            weights = (q @ k.transpose(1, 2) / head_width**0.5).softmax(-1) * kept[first:end, :, : end - first].transpose(0, 1) / (1 - drop)
+            weights = (
+                (q @ k.transpose(1, 2) / head_width**0.5).softmax(-1)
+                * kept[first:end, :, : end - first].transpose(0, 1)
+                / (1 - drop)
+            )
             out.append((weights @ v).transpose(0, 1).flatten(1))
         return torch.cat(out)
 
     results = []
-    for function, leaf in ((lambda x: CpuAttention.apply(x, offsets, heads, drop, seed_2), qkv.clone()), (plain, qkv.double())):
+    for function, leaf in (
+        (lambda x: CpuAttention.apply(x, offsets, heads, drop, seed_2), qkv.clone()),
+        (plain, qkv.double()),
+    ):
         out = function(leaf.requires_grad_())
         out.backward(d_out.to(out.dtype))
         results.append([out.detach(), leaf.grad])
@@ -235,7 +282,10 @@ def test_dropout_keeps_its_share_and_the_backward_keeps_the_same(drop):
     assert float(y.detach().max()) == pytest.approx(1 / (1 - drop))
     assert float((y > 0).double().mean()) == pytest.approx(1 - drop, abs=4 * (drop * (1 - drop) / y.numel()) ** 0.5)
     # Neighbours, and masks of two seeds, agree as often as independent ones.
-    one, other = dropout_mask(500, 2000, drop, torch.tensor([7, 8])), dropout_mask(500, 2000, drop, torch.tensor([7, 9]))
+    one, other = (
+        dropout_mask(500, 2000, drop, torch.tensor([7, 8])),
+        dropout_mask(500, 2000, drop, torch.tensor([7, 9])),
+    )
     agree = drop**2 + (1 - drop) ** 2
     for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
         assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)
@@ -246,7 +296,7 @@ import torch
 from numba.core.config import CPU_NAME
 from babybert.config import ModelConfig
 from babybert.model.bert import BabyBert
-from babybert.model.objectives import PretrainingModel
+from babybert.model.loss import PretrainingModel
 torch.manual_seed(0)
 model = PretrainingModel(BabyBert(ModelConfig(vocab_size=5000, dropout=0.0, feed_forward=64)))
 ids = torch.randint(5, 5000, (2, 9))
@@ -258,7 +308,12 @@ for kernels in ("auto", "plain"):
 
 def test_they_run_on_a_machine_without_avx_and_are_compiled_once(tmp_path):
     """numba compiles for a processor that is named; this one has SSE2 only."""
-    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
     done = subprocess.run([sys.executable, "-c", PLAIN_MACHINE], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (name, ours), (_, plain) = (line.split() for line in done.stdout.splitlines())
@@ -275,7 +330,7 @@ import torch
 from babybert.config import ModelConfig
 from babybert.model.bert import BabyBert
 from babybert.model.kernels.cpu_math import threads_for
-from babybert.model.objectives import PretrainingModel
+from babybert.model.loss import PretrainingModel
 for threads in (1, 64):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -290,7 +345,12 @@ for threads in (1, 64):
 
 def test_sixty_four_threads_compute_what_one_does():
     """More than there are cores here, but shares, sums over threads and masks are those of a large machine."""
-    done = subprocess.run([sys.executable, "-c", MANY_THREADS], env={**os.environ, "NUMBA_NUM_THREADS": "64"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_THREADS],
+        env={**os.environ, "NUMBA_NUM_THREADS": "64"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     alone, together = ([float(word) for word in line.split()] for line in done.stdout.splitlines())
     assert (alone[:2], together[:2]) == ([1, 1], [64, 64])  # and torch's own number is as it was set
@@ -312,12 +372,22 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_told():
     told = {**os.environ, "NUMBA_CPU_FEATURES": "+avx2"}
     untold = {name: value for name, value in os.environ.items() if name != "NUMBA_CPU_FEATURES"}
     subprocess.run([sys.executable, "-c", WIDE], env=untold, check=True)
-    subprocess.run([sys.executable, "-c", "import numba, babybert.model.kernels.cpu_math; assert numba.config.CPU_FEATURES == '+avx2'"], env=told, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import numba, babybert.model.kernels.cpu_math; assert numba.config.CPU_FEATURES == '+avx2'",
+        ],
+        env=told,
+        check=True,
+    )
 
 
 def test_waiting_threads_spin_for_a_short_time_unless_told_otherwise():
     untold = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     for environment, expected in ((untold, "10000"), ({**untold, "GOMP_SPINCOUNT": "7"}, "7")):
         spoken = {**environment, "OMP_DISPLAY_ENV": "verbose"}
-        shown = subprocess.run([sys.executable, "-c", "import babybert, torch"], env=spoken, check=True, capture_output=True, text=True).stderr
+        shown = subprocess.run(
+            [sys.executable, "-c", "import babybert, torch"], env=spoken, check=True, capture_output=True, text=True
+        ).stderr
         assert f"GOMP_SPINCOUNT = '{expected}'" in shown

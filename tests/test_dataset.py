@@ -20,7 +20,10 @@ def folder(demo_folder, tmp_path):
 
 
 def same(one: Examples, other: Examples):
-    return all((array == getattr(other, name)).all() and array.dtype == getattr(other, name).dtype for name, array in vars(one).items())
+    return all(
+        (array == getattr(other, name)).all() and array.dtype == getattr(other, name).dtype
+        for name, array in vars(one).items()
+    )
 
 
 def no_reading(*arguments):
@@ -82,7 +85,9 @@ def test_a_volume_that_cannot_be_written_is_read_into_memory(folder, demo, capsy
     assert "held in memory" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["train-00000.csv", "validation-00000.csv", "vocabulary.csv", "tokenizer.json", "dataset.json"])
+@pytest.mark.parametrize(
+    "name", ["train-00000.csv", "validation-00000.csv", "vocabulary.csv", "tokenizer.json", "dataset.json"]
+)
 @pytest.mark.parametrize("harm", ["missing", "changed"])
 def test_a_harmed_file_is_named(folder, name, harm):
     if harm == "missing":

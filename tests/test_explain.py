@@ -9,7 +9,7 @@ from babybert.config import ModelConfig
 from babybert.errors import UsageError
 from babybert.evaluation.explain import explain, make_example, show, untrained
 from babybert.model.bert import BabyBert
-from babybert.model.objectives import PretrainingModel, Totals
+from babybert.model.loss import LossSums, PretrainingModel
 
 A, B = "The movie was wonderful, and Mary is superb as the pilot!", "She launches near the planet with a laser."
 
@@ -27,7 +27,7 @@ def test_the_losses_are_those_of_training(bert, demo, is_next, seed):
     _, segments, masked, labels = make_example(demo.tokenizer, A, B, 512, seed)
     tensors = (torch.from_numpy(np.asarray(x, np.int64))[None] for x in (masked, labels, segments))
     with torch.no_grad():
-        totals = Totals.of(PretrainingModel(bert)(*tensors, torch.tensor([int(is_next)])))
+        totals = LossSums.of(PretrainingModel(bert)(*tensors, torch.tensor([int(is_next)])))
     assert found["mlm_loss"] == pytest.approx(totals.mlm_loss.item(), rel=1e-5)
     assert found["nsp_loss"] == pytest.approx(totals.nsp_loss.item(), rel=1e-5)
     assert found["loss"] == pytest.approx(totals.loss.item(), rel=1e-5)
@@ -58,14 +58,26 @@ def test_the_text_has_every_number(bert, demo):
     text = show(found, "a model", width=100)
     for target in found["targets"]:
         assert f"{target['log_probability']:.4f}" in text
-    assert f"= {found['mlm_loss']:.4f}" in text and f"= {found['nsp_loss']:.4f}" in text and f"= {found['loss']:.4f} nats" in text
-    assert len([line for line in text.splitlines() if "masked" in line]) == sum(token["fate"] == "masked" for token in found["tokens"])
+    assert (
+        f"= {found['mlm_loss']:.4f}" in text
+        and f"= {found['nsp_loss']:.4f}" in text
+        and f"= {found['loss']:.4f} nats" in text
+    )
+    assert len([line for line in text.splitlines() if "masked" in line]) == sum(
+        token["fate"] == "masked" for token in found["tokens"]
+    )
 
 
 def test_wide_words_wrap_and_no_column_is_lost():
     long = "w" * 200
     model, tokenizer = untrained(f"{long} is 長い長い長い長い長い長い長い長い長い長い長い長い長い長い長い", "so", 0)
-    text = show(explain(model, tokenizer, f"{long} is 長い長い長い長い長い長い長い長い長い長い長い長い長い長い長い", "so", True, 0), "untrained", width=40)
+    text = show(
+        explain(
+            model, tokenizer, f"{long} is 長い長い長い長い長い長い長い長い長い長い長い長い長い長い長い", "so", True, 0
+        ),
+        "untrained",
+        width=40,
+    )
     assert all(len(line) <= 78 for line in text.splitlines())
     assert text.count("w") >= 400  # as a token and as what the model is shown
     assert "likeliest" in text and "its id" in text

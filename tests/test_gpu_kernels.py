@@ -32,7 +32,14 @@ def interpreter():
 with interpreter():
     pytest.importorskip("triton")
     from babybert.model.kernels import gpu as gpu_kernels
-    from babybert.model.kernels.gpu import BLOCK, WIDEST, GpuFeedForward, GpuHeadLoss, takes_feed_forward, takes_head
+    from babybert.model.kernels.gpu import (
+        BLOCK,
+        WIDEST,
+        GpuFeedForward,
+        GpuHeadLoss,
+        supports_feed_forward,
+        supports_head,
+    )
 
 DEVICE = "cuda" if CUDA else "cpu"
 FP32, BF16, FP64 = torch.float32, torch.bfloat16, torch.float64
@@ -98,7 +105,12 @@ def test_the_head_equals_float64_autograd(n, width, vocabulary, scale, repeated,
     # A logit of size L is rounded to L x 6e-8, and its exponential to as much relatively.
     logits = max(1.0, scale * width**0.5 * 4)
     tolerance = 1e-5 * max(1.0, logits / 30)
-    assert_close(head(inputs, targets, d_loss, split), head_in_float64(inputs, targets, d_loss), tolerance, (1.0, 1.0, scale, 1.0))
+    assert_close(
+        head(inputs, targets, d_loss, split),
+        head_in_float64(inputs, targets, d_loss),
+        tolerance,
+        (1.0, 1.0, scale, 1.0),
+    )
 
 
 @a_few
@@ -111,10 +123,14 @@ def test_the_head_equals_float64_autograd(n, width, vocabulary, scale, repeated,
     split=programs,
     seed=st.integers(0, 99),
 )
-def test_the_head_in_bf16_equals_float64_autograd_of_the_rounded_numbers(n, width, vocabulary, scale, weight_dtype, split, seed):
+def test_the_head_in_bf16_equals_float64_autograd_of_the_rounded_numbers(
+    n, width, vocabulary, scale, weight_dtype, split, seed
+):
     (hidden, weight, bias), targets = head_case(n, width, vocabulary, scale, False, seed)
     inputs = [hidden.to(BF16), weight.to(BF16).to(weight_dtype), bias.to(weight_dtype)]
-    assert_close(head(inputs, targets, -0.3, split), head_in_float64(inputs, targets, -0.3), 1e-2, (1.0, 1.0, scale, 1.0))
+    assert_close(
+        head(inputs, targets, -0.3, split), head_in_float64(inputs, targets, -0.3), 1e-2, (1.0, 1.0, scale, 1.0)
+    )
 
 
 def test_a_table_in_fp32_is_rounded_to_the_hidden_states_bf16():
@@ -133,7 +149,9 @@ def test_a_table_in_fp32_is_rounded_to_the_hidden_states_bf16():
 )
 def test_ranks_are_the_plain_count(n, width, vocabulary, split, seed):
     torch.manual_seed(seed)
-    hidden, weight, bias = (torch.randint(-2, 3, shape).float() for shape in ((n, width), (vocabulary, width), (vocabulary,)))
+    hidden, weight, bias = (
+        torch.randint(-2, 3, shape).float() for shape in ((n, width), (vocabulary, width), (vocabulary,))
+    )
     targets = torch.randint(-1, vocabulary, (n,))
     logits = hidden @ weight.T + bias  # of small whole numbers: exact in any order, and with many ties
     expected = torch.where(targets >= 0, (logits > logits.gather(1, targets.clamp(min=0)[:, None])).sum(1), 0)
@@ -225,9 +243,14 @@ def test_as_many_units_are_kept_as_should_be(drop):
     inputs = [torch.zeros(BLOCK, 1), torch.zeros(1000, 1), torch.ones(1000), torch.ones(1, 1000), torch.zeros(1)]
     y = GpuFeedForward.apply(*(x.to(DEVICE) for x in inputs), drop, torch.tensor([7, ONES], device=DEVICE))
     count = BLOCK * 1000
-    assert float(y.double().sum()) * (1 - drop) / count == pytest.approx(1 - drop, abs=4 * (drop * (1 - drop) / count) ** 0.5)
+    assert float(y.double().sum()) * (1 - drop) / count == pytest.approx(
+        1 - drop, abs=4 * (drop * (1 - drop) / count) ** 0.5
+    )
     # Neighbours, and masks of two seeds, agree as often as independent ones.
-    one, other = dropout_mask(500, 2000, drop, torch.tensor([7, 8])), dropout_mask(500, 2000, drop, torch.tensor([7, 9]))
+    one, other = (
+        dropout_mask(500, 2000, drop, torch.tensor([7, 8])),
+        dropout_mask(500, 2000, drop, torch.tensor([7, 9])),
+    )
     agree = drop**2 + (1 - drop) ** 2
     for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, other)):
         assert float((a == b).double().mean()) == pytest.approx(agree, abs=5 * (agree * (1 - agree) / a.numel()) ** 0.5)
@@ -246,10 +269,10 @@ def test_the_kernels_are_taken_where_they_are_made_for():
     def tensors(width, dtype=FP32):
         return torch.zeros(3, width, dtype=dtype, device=DEVICE), torch.zeros(5, width, device=DEVICE)
 
-    for takes in (takes_head, takes_feed_forward):
-        assert takes(*tensors(10)) and takes(*tensors(WIDEST, BF16))
-        assert not takes(*tensors(WIDEST + 1))
-        assert not takes(*tensors(10, FP64)) and not takes(*tensors(10, torch.float16))
+    for supports in (supports_head, supports_feed_forward):
+        assert supports(*tensors(10)) and supports(*tensors(WIDEST, BF16))
+        assert not supports(*tensors(WIDEST + 1))
+        assert not supports(*tensors(10, FP64)) and not supports(*tensors(10, torch.float16))
 
 
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
@@ -260,7 +283,9 @@ def test_nothing_waits_for_the_gpu():
     for mode in ("default", "error"):  # compiled first
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            (GpuHeadLoss.apply(*leaves[:3], targets, True)[0] + GpuFeedForward.apply(*leaves[3:], 0.1, seed).sum()).backward()
+            (
+                GpuHeadLoss.apply(*leaves[:3], targets, True)[0] + GpuFeedForward.apply(*leaves[3:], 0.1, seed).sum()
+            ).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -289,5 +314,7 @@ def test_the_kernels_compile_for_an_h100(tmp_path):
     """Triton brings its own assembler: this needs no GPU. The interpreter takes much that the compiler does not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE]
-    done = subprocess.run(command, env={**environment, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**environment, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

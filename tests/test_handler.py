@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from babybert.errors import DataError, UsageError
-from babybert.inference.archive import handler_folder
-from babybert.inference.requests import UnsupportedType, parse_object
+from babybert.serving.archive import handler_folder
+from babybert.serving.request_schema import UnsupportedType, parse_object
 
 pytest.importorskip("ts")
 from ts.protocol import otf_message_handler
@@ -49,9 +49,16 @@ def test_a_request_is_answered_or_refused_as_a_whole():
 def test_metrics_are_declared_as_they_are_written():
     """TorchServe drops what is not, and its labels are matched by their place."""
     declared = yaml.safe_load((handler_folder() / "metrics.yaml").read_text())["model_metrics"]
-    found = {metric["name"]: (kind, metric["unit"], metric["dimensions"]) for kind, metrics in declared.items() for metric in metrics}
+    found = {
+        metric["name"]: (kind, metric["unit"], metric["dimensions"])
+        for kind, metrics in declared.items()
+        for metric in metrics
+    }
     del found["PredictionTime"]  # TorchServe's own
-    assert found == {name: (kind.value, unit, [*labels, "ModelName", "Level"]) for name, (kind, unit, labels) in handler.METRICS.items()}
+    assert found == {
+        name: (kind.value, unit, [*labels, "ModelName", "Level"])
+        for name, (kind, unit, labels) in handler.METRICS.items()
+    }
 
 
 def message(bodies):
@@ -84,7 +91,9 @@ def test_reading_ahead_reads_what_torchserve_reads(monkeypatch, piece):
     def read_all():
         here, there = socket.socketpair()
         with here, there:
-            sender = threading.Thread(target=lambda: [there.sendall(content[at : at + piece]) for at in range(0, len(content), piece)])
+            sender = threading.Thread(
+                target=lambda: [there.sendall(content[at : at + piece]) for at in range(0, len(content), piece)]
+            )
             sender.start()
             found = [otf_message_handler.retrieve_msg(here) for _ in batches]
             sender.join()

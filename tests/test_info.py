@@ -7,7 +7,7 @@ from babybert.cli import main
 from babybert.config import InfoConfig
 from babybert.errors import DataError
 from babybert.info import describe, measure
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 
 def test_a_dataset_is_counted(demo, capsys):
@@ -37,7 +37,9 @@ def test_rows_are_decoded_with_their_masks(demo):
         assert len(words) == len(part.ids)
         for word, token_id, label in zip(words, part.ids, part.labels, strict=True):
             shown = demo.tokenizer.token(token_id)
-            assert word == (f"[{'MASK' if shown == '[MASK]' else shown}={demo.tokenizer.token(label)}]" if label else shown)
+            assert word == (
+                f"[{'MASK' if shown == '[MASK]' else shown}={demo.tokenizer.token(label)}]" if label else shown
+            )
 
 
 def test_lengths_that_are_all_alike_make_one_bar(demo):
@@ -80,7 +82,9 @@ def test_it_checks_what_it_shows(demo, tmp_path, capsys):
     assert "not a tokenizer file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "message"), [("nowhere", "no such file"), ("x.md", "not a dataset, run"), ("", "no whole checkpoint")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "no such file"), ("x.md", "not a dataset, run"), ("", "no whole checkpoint")]
+)
 def test_what_is_none_of_ours_is_refused(tmp_path, name, message):
     (tmp_path / "x.md").write_text("hello")
     with pytest.raises(DataError, match=message):

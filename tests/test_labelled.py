@@ -3,13 +3,15 @@ import random
 import pytest
 from conftest import imdb_review_folder
 
-from babybert.data.labelled import Labelled, read_labelled, sample
+from babybert.corpus.labelled import Labelled, read_labelled, sample
 from babybert.errors import DataError
 
 
 def test_imdb_folders_give_labels_and_parts(tmp_path):
     imdb_review_folder(tmp_path, [f"review {number}" for number in range(8)])
-    found = {document.text: (document.part, document.label) for document in read_labelled("imdb", (str(tmp_path),), "", "")}
+    found = {
+        document.text: (document.part, document.label) for document in read_labelled("imdb", (str(tmp_path),), "", "")
+    }
     assert found["review 0"] == ("train", "pos") and found["review 3"] == ("test", "neg")
     assert len(found) == 8
 
@@ -19,7 +21,9 @@ def test_csv_columns_and_what_is_wrong_with_them(tmp_path):
     path.write_text("review,id,sentiment\ngood film,1,positive\nbad film,2, negative\n", encoding="utf-8")
     found = list(read_labelled("csv", (str(path),), "review", "sentiment"))
     assert found == [Labelled("good film", "positive", None), Labelled("bad film", "negative", None)]
-    with pytest.raises(DataError, match="no column 'label'; it has review, id, sentiment; choose one with --label-column"):
+    with pytest.raises(
+        DataError, match="no column 'label'; it has review, id, sentiment; choose one with --label-column"
+    ):
         list(read_labelled("csv", (str(path),), "review", "label"))
     path.write_text("text,label\na,\n", encoding="utf-8")
     with pytest.raises(DataError, match="row 1: 'label' is empty"):
@@ -46,7 +50,9 @@ def test_a_sample_depends_on_the_texts_alone():
 
 
 def test_parts_of_the_source_are_kept():
-    documents = [Labelled(f"text {number}", "ab"[number % 2], "train" if number < 30 else "test") for number in range(40)]
+    documents = [
+        Labelled(f"text {number}", "ab"[number % 2], "train" if number < 30 else "test") for number in range(40)
+    ]
     train, test = sample(iter(documents), 100, 0)
     assert {document.text for document in train} == {f"text {number}" for number in range(30)}
     assert len(test) == 10

@@ -11,7 +11,7 @@ from babybert.model.bert import BabyBert
 from babybert.model.kernels import cpu_attention, cpu_feed_forward, cpu_head
 from babybert.model.mlm_head import mlm_head_loss, plain_head_loss
 from babybert.training.metrics import read_metrics
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 SIZES = {"narrow": {"width": 10, "feed_forward": 300}, "wide": {"width": 96, "heads": 1, "feed_forward": 64}}
 
@@ -55,7 +55,9 @@ def test_every_dropout_and_kernel_is_used_and_can_be_turned_off(monkeypatch, aut
     for name, module in (("attention", "CpuAttention"), ("feed_forward", "CpuFeedForward"), ("dropout", "CpuDropout")):
         owner = getattr(kernels.cpu_kernels(torch.device("cpu")), name)
         apply = getattr(owner, module).apply
-        monkeypatch.setattr(getattr(owner, module), "apply", lambda *inputs, apply=apply, name=name: used.append(name) or apply(*inputs))
+        monkeypatch.setattr(
+            getattr(owner, module), "apply", lambda *inputs, apply=apply, name=name: used.append(name) or apply(*inputs)
+        )
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         bert(*ids_with_padding_anywhere()).float().sum().backward()
     assert used.count("feed_forward") == 2
@@ -87,7 +89,9 @@ def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, mo
     for choice in ("plain", "auto"):
         config = small(out=tmp_path / choice, kernels=choice, max_steps=200, epochs=10, log_every=1)
         pretrain(config)
-        curves.append([line["mlm_loss"] for line in read_metrics(config.out / "metrics.jsonl") if line["split"] == "train"])
+        curves.append(
+            [line["mlm_loss"] for line in read_metrics(config.out / "metrics.jsonl") if line["split"] == "train"]
+        )
     assert len(curves[0]) == 200
     assert curves[0] != curves[1]  # another order of summing: the kernels did run
     assert curves[1] == pytest.approx(curves[0], rel=2e-3)
@@ -95,11 +99,11 @@ def test_a_run_with_the_kernels_follows_the_plain_ones_curve(small, tmp_path, mo
 
 def test_kernels_are_taken_where_they_are_faster():
     def attends(width, drop, dtype=torch.float32):
-        return cpu_attention.takes(torch.zeros(3, 3 * width, dtype=dtype), 1, drop)
+        return cpu_attention.supports(torch.zeros(3, 3 * width, dtype=dtype), 1, drop)
 
     def feeds(width, drop, dtype=torch.float32):
-        return cpu_feed_forward.takes(torch.zeros(3, width), torch.zeros(9, width, dtype=dtype), drop)
+        return cpu_feed_forward.supports(torch.zeros(3, width), torch.zeros(9, width, dtype=dtype), drop)
 
-    for takes in (attends, feeds):
-        assert takes(10, 0.0) and takes(32, 0.1)
-        assert not takes(32, 0.0) and not takes(64, 0.1) and not takes(10, 0.0, torch.float64)
+    for supports in (attends, feeds):
+        assert supports(10, 0.0) and supports(32, 0.1)
+        assert not supports(32, 0.0) and not supports(64, 0.1) and not supports(10, 0.0, torch.float64)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from babybert.data.loader import Loader, Remask, batches_in_epoch, collate, ordered_batches, pairs_before
+from babybert.data.device_loader import DeviceLoader
+from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, collate, ordered_batches, pairs_before
 from babybert.data.masking import mask_tokens
-from babybert.data.resident import ResidentLoader
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
 
@@ -67,10 +67,10 @@ def test_short_batches_do_not_come_first(examples):
     assert lengths != sorted(lengths)
 
 
-@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
-@pytest.mark.parametrize("remask", [None, Remask(209, 5)])
+@pytest.mark.parametrize("kind", [Loader, DeviceLoader])
+@pytest.mark.parametrize("remask", [None, DynamicMasking(209, 5)])
 def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, kind, remask):
-    remask = remask and Remask(demo.tokenizer.size, remask.seed)
+    remask = remask and DynamicMasking(demo.tokenizer.size, remask.seed)
     loader = kind(examples, 8, 0, True, remask)
     whole = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
     per_epoch = batches_in_epoch(len(examples), 8)
@@ -83,7 +83,7 @@ def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, ki
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
 def test_readers_share_the_very_same_batches(examples, demo, readers):
-    loader = Loader(examples, 8, 0, remask=Remask(demo.tokenizer.size, 1))
+    loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 1))
     shares = [list(loader.epoch(1, start=2, reader=r, readers=readers)) for r in range(readers)]
     for number, batch in enumerate(loader.epoch(1, start=2)):
         for r in range(readers):
@@ -103,7 +103,7 @@ def test_both_labels_come_from_the_first_batches_on(examples):
 
 
 def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
-    loader = Loader(examples, 8, 0, remask=Remask(demo.tokenizer.size, 3))
+    loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 3))
     rows = np.array([4, 1, 9])
     first, second = loader.batch(rows, 0), loader.batch(rows, 1)
     assert not torch.equal(first.labels_BT, second.labels_BT)
@@ -122,8 +122,8 @@ def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
 
 @pytest.mark.parametrize(("remask", "share"), [(None, 0.15), (0, 0.15), (2**32 - 1, 0.4)])
 def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask, share):
-    remask = None if remask is None else Remask(demo.tokenizer.size, remask, share)
-    host, resident = Loader(examples, 8, 0, True, remask), ResidentLoader(examples, 8, 0, True, remask)
+    remask = None if remask is None else DynamicMasking(demo.tokenizer.size, remask, share)
+    host, resident = Loader(examples, 8, 0, True, remask), DeviceLoader(examples, 8, 0, True, remask)
     for epoch in (0, 7):
         for one, other in itertools.zip_longest(host.epoch(epoch), resident.epoch(epoch)):
             assert same(one, other)
@@ -131,8 +131,11 @@ def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, rem
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_made_on_a_gpu_equal_those_of_the_host(examples, demo):
-    remask = Remask(demo.tokenizer.size, 3)
-    host, resident = Loader(examples, 8, 0, True, remask), ResidentLoader(examples, 8, 0, True, remask, torch.device("cuda"))
+    remask = DynamicMasking(demo.tokenizer.size, 3)
+    host, resident = (
+        Loader(examples, 8, 0, True, remask),
+        DeviceLoader(examples, 8, 0, True, remask, torch.device("cuda")),
+    )
     for one, other in itertools.zip_longest(host.epoch(2), resident.epoch(2)):
         assert same(one, other.to(torch.device("cpu")))
 

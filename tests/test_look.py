@@ -9,15 +9,18 @@ from babybert.config import ModelConfig
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
 from babybert.errors import UsageError
 from babybert.evaluation.look import SENTENCES, attention_weights, encode, fill_ins, look, neighbours, show
-from babybert.inference.predictor import Predictor
 from babybert.model.bert import BabyBert
-from babybert.training.trainer import pretrain
+from babybert.serving.predictor import Predictor
+from babybert.training.train import pretrain
 
 
 @pytest.fixture(scope="module")
 def predictor(demo):
     torch.manual_seed(0)
-    return Predictor(BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=8, heads=2, layers=3, feed_forward=16)), demo.tokenizer)
+    return Predictor(
+        BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=8, heads=2, layers=3, feed_forward=16)),
+        demo.tokenizer,
+    )
 
 
 def test_attention_weights_times_values_are_the_layers_own_output(predictor):
@@ -85,7 +88,10 @@ def test_bad_texts_are_refused(predictor, demo):
 
 def test_the_command(capsys, small, tmp_path):
     run = str(pretrain(small(max_steps=2, layers=2)).checkpoint)
-    assert main(["look", "--checkpoint", run, "--text", "mary is $superb$ $ .", "--plot", str(tmp_path / "attention")]) == 0
+    assert (
+        main(["look", "--checkpoint", run, "--text", "mary is $superb$ $ .", "--plot", str(tmp_path / "attention")])
+        == 0
+    )
     assert "fill-ins" in capsys.readouterr().out
     assert (tmp_path / "attention.png").stat().st_size > 10_000 and (tmp_path / "attention.svg").is_file()
     assert main(["look", "--checkpoint", run, "--json", "--words", "movie"]) == 0

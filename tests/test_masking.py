@@ -17,7 +17,9 @@ def rows():
 
 
 def mask(ids, offsets, seed=0, epoch=0, first_row=0, **given):
-    return mask_tokens(ids, offsets, VOCABULARY, seed, epoch, np.arange(first_row, first_row + len(offsets) - 1), **given)
+    return mask_tokens(
+        ids, offsets, VOCABULARY, seed, epoch, np.arange(first_row, first_row + len(offsets) - 1), **given
+    )
 
 
 def within(share, expected, count):
@@ -40,7 +42,11 @@ def test_shares_are_those_of_the_paper_or_as_told(rows, given, share):
     replaced = drawn[(drawn != MASK) & (drawn != ids[chosen])]
     assert replaced.min() >= FIRST_ORDINARY
     assert replaced.max() < VOCABULARY
-    assert within((replaced < VOCABULARY // 2).mean(), (VOCABULARY // 2 - FIRST_ORDINARY) / (VOCABULARY - FIRST_ORDINARY), len(replaced))
+    assert within(
+        (replaced < VOCABULARY // 2).mean(),
+        (VOCABULARY // 2 - FIRST_ORDINARY) / (VOCABULARY - FIRST_ORDINARY),
+        len(replaced),
+    )
 
 
 def test_only_chosen_tokens_change_and_labels_hold_the_originals(rows):

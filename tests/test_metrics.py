@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from babybert.evaluation.curves import plot
 from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
-from babybert.training.plot import plot
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 
 def test_what_a_resume_has_undone_does_not_count(tmp_path):

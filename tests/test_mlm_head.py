@@ -57,10 +57,16 @@ def test_rows_without_a_target_take_no_part_whatever_the_chunk(kernels, chunk, m
     results = []
     for rows in (slice(None), targets >= 0):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        head = mlm_head_loss(leaves[0][rows], *leaves[1:], targets[rows], True, kernels if isinstance(rows, slice) else "plain")
+        head = mlm_head_loss(
+            leaves[0][rows], *leaves[1:], targets[rows], True, kernels if isinstance(rows, slice) else "plain"
+        )
         (0.3 * head.loss_sum).backward()
         results.append([head.loss_sum.detach(), head.positions, *(leaf.grad for leaf in leaves)])
-        ranks = head.rank_N if isinstance(rows, slice) else torch.zeros(7, dtype=torch.int64).masked_scatter(rows, head.rank_N)
+        ranks = (
+            head.rank_N
+            if isinstance(rows, slice)
+            else torch.zeros(7, dtype=torch.int64).masked_scatter(rows, head.rank_N)
+        )
         results[-1].append(ranks)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
@@ -69,17 +75,28 @@ def test_rows_without_a_target_take_no_part_whatever_the_chunk(kernels, chunk, m
 
 def test_without_gradients_none_are_made():
     with torch.no_grad():
-        loss = mlm_head_loss(torch.randn(3, 2), torch.randn(9, 2, requires_grad=True), torch.zeros(9), torch.tensor([1, 2, 3])).loss_sum
+        loss = mlm_head_loss(
+            torch.randn(3, 2), torch.randn(9, 2, requires_grad=True), torch.zeros(9), torch.tensor([1, 2, 3])
+        ).loss_sum
     assert not loss.requires_grad
-    assert plain_head_loss(torch.randn(0, 2), torch.randn(9, 2), torch.zeros(9), torch.empty(0, dtype=torch.int64)).loss_sum == 0
+    assert (
+        plain_head_loss(
+            torch.randn(0, 2), torch.randn(9, 2), torch.zeros(9), torch.empty(0, dtype=torch.int64)
+        ).loss_sum
+        == 0
+    )
 
 
 @pytest.mark.parametrize("kernels", ["auto", "plain"])
-@pytest.mark.parametrize(("vocabulary", "width"), [(50, 6), (5000, 6), (5000, 40)])  # the plain form, and the CPU's kernels
+@pytest.mark.parametrize(
+    ("vocabulary", "width"), [(50, 6), (5000, 6), (5000, 40)]
+)  # the plain form, and the CPU's kernels
 def test_row_losses_add_up_to_the_loss(kernels, vocabulary, width, monkeypatch):
     monkeypatch.setattr(mlm_head, "CHUNK", 7 * vocabulary)
     generator = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((40, width), (vocabulary, width), (vocabulary,)))
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((40, width), (vocabulary, width), (vocabulary,))
+    )
     targets = torch.randint(vocabulary, (40,), generator=generator)
     loss_N, rank_N = mlm_head.row_losses(hidden, weight, bias, targets, kernels)
     logits = (hidden.double() @ weight.double().T) + bias

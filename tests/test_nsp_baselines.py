@@ -6,7 +6,7 @@ from babybert.data.table import Examples
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, SEP
 from babybert.errors import UsageError
 from babybert.evaluation.nsp_baselines import lengths, marks, nsp_baselines, overlap, take
-from babybert.training.evaluation import unigram_log_probabilities
+from babybert.evaluation.scores import unigram_log_probs
 
 COMMA, DOT = 5, 6
 
@@ -16,13 +16,19 @@ def pairs_of(*pairs):
     rows = [[CLS, *a, SEP, *b, SEP] for a, b, _ in pairs]
     segments = [[1] * (len(a) + 2) + [2] * (len(b) + 1) for a, b, _ in pairs]
     ids = np.concatenate(rows)
-    return Examples(ids, np.zeros_like(ids), np.concatenate(segments), np.cumsum([0, *map(len, rows)]), np.array([label for *_, label in pairs]))
+    return Examples(
+        ids,
+        np.zeros_like(ids),
+        np.concatenate(segments),
+        np.cumsum([0, *map(len, rows)]),
+        np.array([label for *_, label in pairs]),
+    )
 
 
 def test_overlap_by_hand():
     counts = np.array([0, 0, 0, 0, 0, 50, 50, 8, 4, 2, 1])
     examples = pairs_of(([7, 8, 8, MASK, DOT], [8, 9, DOT], 1), ([7, DOT], [MASK, DOT], 0))
-    rarity = -unigram_log_probabilities(counts)
+    rarity = -unigram_log_probs(counts)
     found = overlap(examples, counts, np.array([COMMA, DOT]))
     assert found[0] == pytest.approx([1, 1 / 3, rarity[8], rarity[8] / (rarity[7] + rarity[8] + rarity[9])])
     assert found[1] == pytest.approx([0, 0, 0, 0])
@@ -41,7 +47,14 @@ def test_each_finds_what_it_is_made_for_and_nothing_else():
         for _ in range(count):
             a, b, label = rng.choice(words, 3, replace=False), rng.choice(words, 3, replace=False), int(rng.integers(2))
             b = np.setdiff1d(b, a)
-            b = np.concatenate([b, [a[0], a[1]] if label and not by_form else [], [dot] if label and by_form else [], [b[0]] if len(b) else []])
+            b = np.concatenate(
+                [
+                    b,
+                    [a[0], a[1]] if label and not by_form else [],
+                    [dot] if label and by_form else [],
+                    [b[0]] if len(b) else [],
+                ]
+            )
             pairs.append((a, b.astype(int), label))
         return pairs_of(*pairs)
 
@@ -50,7 +63,9 @@ def test_each_finds_what_it_is_made_for_and_nothing_else():
         held_out = make(200, by_form)
         found = nsp_baselines(make(400, by_form), held_out, tokenizer, counts)
         assert ((found[name] > 0.5) == held_out.is_next).mean() > 0.95
-    assert ((found["overlap"] > 0.5) == held_out.is_next).mean() < 0.8  # punctuation is not its business, only the length
+    assert (
+        (found["overlap"] > 0.5) == held_out.is_next
+    ).mean() < 0.8  # punctuation is not its business, only the length
 
 
 def test_style_compares_the_two_sentences_and_format_does_not():

@@ -3,7 +3,7 @@ from conftest import tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babybert.data.demo import generate_reviews
+from babybert.corpus.demo import generate_reviews
 from babybert.data.pairs import Corpus, assemble, cut_lengths, make_pairs, split_sentences
 from babybert.data.tokenizer import CLS, SEP
 
@@ -22,7 +22,9 @@ def corpus_of(texts):
 
 def sentences_of(*texts):
     corpus, sentences, tokenizer = corpus_of(list(texts))
-    words = [" ".join(tokenizer.tokens(corpus.tokens[i:j])) for i, j in zip(sentences.start, sentences.end, strict=True)]
+    words = [
+        " ".join(tokenizer.tokens(corpus.tokens[i:j])) for i, j in zip(sentences.start, sentences.end, strict=True)
+    ]
     return list(zip(sentences.document.tolist(), words, strict=True))
 
 

@@ -18,28 +18,30 @@ import torch
 from conftest import tokenizer_of
 from faulty_proxy import FaultyProxy
 
+from babybert.checkpoint.format import checkpoint_step, checkpoints
+from babybert.checkpoint.storage import S3Store
 from babybert.cli import main
 from babybert.config import ModelConfig, PlaygroundConfig
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.look import attention_weights
-from babybert.inference.predictor import Predictor
-from babybert.inference.server import free_ports
 from babybert.model.bert import BabyBert
 from babybert.playground import models
 from babybert.playground.app import LOOPBACK, PAGE, open_model
 from babybert.playground.history import Run, spread
 from babybert.playground.inside import MOST_POSITIONS, look_inside, near
 from babybert.playground.models import Answer, Endpoint, EndpointDown, Local
-from babybert.training.checkpoint import checkpoints, step_of
-from babybert.training.storage import S3Store
-from babybert.training.trainer import pretrain
+from babybert.serving.predictor import Predictor
+from babybert.serving.torchserve import free_ports
+from babybert.training.train import pretrain
 
 
 @pytest.fixture(scope="module")
 def predictor():
     torch.manual_seed(0)
     tokenizer = tokenizer_of("mary rides near the desert . she fights two zombies !")
-    return Predictor(BabyBert(ModelConfig(vocab_size=tokenizer.size, width=8, heads=2, layers=2, feed_forward=16)), tokenizer)
+    return Predictor(
+        BabyBert(ModelConfig(vocab_size=tokenizer.size, width=8, heads=2, layers=2, feed_forward=16)), tokenizer
+    )
 
 
 def body(**keys):
@@ -72,7 +74,12 @@ def canned(status, content, version=None):
     [
         (200, b'{"masks": []}', Answer(200, {"masks": []}, "7-abc"), None),
         (400, b'{"error": "no"}', Answer(400, {"error": "no"}, "7-abc"), None),
-        (503, b'{"code": 503, "type": "T", "message": "queue full"}', Answer(503, {"code": 503, "type": "T", "message": "queue full"}, "7-abc"), "queue full"),
+        (
+            503,
+            b'{"code": 503, "type": "T", "message": "queue full"}',
+            Answer(503, {"code": 503, "type": "T", "message": "queue full"}, "7-abc"),
+            "queue full",
+        ),
         (413, b"", Answer(413, {"error": "Request Entity Too Large (the endpoint sent no JSON)"}), None),
         (200, b"<html>", Answer(502, {"error": "OK (the endpoint sent no JSON)"}), "sent no JSON"),
     ],
@@ -92,7 +99,9 @@ def test_an_endpoint_that_is_down_is_told_apart(monkeypatch):
     (port,) = free_ports(1)
     endpoint = Endpoint(f"http://127.0.0.1:{port}/")
     assert endpoint.url == f"http://127.0.0.1:{port}/predictions/babybert"
-    with pytest.raises(EndpointDown, match=rf"127\.0\.0\.1:{port}/predictions/babybert does not answer: connection refused"):
+    with pytest.raises(
+        EndpointDown, match=rf"127\.0\.0\.1:{port}/predictions/babybert does not answer: connection refused"
+    ):
         endpoint.answer(body(text="[MASK]"))
     with pytest.raises(EndpointDown, match="no such host"):
         Endpoint("http://nobody.invalid/own/path").answer(b"")
@@ -109,9 +118,15 @@ def test_an_endpoint_that_is_down_is_told_apart(monkeypatch):
 
 def test_a_checkpoint_answers_as_the_api_does(predictor):
     local = Local(predictor)
-    assert local.answer(body(text="mary [MASK] .", top_k=2)) == Answer(200, predictor.fill_mask(["mary [MASK] ."], 2)[0])
-    assert local.answer(body(pairs=[{"sentence_a": "mary", "sentence_b": "she"}])) == Answer(200, predictor.next_sentence([("mary", "she")]))
-    assert local.answer(body(text="[MASK]", top_k=500)) == Answer(400, {"error": "'top_k' is 500; it must be a whole number from 1 to 100"})
+    assert local.answer(body(text="mary [MASK] .", top_k=2)) == Answer(
+        200, predictor.fill_mask(["mary [MASK] ."], 2)[0]
+    )
+    assert local.answer(body(pairs=[{"sentence_a": "mary", "sentence_b": "she"}])) == Answer(
+        200, predictor.next_sentence([("mary", "she")])
+    )
+    assert local.answer(body(text="[MASK]", top_k=500)) == Answer(
+        400, {"error": "'top_k' is 500; it must be a whole number from 1 to 100"}
+    )
     assert local.answer(body(text="[MASK]"), "text/plain").status == 415
     damaged = Predictor(BabyBert(predictor.model.config), predictor.tokenizer)
     torch.nn.init.constant_(damaged.model.mlm_decoder.bias, float("nan"))
@@ -120,8 +135,32 @@ def test_a_checkpoint_answers_as_the_api_does(predictor):
 
 def test_a_text_as_the_model_reads_it(predictor):
     found = look_inside(predictor, "Mary RIDES a tank.", "She fights!", 1, 0)
-    assert [token["token"] for token in found["tokens"]] == ["[CLS]", "mary", "rides", "[UNK]", "[UNK]", ".", "[SEP]", "she", "fights", "!", "[SEP]"]
-    assert [token["source"] for token in found["tokens"]] == ["", "Mary", "RIDES", "a", "tank", ".", "", "She", "fights", "!", ""]
+    assert [token["token"] for token in found["tokens"]] == [
+        "[CLS]",
+        "mary",
+        "rides",
+        "[UNK]",
+        "[UNK]",
+        ".",
+        "[SEP]",
+        "she",
+        "fights",
+        "!",
+        "[SEP]",
+    ]
+    assert [token["source"] for token in found["tokens"]] == [
+        "",
+        "Mary",
+        "RIDES",
+        "a",
+        "tank",
+        ".",
+        "",
+        "She",
+        "fights",
+        "!",
+        "",
+    ]
     assert [token["segment"] for token in found["tokens"]] == [1] * 7 + [2] * 4
     assert [token["unknown"] for token in found["tokens"]] == [i in (3, 4) for i in range(11)]
     ids = torch.tensor([[token["id"] for token in found["tokens"]]])
@@ -166,7 +205,7 @@ def test_a_run_tells_how_it_learned_here_and_in_s3(run, s3, small):
         store.upload(folder)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     here, there = Run(str(run)), Run(f"s3://{s3.bucket}/run/")
-    assert here.steps() == there.steps() == sorted(map(step_of, checkpoints(run)))
+    assert here.steps() == there.steps() == sorted(map(checkpoint_step, checkpoints(run)))
     curves = here.curves()["curves"]
     for loss, baselines in (("mlm_loss", ["mlm_unigram_loss", "mlm_chance_loss"]), ("nsp_loss", ["nsp_chance_loss"])):
         last = [line for line in lines if line["split"] == "validation"][-1]
@@ -242,7 +281,10 @@ def test_the_command_serves_its_page_until_it_is_told_to_end():
                 assert file.read() == (PAGE.parent / name).read_bytes()
         assert ask(url, "api/predict", b"{}") == (
             502,
-            {"error": f"http://127.0.0.1:{port}/predictions/babybert does not answer: connection refused", "down": True},
+            {
+                "error": f"http://127.0.0.1:{port}/predictions/babybert does not answer: connection refused",
+                "down": True,
+            },
         )
         assert ask(url, "api/predict", b" " * 1_000_001)[0] == 413
         assert ask(url, "api/inside", b"{}")[0] == 404  # an endpoint has none
@@ -259,7 +301,11 @@ def test_the_command_serves_its_page_until_it_is_told_to_end():
 def test_an_endpoint_that_hangs_does_not_keep_the_page_from_ending():
     with socket.create_server(("127.0.0.1", 0)) as endpoint:
         address = f"http://127.0.0.1:{endpoint.getsockname()[1]}"
-        process = subprocess.Popen([sys.executable, "-m", "babybert.cli", "playground", f"--endpoint={address}", "--port=0"], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "babybert.cli", "playground", f"--endpoint={address}", "--port=0"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             url = re.search(r"http://127\.0\.0\.1:\d+/", process.stderr.readline())[0]
             answers = []
@@ -280,7 +326,9 @@ def test_an_endpoint_that_hangs_does_not_keep_the_page_from_ending():
 def ask(url, path, content):
     """Status and JSON of one question."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url + path, content, {"Content-Type": "application/json"})) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url + path, content, {"Content-Type": "application/json"})
+        ) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         text = error.read()

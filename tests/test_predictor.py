@@ -4,17 +4,22 @@ import torch
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.inference import predictor as module
-from babybert.inference.predictor import Predictor, Work
-from babybert.inference.requests import FillMask, NextSentence, parse_object
 from babybert.model import answers
 from babybert.model.bert import BabyBert
+from babybert.serving import predictor as module
+from babybert.serving.predictor import Predictor, Work
+from babybert.serving.request_schema import FillMask, NextSentence, parse_object
 
 
 @pytest.fixture(scope="module")
 def predictor(demo):
     torch.manual_seed(0)
-    return Predictor(BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=2, feed_forward=16, max_positions=40)), demo.tokenizer)
+    return Predictor(
+        BabyBert(
+            ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=2, feed_forward=16, max_positions=40)
+        ),
+        demo.tokenizer,
+    )
 
 
 def test_candidates_are_the_models_softmax(predictor):
@@ -31,7 +36,10 @@ def test_candidates_are_the_models_softmax(predictor):
         assert [c["score"] for c in mask["candidates"]] == pytest.approx(best.values[:4].tolist(), rel=1e-4)
         for candidate in mask["candidates"]:
             assert tokenizer.token(candidate["id"]) == candidate["token"]
-    assert answer["masks"][0]["candidates"][0]["sequence"] == f"mary is {answer['masks'][0]['candidates'][0]['token']} in the [MASK] ."
+    assert (
+        answer["masks"][0]["candidates"][0]["sequence"]
+        == f"mary is {answer['masks'][0]['candidates'][0]['token']} in the [MASK] ."
+    )
 
 
 def test_next_sentence_is_class_one(predictor):
@@ -69,19 +77,27 @@ def test_answers_do_not_depend_on_the_batch_and_a_bad_one_harms_none(predictor):
         else:
             for found, expected in zip(answer["masks"], alone["masks"], strict=True):
                 assert [c["sequence"] for c in found["candidates"]] == [c["sequence"] for c in expected["candidates"]]
-                assert [c["score"] for c in found["candidates"]] == pytest.approx([c["score"] for c in expected["candidates"]], abs=1e-6)
+                assert [c["score"] for c in found["candidates"]] == pytest.approx(
+                    [c["score"] for c in expected["candidates"]], abs=1e-6
+                )
     with pytest.raises(UsageError):
         predictor.fill_mask(["word " * 60 + "[MASK]"])
 
 
 def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
-    items = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)] + [NextSentence("a " * 9, "b")] * 5
+    items = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)] + [
+        NextSentence("a " * 9, "b")
+    ] * 5
     whole = predictor.answer(items)
     shapes = []
     monkeypatch.setattr(module, "SLICE_POSITIONS", 50)
     monkeypatch.setattr(answers, "SLICE_MASKS", 3)
     hidden_at, decoder = predictor.model.hidden_at, predictor.model.mlm_decoder
-    monkeypatch.setattr(predictor.model, "hidden_at", lambda ids, segments, asked: shapes.append(ids.shape) or hidden_at(ids, segments, asked))
+    monkeypatch.setattr(
+        predictor.model,
+        "hidden_at",
+        lambda ids, segments, asked: shapes.append(ids.shape) or hidden_at(ids, segments, asked),
+    )
     monkeypatch.setattr(decoder, "forward", lambda h, forward=decoder.forward: shapes.append((len(h), 0)) or forward(h))
     work = Work()
     for found, expected in zip(predictor.answer(items, work), whole, strict=True):
@@ -90,7 +106,9 @@ def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
         else:
             for one, other in zip(found["masks"], expected["masks"], strict=True):
                 assert one["position"] == other["position"]
-                assert [c["score"] for c in one["candidates"]] == pytest.approx([c["score"] for c in other["candidates"]], abs=1e-6)
+                assert [c["score"] for c in one["candidates"]] == pytest.approx(
+                    [c["score"] for c in other["candidates"]], abs=1e-6
+                )
     passes = [shape for shape in shapes if shape[1]]
     assert len(passes) > 4
     assert max(b * t for b, t in passes) <= 50
@@ -104,29 +122,42 @@ def test_targets_have_the_scores_of_the_whole_softmax(predictor):
     scores = {c["token"]: c["score"] for c in everything["masks"][0]["candidates"]}
     asked = [*list(scores)[3:9:2], list(scores)[3].upper()]
     (answer,) = predictor.fill_mask(["The [MASK] rides."], targets=asked)
-    assert {c["token"]: c["score"] for c in answer["masks"][0]["candidates"]} == pytest.approx({token: scores[token] for token in asked[:3]})
-    assert [c["score"] for c in answer["masks"][0]["candidates"]] == sorted((scores[token] for token in asked[:3]), reverse=True)
+    assert {c["token"]: c["score"] for c in answer["masks"][0]["candidates"]} == pytest.approx(
+        {token: scores[token] for token in asked[:3]}
+    )
+    assert [c["score"] for c in answer["masks"][0]["candidates"]] == sorted(
+        (scores[token] for token in asked[:3]), reverse=True
+    )
     (first,) = predictor.fill_mask(["The [MASK] rides."], top_k=1, targets=asked)
     assert first["masks"][0]["candidates"] == answer["masks"][0]["candidates"][:1]
 
 
 def test_what_is_too_long_is_cut_where_it_is_asked(predictor):
     long, cut = "mary " + "the " * 60, "mary " + "the " * 36
-    assert predictor.answer([FillMask(f"[MASK] {long}", truncate=True)])[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(
-        predictor.fill_mask([f"[MASK] {cut}"])[0]["masks"][0]["candidates"][0]["score"]
-    )
+    assert predictor.answer([FillMask(f"[MASK] {long}", truncate=True)])[0]["masks"][0]["candidates"][0][
+        "score"
+    ] == pytest.approx(predictor.fill_mask([f"[MASK] {cut}"])[0]["masks"][0]["candidates"][0]["score"])
     (lost,) = predictor.answer([FillMask(f"[MASK] {long} [MASK] [MASK]", truncate=True, name="text[3]")])
     assert "'text[3]' cut to 38 tokens loses 2 of its 3 [MASK]s" in str(lost)
-    for a, b, kept_a, kept_b in (("a " * 50, "the " * 50, 19, 18), ("a " * 50, "the " * 5, 32, 5), ("a " * 5, "the " * 50, 5, 32)):
+    for a, b, kept_a, kept_b in (
+        ("a " * 50, "the " * 50, 19, 18),
+        ("a " * 50, "the " * 5, 32, 5),
+        ("a " * 5, "the " * 50, 5, 32),
+    ):
         (found,) = predictor.answer([NextSentence(a, b, truncate=True)])
         (expected,) = predictor.next_sentence([("a " * kept_a, "the " * kept_b)])
         assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
-    assert "'pairs[1].sentence_a' with 'sentence_b' is 103 tokens long" in str(predictor.answer([NextSentence("a " * 50, "the " * 50, prefix="pairs[1].")])[0])
+    assert "'pairs[1].sentence_a' with 'sentence_b' is 103 tokens long" in str(
+        predictor.answer([NextSentence("a " * 50, "the " * 50, prefix="pairs[1].")])[0]
+    )
 
 
 def test_weights_that_are_no_numbers_are_an_error_of_their_row_alone(demo):
     torch.manual_seed(0)
-    predictor = Predictor(BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, feed_forward=16, max_positions=40)), demo.tokenizer)
+    predictor = Predictor(
+        BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, feed_forward=16, max_positions=40)),
+        demo.tokenizer,
+    )
     with torch.no_grad():
         predictor.model.embedding.token_embedding.embedding.weight[demo.tokenizer.id_of("sheriff")] = float("nan")
     items = [
@@ -137,18 +168,28 @@ def test_weights_that_are_no_numbers_are_an_error_of_their_row_alone(demo):
     ]
     answers = predictor.answer(items)
     (alone,) = predictor.answer(items[:1])
-    assert answers[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(alone["masks"][0]["candidates"][0]["score"], abs=1e-6)
+    assert answers[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(
+        alone["masks"][0]["candidates"][0]["score"], abs=1e-6
+    )
     assert all(isinstance(answer, DataError) and "no finite score" in str(answer) for answer in answers[1:])
 
 
 @pytest.mark.parametrize("kind", ["basic-english", "wordpiece"])
 @pytest.mark.parametrize(
-    "text", ["The [MASK] rides.", "A [MASK] is [MASK], she said.", ["The [MASK]."], ["The qqq [MASK].", "[MASK] [MASK]", "[PAD] a [MASK]"]]
+    "text",
+    [
+        "The [MASK] rides.",
+        "A [MASK] is [MASK], she said.",
+        ["The [MASK]."],
+        ["The qqq [MASK].", "[MASK] [MASK]", "[PAD] a [MASK]"],
+    ],
 )
 @pytest.mark.parametrize("targets", [None, ["the", "Rides"]])
 def test_the_pipeline_form_is_the_pipelines(demo, kind, text, targets):
     """The same weights' logits behind transformers' own FillMaskPipeline."""
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed; pip install 'babybert-pretrain[bench]'")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed; pip install 'babybert-pretrain[bench]'"
+    )
     from tokenizers import Tokenizer as Backend
     from tokenizers.processors import TemplateProcessing
     from transformers.modeling_outputs import MaskedLMOutput
@@ -156,7 +197,9 @@ def test_the_pipeline_form_is_the_pipelines(demo, kind, text, targets):
     documents = ["The sheriff rides a horse, she said.", "The pilot is superb."] * 3
     tokenizer = demo.tokenizer if kind == "basic-english" else Tokenizer.train_wordpiece(documents, 1, 60)
     torch.manual_seed(1)
-    mine = Predictor(BabyBert(ModelConfig(vocab_size=tokenizer.size, width=16, feed_forward=16, max_positions=40)), tokenizer)
+    mine = Predictor(
+        BabyBert(ModelConfig(vocab_size=tokenizer.size, width=16, feed_forward=16, max_positions=40)), tokenizer
+    )
 
     class Model(transformers.BertPreTrainedModel):
         def __init__(self):
@@ -169,7 +212,9 @@ def test_the_pipeline_form_is_the_pipelines(demo, kind, text, targets):
     backend = Backend.from_str(tokenizer._backend.to_str())
     backend.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "mask", "unk")}
-    pipeline = transformers.FillMaskPipeline(model=Model(), tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names), device="cpu")
+    pipeline = transformers.FillMaskPipeline(
+        model=Model(), tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names), device="cpu"
+    )
     expected = pipeline(text, top_k=3, **({"targets": targets} if targets else {}))
     request = parse_object({"inputs": text, "parameters": {"top_k": 3, **({"targets": targets} if targets else {})}})
     answers = mine.answer(request.items)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from test_pairs import plain_split
 
 from babybert.config import PrepareConfig
+from babybert.corpus.demo import generate_reviews
 from babybert.data.dataset import open_dataset, sha256
-from babybert.data.demo import generate_reviews
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import CLS, SEP, UNK
 from babybert.errors import DataError, StorageError, UsageError
@@ -45,7 +45,14 @@ def test_facts_are_those_of_the_files(demo):
 
 def test_copies_of_a_document_are_on_one_side(tmp_path):
     texts = generate_reviews(60, seed=0)
-    prepare(PrepareConfig(corpus="imdb", source=(str(imdb_review_folder(tmp_path / "source", texts * 2)),), out=tmp_path / "data", validation_fraction=0.3))
+    prepare(
+        PrepareConfig(
+            corpus="imdb",
+            source=(str(imdb_review_folder(tmp_path / "source", texts * 2)),),
+            out=tmp_path / "data",
+            validation_fraction=0.3,
+        )
+    )
     dataset = open_dataset(tmp_path / "data")
     sides = {}
     for split in ("train", "validation"):
@@ -82,7 +89,7 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
     ("function", "calls"),
     [
         ("babybert.data.spool:Spool.add", 40),
-        ("babybert.data.words:Words.finish", 1),
+        ("babybert.data.basic_english:BasicEnglishTokenizer.finish", 1),
         ("babybert.data.shards:Shard.write_csv", 1),
         ("babybert.data.shards:Shard.close", 1),
         ("babybert.data.prepare:_write_vocabulary", 1),
@@ -94,7 +101,9 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
         ("pathlib:Path.replace", 5),
     ],
 )
-def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(tmp_path, demo_folder, function, calls):
+def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(
+    tmp_path, demo_folder, function, calls
+):
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
     run_until_killed(function, calls, *flags)
@@ -122,24 +131,50 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path, kind):
     """A limit on the size of files stands in for the full disk: writing fails in the same place, in the same way."""
     prepare(PrepareConfig(out=tmp_path / "data", demo_documents=40, validation_fraction=0.2))
     before = files_of(tmp_path / "data")
-    command = [sys.executable, "-m", "babybert.cli", "prepare", "--demo-documents=2000", "--overwrite", f"--format={kind}", f"--out={tmp_path / 'data'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "babybert.cli",
+        "prepare",
+        "--demo-documents=2000",
+        "--overwrite",
+        f"--format={kind}",
+        f"--out={tmp_path / 'data'}",
+    ]
     for limit in (50_000, 450_000):  # within the spool, within the table
-        full = subprocess.run(command, capture_output=True, text=True, preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        full = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
         if limit > 50_000 and kind != "csv" and full.returncode == 0:
             continue  # compressed, the table fits
         assert full.returncode == 1, full.stderr
-        assert full.stderr.strip().splitlines()[-1].startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data:"), full.stderr
+        assert (
+            full.stderr.strip()
+            .splitlines()[-1]
+            .startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data:")
+        ), full.stderr
         assert files_of(tmp_path / "data") == before
         assert not (tmp_path / "data" / ".partial").exists()
 
 
 ANY_TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=60)
-PUNCTUATED = st.lists(st.one_of(ANY_TEXT, st.sampled_from([". ", "! ", "? ", "<br />", "[MASK]", "[PAD] x", '"', ",", "\n"])), max_size=12).map("".join)
+PUNCTUATED = st.lists(
+    st.one_of(ANY_TEXT, st.sampled_from([". ", "! ", "? ", "<br />", "[MASK]", "[PAD] x", '"', ",", "\n"])), max_size=12
+).map("".join)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(PUNCTUATED, min_size=1, max_size=8), st.sampled_from(["csv", "parquet"]), st.sampled_from(["basic-english", "wordpiece"]))
-def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(tmp_path_factory, texts, kind, tokenizer_kind):
+@given(
+    st.lists(PUNCTUATED, min_size=1, max_size=8),
+    st.sampled_from(["csv", "parquet"]),
+    st.sampled_from(["basic-english", "wordpiece"]),
+)
+def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
+    tmp_path_factory, texts, kind, tokenizer_kind
+):
     folder = tmp_path_factory.mktemp("any")
     texts += [f"this is review {i} . it has a second sentence {i} ." for i in range(30)]
     with (folder / "in.jsonl").open("w") as file:
@@ -190,7 +225,9 @@ def test_format_alone_does_not_tell_the_label(tmp_path):
             end = rng.choice(["...", "?!", "!!!", "."] if place == count - 1 else [".", ".", ".", "?"])
             lines.append(" ".join(rng.choice(words, length)) + end)
         (tmp_path / f"{i}.txt").write_text(" ".join(lines) + ("" if i % 3 else " no end"))
-    prepare(PrepareConfig(corpus="text", source=(str(tmp_path),), out=tmp_path / "data", max_positions=48, min_frequency=1))
+    prepare(
+        PrepareConfig(corpus="text", source=(str(tmp_path),), out=tmp_path / "data", max_positions=48, min_frequency=1)
+    )
     dataset = open_dataset(tmp_path / "data")
     examples = dataset.examples("train")
     features, labels = format_features(examples), examples.is_next
@@ -199,7 +236,9 @@ def test_format_alone_does_not_tell_the_label(tmp_path):
     guess = fitted(features[:half], labels[:half])(features[half:])
     chance = 5 * 0.5 / (len(labels) - half) ** 0.5
     assert abs((guess == labels[half:]).mean() - 0.5) < chance
-    leaky = np.column_stack([features, labels + rng.normal(0, 0.5, len(labels))])  # the classifier does find what is there
+    leaky = np.column_stack(
+        [features, labels + rng.normal(0, 0.5, len(labels))]
+    )  # the classifier does find what is there
     assert (fitted(leaky[:half], labels[:half])(leaky[half:]) == labels[half:]).mean() > 0.5 + chance
 
 
@@ -239,7 +278,9 @@ def fitted(features, labels):
 
 def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp_path):
     for copies in (1, 3):
-        prepare(PrepareConfig(out=tmp_path / str(copies), demo_documents=60, validation_fraction=0.3, duplicates=copies))
+        prepare(
+            PrepareConfig(out=tmp_path / str(copies), demo_documents=60, validation_fraction=0.3, duplicates=copies)
+        )
     once, thrice = open_dataset(tmp_path / "1"), open_dataset(tmp_path / "3")
     assert thrice.facts["train"]["pairs"] == 3 * once.facts["train"]["pairs"]
     assert thrice.facts["shards"]["validation"] == once.facts["shards"]["validation"]
@@ -279,26 +320,45 @@ def test_tables_of_other_hands_are_imported_and_checked(tmp_path):
         frame.columns = ["BERT Input", "BERT Label", "Segment Label", "Is Next"]
         frame.insert(0, "Original Text", "a\nb")
         frame.to_csv(tmp_path / f"{split}.csv", index=False)
-    settings = {"corpus": "table", "tokenizer": tmp_path / "a" / "tokenizer.json", "source": (str(tmp_path / "train.csv"),)}
-    facts = prepare(PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "b"))
+    settings = {
+        "corpus": "table",
+        "tokenizer": tmp_path / "a" / "tokenizer.json",
+        "source": (str(tmp_path / "train.csv"),),
+    }
+    facts = prepare(
+        PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "b")
+    )
     assert facts["shards"] == first.facts["shards"]
     assert (open_dataset(tmp_path / "b").token_counts() == first.token_counts()).all()
     with (tmp_path / "train.csv").open("a") as file:
         file.write('x,"[1,5,2]","[0,5]","1,1,1",1\n')
-    with pytest.raises(DataError, match=rf"train.csv: row {facts['train']['pairs'] + 1}: bert_input has 3 entries, bert_label has 2"):
+    with pytest.raises(
+        DataError, match=rf"train.csv: row {facts['train']['pairs'] + 1}: bert_input has 3 entries, bert_label has 2"
+    ):
         prepare(PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "c"))
     assert not (tmp_path / "c").exists()
-    facts = prepare(PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "c", skip_bad_rows=True))
+    facts = prepare(
+        PrepareConfig(
+            **settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "c", skip_bad_rows=True
+        )
+    )
     assert facts["skipped_rows"] == 1
     assert facts["shards"] == first.facts["shards"]
 
 
 def test_skipped_rows_are_counted_once(tmp_path):
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": f"Number {i} is good. It is a film." if i % 10 else 7}) + "\n" for i in range(60)))
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"text": f"Number {i} is good. It is a film." if i % 10 else 7}) + "\n" for i in range(60))
+    )
     for kind in ("basic-english", "wordpiece"):  # the latter reads the source twice
         facts = prepare(
             PrepareConfig(
-                corpus="jsonl", source=(str(tmp_path / "t.jsonl"),), out=tmp_path / kind, skip_bad_rows=True, validation_fraction=0.3, tokenizer_kind=kind
+                corpus="jsonl",
+                source=(str(tmp_path / "t.jsonl"),),
+                out=tmp_path / kind,
+                skip_bad_rows=True,
+                validation_fraction=0.3,
+                tokenizer_kind=kind,
             )
         )
         assert facts["skipped_rows"] == 6

@@ -10,11 +10,11 @@ from conftest import imdb_review_folder
 
 from babybert.cli import main
 from babybert.config import ModelConfig
-from babybert.data.labelled import Labelled
+from babybert.corpus.labelled import Labelled
 from babybert.data.tokenizer import CLS, SEP
 from babybert.evaluation.probe import _bag_of_words, _encode, _states, probe, show
 from babybert.model.bert import BabyBert
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,9 @@ def decidable(count, seed):
     for number in range(count):
         label = ("neg", "pos")[number % 2]
         judge = {"pos": ("wonderful", "superb", "brilliant"), "neg": ("terrible", "boring", "awful")}[label]
-        words = [choose.choice(("the", "film", "movie", "mary", "is", "and", "in")) for _ in range(choose.randint(3, 9))]
+        words = [
+            choose.choice(("the", "film", "movie", "mary", "is", "and", "in")) for _ in range(choose.randint(3, 9))
+        ]
         words[choose.randrange(len(words))] = choose.choice(judge)
         documents.append(Labelled(f"{' '.join(words)} number {seed} {number}", label, None))
     return documents
@@ -69,7 +71,9 @@ def test_what_words_decide_is_found_and_what_is_random_is_not(bert, demo):
     coin = random.Random(0)
     noise = [[Labelled(document.text, coin.choice("ab"), None) for document in part] for part in (train, test)]
     accuracy = probe(bert, demo.tokenizer, *noise, 64, 0, 32, CPU)["accuracy"]
-    assert all(abs(accuracy[name]["value"] - 0.5) < 0.15 for name in ("bag of words", "trained, mean", "trained, [CLS]"))
+    assert all(
+        abs(accuracy[name]["value"] - 0.5) < 0.15 for name in ("bag of words", "trained, mean", "trained, [CLS]")
+    )
 
 
 def test_training_gains_nothing_over_itself(bert, demo):
@@ -81,12 +85,16 @@ def test_training_gains_nothing_over_itself(bert, demo):
 
 def test_the_command(capsys, small, tmp_path):
     run = str(pretrain(small(max_steps=2)).checkpoint)
-    imdb_review_folder(tmp_path / "imdb", [document.text for document in sorted(decidable(80, 3), key=lambda document: document.text)])
+    imdb_review_folder(
+        tmp_path / "imdb", [document.text for document in sorted(decidable(80, 3), key=lambda document: document.text)]
+    )
     command = ["probe", "--checkpoint", run, "--device", "cpu", "--documents", "30"]
     assert main([*command, "--source", str(tmp_path / "imdb")]) == 0
     assert "gain of training" in capsys.readouterr().out
     with (tmp_path / "x.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *((document.text, document.label) for document in decidable(80, 4))])
+        csv.writer(file).writerows(
+            [("text", "label"), *((document.text, document.label) for document in decidable(80, 4))]
+        )
     assert main([*command, "--corpus", "csv", "--source", str(tmp_path / "x.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["documents_to_test_with"] == 30
 
@@ -104,4 +112,6 @@ def test_bad_inputs(capsys, small, tmp_path, monkeypatch):
     assert "documents is 1" in fails(2, "--documents", "1")
     imdb_review_folder(tmp_path / "imdb", [document.text for document in decidable(40, 3)])
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    assert "pip install 'babybert-pretrain[evaluate]'" in fails(2, "--checkpoint", run, "--source", str(tmp_path / "imdb"))
+    assert "pip install 'babybert-pretrain[evaluate]'" in fails(
+        2, "--checkpoint", run, "--source", str(tmp_path / "imdb")
+    )

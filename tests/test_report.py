@@ -11,10 +11,10 @@ from babybert.config import ModelConfig
 from babybert.data.masking import MASKED_SHARE
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 from babybert.evaluation.report import report, with_fixed_masks
-from babybert.evaluation.show import show
+from babybert.evaluation.report_table import show
+from babybert.evaluation.scores import as_dict, evaluate
 from babybert.model.bert import BabyBert
-from babybert.training.evaluation import as_dict, evaluate
-from babybert.training.trainer import pretrain
+from babybert.training.train import pretrain
 
 CPU = torch.device("cpu")
 
@@ -59,13 +59,28 @@ def test_slices_add_up_to_the_whole(demo, found):
     held_out, counts = demo.examples("validation"), demo.token_counts()
     target = held_out.labels[held_out.labels > 0]
     for part in found["by_frequency"]:
-        assert part["tokens"] == ((counts[target] >= part["from"]) & (counts[target] <= (np.inf if part["to"] is None else part["to"]))).sum()
+        assert (
+            part["tokens"]
+            == (
+                (counts[target] >= part["from"]) & (counts[target] <= (np.inf if part["to"] is None else part["to"]))
+            ).sum()
+        )
     assert sum(part["pairs"] for part in found["calibration"]) == found["pairs"]
 
 
 def test_tables_for_people(found):
     text = show(found)
-    for word in ("held out: ", "bigram", "overlap", "format", "loss below unigram", "calibration error", "[MASK]", "a random word", "95% intervals"):
+    for word in (
+        "held out: ",
+        "bigram",
+        "overlap",
+        "format",
+        "loss below unigram",
+        "calibration error",
+        "[MASK]",
+        "a random word",
+        "95% intervals",
+    ):
         assert word in text
     assert "left out" not in text
     assert max(map(len, text.splitlines())) < 110
@@ -99,7 +114,9 @@ def run(demo_folder, tmp_path_factory):
 
     from babybert.config import PretrainConfig
 
-    return str(pretrain(PretrainConfig(**SMALL, data=demo_folder, out=tmp_path_factory.mktemp("run"), max_steps=3)).checkpoint)
+    return str(
+        pretrain(PretrainConfig(**SMALL, data=demo_folder, out=tmp_path_factory.mktemp("run"), max_steps=3)).checkpoint
+    )
 
 
 def test_the_command_prints_and_draws(capsys, run, demo_folder, tmp_path):

@@ -20,20 +20,44 @@ def test_without_anything_the_defaults_hold():
 
 def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_text("pretrain:\n  lr: 1e-4\n  epochs: 7\n  metrics: false\n  max_steps: null\n  data: some/where\nprepare:\n  seed: 9\n")
-    environment = {"BABYBERT_PRETRAIN_EPOCHS": "8", "BABYBERT_PRETRAIN_BATCH_SIZE": "5", "BABYBERT_PRETRAIN_SERVICE_HOST": "10.0.0.1"}
+    path.write_text(
+        "pretrain:\n  lr: 1e-4\n  epochs: 7\n  metrics: false\n  max_steps: null\n  data: some/where\nprepare:\n  seed: 9\n"
+    )
+    environment = {
+        "BABYBERT_PRETRAIN_EPOCHS": "8",
+        "BABYBERT_PRETRAIN_BATCH_SIZE": "5",
+        "BABYBERT_PRETRAIN_SERVICE_HOST": "10.0.0.1",
+    }
     config = pretrain_settings("--config", str(path), "--batch-size=6", environment=environment)
-    assert (config.lr, config.epochs, config.batch_size, config.metrics, config.max_steps, config.data) == (1e-4, 8, 6, False, None, Path("some/where"))
+    assert (config.lr, config.epochs, config.batch_size, config.metrics, config.max_steps, config.data) == (
+        1e-4,
+        8,
+        6,
+        False,
+        None,
+        Path("some/where"),
+    )
     assert config.seed == PretrainConfig().seed
 
 
 def test_a_preset_brings_its_recipe_which_yields_to_what_is_given():
     baby = pretrain_settings("--preset=baby")
-    assert (baby.lr, baby.decoder_lr_factor, baby.embedding_lr_factor, baby.decoder_epsilon, baby.dropout) == (2e-3, 50.0, 20.0, 1e-3, 0.0)
+    assert (baby.lr, baby.decoder_lr_factor, baby.embedding_lr_factor, baby.decoder_epsilon, baby.dropout) == (
+        2e-3,
+        50.0,
+        20.0,
+        1e-3,
+        0.0,
+    )
     assert pretrain_settings("--preset=baby", "--lr=0.5", "--dropout=0.2").lr == 0.5
     assert pretrain_settings("--lr=0.5", environment={"BABYBERT_PRETRAIN_PRESET": "baby"}).decoder_epsilon == 1e-3
     reference = pretrain_settings("--preset=baby", "--recipe=reference")
-    assert (reference.lr, reference.decoder_lr_factor, reference.decoder_epsilon, reference.dropout) == (5e-5, 1.0, 1e-8, None)
+    assert (reference.lr, reference.decoder_lr_factor, reference.decoder_epsilon, reference.dropout) == (
+        5e-5,
+        1.0,
+        1e-8,
+        None,
+    )
 
 
 def test_booleans_and_optional_values():
@@ -93,7 +117,10 @@ def test_several_values_from_each_place(tmp_path):
     path.write_text("prepare: {corpus: text, source: [a, 'b, c']}")
     assert prepare_settings("--config", str(path)).source == ("a", "b, c")
     assert prepare_settings("--corpus", "text", "--source", "a", "b, c").source == ("a", "b, c")
-    assert prepare_settings("--corpus=text", environment={"BABYBERT_PREPARE_SOURCE": "a, s3://b/c"}).source == ("a", "s3://b/c")
+    assert prepare_settings("--corpus=text", environment={"BABYBERT_PREPARE_SOURCE": "a, s3://b/c"}).source == (
+        "a",
+        "s3://b/c",
+    )
     path.write_text("prepare: {corpus: text, source: one}")
     assert prepare_settings("--config", str(path)).source == ("one",)
     path.write_text("prepare: {corpus: text, source: [1]}")

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import zstandard
 
+from babybert.corpus.files import BadRows
 from babybert.data import shards as module
-from babybert.data.files import BadRows
 from babybert.data.shards import FORMATS, CsvSpelling, ShardWriter
 from babybert.data.table import COLUMNS, Examples, join, read_table
 
@@ -39,7 +39,15 @@ def plain_csv(examples):
     writer = csv.writer(text, lineterminator="\n")
     for row in range(len(examples)):
         part = examples.rows(row, row + 1)
-        writer.writerow([*(json.dumps(array.tolist(), separators=(",", ":")) for array in (part.ids, part.labels, part.segments)), part.is_next[0]])
+        writer.writerow(
+            [
+                *(
+                    json.dumps(array.tolist(), separators=(",", ":"))
+                    for array in (part.ids, part.labels, part.segments)
+                ),
+                part.is_next[0],
+            ]
+        )
     return text.getvalue()
 
 
@@ -79,7 +87,9 @@ def test_the_same_rows_are_the_same_bytes(tmp_path, kind):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name, some_examples(50), kind)
-    assert (tmp_path / "a" / f"train-00000.{kind}").read_bytes() == (tmp_path / "b" / f"train-00000.{kind}").read_bytes()
+    assert (tmp_path / "a" / f"train-00000.{kind}").read_bytes() == (
+        tmp_path / "b" / f"train-00000.{kind}"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -91,7 +101,9 @@ def test_pandas_and_json_read_it(tmp_path, kind):
     assert list(frame.columns) == list(COLUMNS)
     assert frame["is_next"].tolist() == examples.is_next.tolist()
     for row, cell in enumerate(frame["bert_input"]):
-        assert (json.loads(cell) if isinstance(cell, str) else cell.tolist()) == examples.rows(row, row + 1).ids.tolist()
+        assert (json.loads(cell) if isinstance(cell, str) else cell.tolist()) == examples.rows(
+            row, row + 1
+        ).ids.tolist()
 
 
 def test_compressed_files_are_what_other_tools_read(tmp_path):

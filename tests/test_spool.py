@@ -18,7 +18,9 @@ def fill(path, texts=TEXTS, seed=0, fraction=0.25, length=10):
 
 
 def documents(blocks):
-    return [block.tokens[i:j].tolist() for block in blocks for i, j in zip(block.offsets, block.offsets[1:], strict=False)]
+    return [
+        block.tokens[i:j].tolist() for block in blocks for i, j in zip(block.offsets, block.offsets[1:], strict=False)
+    ]
 
 
 def test_every_document_comes_once_on_one_side(tmp_path):
@@ -60,7 +62,10 @@ def test_copies_share_a_side_and_a_number(tmp_path):
 def test_ids_are_mapped(tmp_path):
     with Spool(tmp_path / "a", 0, 0.5) as spool:
         spool.add("x", np.array([0, 2, 1], np.int32), END)
-        (block,) = [*spool.blocks(False, np.array([7, 8, 9], np.int32)), *spool.blocks(True, np.array([7, 8, 9], np.int32))]
+        (block,) = [
+            *spool.blocks(False, np.array([7, 8, 9], np.int32)),
+            *spool.blocks(True, np.array([7, 8, 9], np.int32)),
+        ]
     assert block.tokens.tolist() == [7, 9, 8]
 
 
@@ -72,7 +77,9 @@ def test_a_long_document_comes_in_pieces_that_end_with_a_sentence(tmp_path, monk
         blocks = [*spool.blocks(False, None), *spool.blocks(True, None)]
         assert spool.documents[False] + spool.documents[True] == 1
     pieces = documents(blocks)
-    assert sorted(pieces) == sorted([[1, 2, 9, 3, 9], [4, 5, 6, 9], [*range(10, 17)], [*range(17, 24)], [*range(24, 30)]])
+    assert sorted(pieces) == sorted(
+        [[1, 2, 9, 3, 9], [4, 5, 6, 9], [*range(10, 17)], [*range(17, 24)], [*range(24, 30)]]
+    )
     assert len(set(np.concatenate([block.texts for block in blocks]).tolist())) == 1
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from babybert.data.files import BadRows
+from babybert.corpus.files import BadRows
 from babybert.data.table import COLUMNS, Examples, join
 from babybert.data.table import read_table as read_chunks
 from babybert.errors import DataError
@@ -64,13 +64,21 @@ def test_parquet_of_other_hands_is_read(tmp_path):
     pd.DataFrame([[[1.5], *lists[1:], 1]], columns=list(COLUMNS)).to_parquet(tmp_path / "floats.parquet")
     with pytest.raises(DataError, match=r"'bert_input' holds list<.*double>; it must be lists of whole numbers"):
         read_table(tmp_path / "floats.parquet", 10)
-    pd.DataFrame([[lists[0], lists[1], lists[2], 1], [None, lists[1], lists[2], 1]], columns=list(COLUMNS)).to_parquet(tmp_path / "none.parquet")
+    pd.DataFrame([[lists[0], lists[1], lists[2], 1], [None, lists[1], lists[2], 1]], columns=list(COLUMNS)).to_parquet(
+        tmp_path / "none.parquet"
+    )
     with pytest.raises(DataError, match=r"none\.parquet: row 2: bert_input is not a JSON list"):
         read_table(tmp_path / "none.parquet", 10)
 
 
 def test_bad_rows_can_be_counted_and_passed_over(tmp_path, capsys):
-    bad = [["[1, 3", *GOOD[1:]], ["[1, 3, 6]", *GOOD[1:]], ["[1, 3, 99, 2]", *GOOD[1:]], [*GOOD[:3], "7"], [GOOD[0], "[9, 0, 0, 0]", *GOOD[2:]]]
+    bad = [
+        ["[1, 3", *GOOD[1:]],
+        ["[1, 3, 6]", *GOOD[1:]],
+        ["[1, 3, 99, 2]", *GOOD[1:]],
+        [*GOOD[:3], "7"],
+        [GOOD[0], "[9, 0, 0, 0]", *GOOD[2:]],
+    ]
     path = write(tmp_path / "t.csv", [GOOD, *bad, GOOD])
     with path.open("a") as file:
         file.write('"[1]","[1]"\n')
@@ -147,7 +155,9 @@ def test_a_file_without_a_column_or_rows_is_refused(tmp_path):
 
 def test_counts_are_of_the_originals():
     labels = np.array([0, 7, 0, 8], np.int32)
-    examples = Examples(np.array([1, 3, 7, 9], np.int32), labels, np.ones(4, np.int8), np.array([0, 4]), np.ones(1, np.int8))
+    examples = Examples(
+        np.array([1, 3, 7, 9], np.int32), labels, np.ones(4, np.int8), np.array([0, 4]), np.ones(1, np.int8)
+    )
     counts = examples.token_counts(10)
     assert counts[7] == 2
     assert counts[8] == 1
@@ -158,7 +168,11 @@ def test_counts_are_of_the_originals():
     ("name", "content", "message"),
     [
         ("t.csv", b'bert_input,bert_label,segment_label,is_next\n"[1', "not CSV"),
-        ("t.csv", b"bert_input,bert_label,segment_label,is_next\n[1],[0],\xe9,1\n", "row 1: line 2, byte 8 of the line, is not UTF-8"),
+        (
+            "t.csv",
+            b"bert_input,bert_label,segment_label,is_next\n[1],[0],\xe9,1\n",
+            "row 1: line 2, byte 8 of the line, is not UTF-8",
+        ),
         ("t.csv.gz", b"no gzip", "not whole"),
         ("t.csv.zst", b"no zstandard", "not whole"),
         ("t.parquet", b"no parquet", "not whole"),

@@ -22,8 +22,15 @@ def basic_english(text: str) -> list[str]:
 
 
 # Where Rust and Python differ, as the module says: separators 0x1C to 0x1F, final sigma, and letters newer than one of the two.
-ALPHABET = st.characters(max_codepoint=0x1C7F, blacklist_characters="\x1c\x1d\x1e\x1fΣ", blacklist_categories=("Cs", "Cn"))
-TEXT = st.lists(st.one_of(st.text(ALPHABET, max_size=8), st.sampled_from(["<br />", "it's", '"no"', "(ok)", "?!", "...", " ", ";:", "[MASK]"]))).map("".join)
+ALPHABET = st.characters(
+    max_codepoint=0x1C7F, blacklist_characters="\x1c\x1d\x1e\x1fΣ", blacklist_categories=("Cs", "Cn")
+)
+TEXT = st.lists(
+    st.one_of(
+        st.text(ALPHABET, max_size=8),
+        st.sampled_from(["<br />", "it's", '"no"', "(ok)", "?!", "...", " ", ";:", "[MASK]"]),
+    )
+).map("".join)
 
 
 @given(TEXT)
@@ -35,7 +42,18 @@ def test_tokens_are_those_of_basic_english(text):
 
 def test_a_review():
     tokenizer = tokenizer_of('It\'s "great"!<br /><br />Really (yes): see it; now.')
-    assert tokenizer.tokens(tokenizer.encode("It's great!<br />See (it).")) == ["it", "'", "s", "great", "!", "see", "(", "it", ")", "."]
+    assert tokenizer.tokens(tokenizer.encode("It's great!<br />See (it).")) == [
+        "it",
+        "'",
+        "s",
+        "great",
+        "!",
+        "see",
+        "(",
+        "it",
+        ")",
+        ".",
+    ]
 
 
 def test_special_tokens_are_words_in_documents_and_special_in_requests():
@@ -63,7 +81,9 @@ def test_a_broken_file_is_named(tmp_path: Path, content):
         Tokenizer.load(path)
 
 
-PIECES = [f"{a}{b}{c}" for a in ("un", "") for b in ("happy", "walk", "watch", "kind") for c in ("ing", "ed", "ness", "")]
+PIECES = [
+    f"{a}{b}{c}" for a in ("un", "") for b in ("happy", "walk", "watch", "kind") for c in ("ing", "ed", "ness", "")
+]
 
 
 def test_wordpiece_knows_new_words_by_their_pieces(tmp_path):

@@ -92,4 +92,6 @@ def _write_arrays(folder: Path, chunks: Iterator[Examples], stamps: dict[str, An
         for file in files.values():
             file.close()
     sizes = {name: (folder / name).stat().st_size for name in ARRAYS}
-    (folder / DESCRIPTION).write_text(json.dumps({"format": CACHE_FORMAT, "bytes": sizes, "stamps": stamps}), encoding="utf-8")
+    (folder / DESCRIPTION).write_text(
+        json.dumps({"format": CACHE_FORMAT, "bytes": sizes, "stamps": stamps}), encoding="utf-8"
+    )

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from babybert.corpus.files import BadRows
 from babybert.data.cache import CACHE_FORMAT, build_cache, open_cache, stamp_cache
 from babybert.data.digest import sha256
-from babybert.data.files import BadRows
 from babybert.data.table import Examples, read_table
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError
@@ -50,7 +50,9 @@ class Dataset:
             if not path.is_file():
                 raise DataError(f"{path}: missing; prepare the data again")
             stamps[path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
-        key = hashlib.sha256("".join([str(CACHE_FORMAT), self.tokenizer.digest, *(shard["sha256"] for shard in facts)]).encode()).hexdigest()
+        key = hashlib.sha256(
+            "".join([str(CACHE_FORMAT), self.tokenizer.digest, *(shard["sha256"] for shard in facts)]).encode()
+        ).hexdigest()
         cache = self.folder / ".cache" / f"{split}-{key[:16]}"
         examples = open_cache(cache, stamps)
         if examples is None:
@@ -71,13 +73,17 @@ class Dataset:
     @property
     def digest(self) -> str:
         """SHA-256 of what a run's order of pairs rests on: the training rows and the tokenizer."""
-        return hashlib.sha256("".join([self.tokenizer.digest, *(shard["sha256"] for shard in self.facts["shards"]["train"])]).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join([self.tokenizer.digest, *(shard["sha256"] for shard in self.facts["shards"]["train"])]).encode()
+        ).hexdigest()
 
     def token_counts(self) -> np.ndarray:
         """How often each token stands in the training pairs (int64, one a token id). Raises DataError."""
         path = self.folder / "vocabulary.csv"
         verify(path, self.facts["files"][path.name]["sha256"])
-        with path.open(newline="", encoding="utf-8") as file:  # by pandas it would take 40 MB that training has no other use for
+        with path.open(
+            newline="", encoding="utf-8"
+        ) as file:  # by pandas it would take 40 MB that training has no other use for
             return np.array([row["count"] for row in csv.DictReader(file)], np.int64)
 
 
@@ -85,11 +91,15 @@ def open_dataset(folder: Path) -> Dataset:
     """Open a prepared folder. Raises DataError when it is missing, unfinished, or of another format."""
     path = folder / "dataset.json"
     if not path.is_file():
-        raise DataError(f"{folder}: no dataset.json, so no (or not wholly) prepared data; run `babybert prepare --out {folder}`")
+        raise DataError(
+            f"{folder}: no dataset.json, so no (or not wholly) prepared data; run `babybert prepare --out {folder}`"
+        )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
-            raise DataError(f"{path}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again")
+            raise DataError(
+                f"{path}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again"
+            )
         verify(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
         for split in SPLITS:
             assert facts[split]["pairs"] == sum(shard["rows"] for shard in facts["shards"][split])

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Remask:
+class DynamicMasking:
     """Dynamic masking: which masks a pair gets is a function of this seed, the epoch and the pair's index."""
 
     vocab_size: int
@@ -64,7 +64,7 @@ class Loader:
     batch_size: int
     seed: int
     bucketing: bool = True
-    remask: Remask | None = None
+    remask: DynamicMasking | None = None
 
     def order(self, epoch: int) -> np.ndarray:
         """The pairs' indices, batch after batch. What does not fill a batch comes last, as a smaller one."""
@@ -96,7 +96,9 @@ class Loader:
 
 
 def _blank(batch: Batch) -> Batch:
-    return batch._replace(labels_BT=torch.zeros_like(batch.labels_BT), is_next_B=torch.full_like(batch.is_next_B, NO_LABEL))
+    return batch._replace(
+        labels_BT=torch.zeros_like(batch.labels_BT), is_next_B=torch.full_like(batch.is_next_B, NO_LABEL)
+    )
 
 
 def batches_in_epoch(pairs: int, batch_size: int) -> int:
@@ -116,7 +118,7 @@ def ordered_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:
         yield collate(examples, np.arange(first, min(first + batch_size, len(examples))))
 
 
-def collate(examples: Examples, rows: np.ndarray, remask: Remask | None = None, epoch: int = 0) -> Batch:
+def collate(examples: Examples, rows: np.ndarray, remask: DynamicMasking | None = None, epoch: int = 0) -> Batch:
     """Make one batch of the pairs with these indices."""
     start = examples.offsets[rows]
     lengths = examples.offsets[rows + 1] - start
@@ -124,7 +126,9 @@ def collate(examples: Examples, rows: np.ndarray, remask: Remask | None = None, 
     ids, labels = examples.ids[flat], examples.labels[flat]
     if remask:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        ids, labels = mask_tokens(np.where(labels > 0, labels, ids), offsets, remask.vocab_size, remask.seed, epoch, rows, remask.share)
+        ids, labels = mask_tokens(
+            np.where(labels > 0, labels, ids), offsets, remask.vocab_size, remask.seed, epoch, rows, remask.share
+        )
     real_BT = np.arange(lengths.max(initial=0)) < lengths[:, None]
 
     def padded(values: np.ndarray) -> Tensor:
@@ -132,4 +136,9 @@ def collate(examples: Examples, rows: np.ndarray, remask: Remask | None = None, 
         values_BT[real_BT] = values
         return torch.from_numpy(values_BT)
 
-    return Batch(padded(ids), padded(labels), padded(examples.segments[flat]), torch.from_numpy(examples.is_next[rows].astype(np.int64)))
+    return Batch(
+        padded(ids),
+        padded(labels),
+        padded(examples.segments[flat]),
+        torch.from_numpy(examples.is_next[rows].astype(np.int64)),
+    )

@@ -17,7 +17,13 @@ CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a po
 
 
 def mask_tokens(
-    ids: np.ndarray, offsets: np.ndarray, vocab_size: int, seed: int, epoch: int, rows: np.ndarray, share: float = MASKED_SHARE
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    vocab_size: int,
+    seed: int,
+    epoch: int,
+    rows: np.ndarray,
+    share: float = MASKED_SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask `share` of the tokens of rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
 
@@ -26,17 +32,23 @@ def mask_tokens(
     """
     lengths = np.diff(offsets)
     position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    draw = np.where(ids >= FIRST_ORDINARY, random_uniform(seed, epoch, np.repeat(rows, lengths), position, CHOOSE), np.inf)
+    draw = np.where(
+        ids >= FIRST_ORDINARY, random_uniform(seed, epoch, np.repeat(rows, lengths), position, CHOOSE), np.inf
+    )
     # The smallest number of a row is chosen even above the share: no row is without a target.
     smallest = np.repeat(np.minimum.reduceat(draw, offsets[:-1]), lengths) if len(ids) else draw
     chosen = np.flatnonzero((draw < share) | ((draw == smallest) & np.isfinite(draw)))
 
     row, position = rows[np.searchsorted(offsets, chosen, side="right") - 1], position[chosen]
     fate = random_uniform(seed, epoch, row, position, REPLACE)
-    random_id = FIRST_ORDINARY + (random_uniform(seed, epoch, row, position, DRAW) * (vocab_size - FIRST_ORDINARY)).astype(np.int32)
+    random_id = FIRST_ORDINARY + (
+        random_uniform(seed, epoch, row, position, DRAW) * (vocab_size - FIRST_ORDINARY)
+    ).astype(np.int32)
     masked, labels = ids.astype(np.int32), np.zeros(len(ids), np.int32)
     labels[chosen] = ids[chosen]
-    masked[chosen] = np.where(fate < BECOMES_MASK, MASK, np.where(fate < BECOMES_MASK + BECOMES_RANDOM, random_id, ids[chosen]))
+    masked[chosen] = np.where(
+        fate < BECOMES_MASK, MASK, np.where(fate < BECOMES_MASK + BECOMES_RANDOM, random_id, ids[chosen])
+    )
     return masked, labels
 
 

@@ -97,7 +97,9 @@ def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int, bloc
     return Pairs(a[keep], b[keep], is_next[keep])
 
 
-def _deal(true_next: np.ndarray, text: np.ndarray, content: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _deal(
+    true_next: np.ndarray, text: np.ndarray, content: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Permute `true_next` so that each place gets another document's sentence with other words.
 
     Places that clash are dealt again together with as many others that do not, until none clashes or, in a corpus
@@ -125,7 +127,9 @@ def _content_ids(corpus: Corpus, sentences: Sentences) -> np.ndarray:
     return np.array([seen.setdefault(corpus.tokens[i:j].tobytes(), len(seen)) for i, j in bounds], np.int64)
 
 
-def assemble(corpus: Corpus, sentences: Sentences, pairs: Pairs, max_positions: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def assemble(
+    corpus: Corpus, sentences: Sentences, pairs: Pairs, max_positions: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lay out `[CLS] A [SEP] B [SEP]` for every pair, cutting the longer sentence first where it is too long.
 
     Returns:

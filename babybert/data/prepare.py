@@ -22,19 +22,19 @@ import tokenizers
 
 from babybert import __version__
 from babybert.config import PrepareConfig
-from babybert.data.corpus import Corpus as Source
-from babybert.data.corpus import Document, open_corpus
+from babybert.corpus.download import find_files
+from babybert.corpus.files import BadRows
+from babybert.corpus.readers import Corpus as Source
+from babybert.corpus.readers import Document, open_corpus
+from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import FORMAT, SPLITS
 from babybert.data.digest import sha256
-from babybert.data.fetch import find_files
-from babybert.data.files import BadRows
 from babybert.data.masking import mask_tokens
 from babybert.data.pairs import Corpus, assemble, make_pairs, split_sentences
 from babybert.data.shards import ShardWriter
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
 from babybert.data.tokenizer import SENTENCE_ENDS, UNK, Tokenizer
-from babybert.data.words import Words
 from babybert.errors import DataError, UsageError, cannot_write
 from babybert.progress import Progress, say
 
@@ -49,7 +49,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     written, StorageError if the disk cannot take it. Whichever it is, data that was in the folder is still there.
     """
     if (config.out / "dataset.json").exists() and not config.overwrite:
-        raise UsageError(f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out")
+        raise UsageError(
+            f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out"
+        )
     partial, work, new = config.out / ".partial", config.out / ".work", not config.out.exists()
     try:
         for folder in (partial, work):
@@ -58,7 +60,9 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         facts = _import_tables(config, partial, work) if config.corpus == "table" else _write_all(config, partial, work)
         _replace(partial, config.out)
     except OSError as error:
-        raise cannot_write(f"{config.out}: cannot write the data: {error.strerror}; make room or choose another --out", error) from error
+        raise cannot_write(
+            f"{config.out}: cannot write the data: {error.strerror}; make room or choose another --out", error
+        ) from error
     finally:
         for folder in (partial, work):
             shutil.rmtree(folder, ignore_errors=True)
@@ -91,8 +95,10 @@ def _write_all(config: PrepareConfig, partial: Path, work: Path) -> dict[str, An
                 ShardWriter(partial, split, config.format, config.shard_mb * 1_000_000, tokenizer.size) as writer,
                 Progress(f"write {split}", spool.tokens_of[bool(number)], "tokens") as progress,
             ):
-                tally = Tally(tokenizer.size)
-                for examples in _make_examples(spool.blocks(held_out=bool(number), to_id=to_id), tokenizer, config, number, tally, progress):
+                tally = SplitStatistics(tokenizer.size)
+                for examples in _make_examples(
+                    spool.blocks(held_out=bool(number), to_id=to_id), tokenizer, config, number, tally, progress
+                ):
                     writer.add(examples)
                     tally.add(examples)
             if not tally.pairs:
@@ -110,7 +116,7 @@ def _write_all(config: PrepareConfig, partial: Path, work: Path) -> dict[str, An
 def _tokenize(config: PrepareConfig, source: Source, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:
     """Fill the spool. Returns the tokenizer and, if the spool has provisional ids, the ids to put in their place."""
     if config.tokenizer is None and config.tokenizer_kind == "basic-english":
-        words = Words()
+        words = BasicEnglishTokenizer()
         for document in source.documents("tokenize"):
             ids = words.add(document.text)
             spool.add(document.text, ids, words.provisional_ids(SENTENCE_ENDS))
@@ -133,7 +139,14 @@ def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]
         yield chunk
 
 
-def _make_examples(blocks: Iterator[Corpus], tokenizer: Tokenizer, config: PrepareConfig, split: int, tally: "Tally", progress: Progress) -> Iterator[Examples]:
+def _make_examples(
+    blocks: Iterator[Corpus],
+    tokenizer: Tokenizer,
+    config: PrepareConfig,
+    split: int,
+    tally: "SplitStatistics",
+    progress: Progress,
+) -> Iterator[Examples]:
     """Masked pairs of each block: the training ones `config.duplicates` times over, each time masked anew."""
     end_ids, first_row = tokenizer.sentence_end_ids(), 0
     for number, corpus in enumerate(blocks):
@@ -150,7 +163,7 @@ def _make_examples(blocks: Iterator[Corpus], tokenizer: Tokenizer, config: Prepa
         progress.advance(len(corpus.tokens))
 
 
-class Tally:
+class SplitStatistics:
     """Counts of one split, for `dataset.json` and `vocabulary.csv`."""
 
     def __init__(self, vocab_size: int) -> None:
@@ -188,7 +201,7 @@ def _import_tables(config: PrepareConfig, partial: Path, work: Path) -> dict[str
     bad = BadRows(config.skip_bad_rows)
     facts = _describe(config, tokenizer, bad)
     for split, sources in zip(SPLITS, (config.source, config.validation_source), strict=True):
-        tally = Tally(tokenizer.size)
+        tally = SplitStatistics(tokenizer.size)
         paths = [path for source in sources for path in find_files(source, TABLE_ENDINGS, work / split)]
         with (
             ShardWriter(partial, split, config.format, config.shard_mb * 1_000_000, tokenizer.size) as writer,
@@ -233,7 +246,9 @@ def _finish(partial: Path, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
     """Write the tokenizer and, with the digests of all files, `dataset.json`."""
     tokenizer.save(partial / "tokenizer.json")
     names = ("tokenizer.json", "vocabulary.csv")
-    facts["files"] = {name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names}
+    facts["files"] = {
+        name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in names
+    }
     (partial / "dataset.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

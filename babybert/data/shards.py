@@ -38,7 +38,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._shard and error is None:
             self.shards.append(self._shard.close())
 
@@ -115,7 +117,10 @@ class Shard:
     def write_parquet(self, examples: Examples) -> None:
         """Append rows as lists of numbers."""
         offsets = pa.array((examples.offsets - examples.offsets[0]).astype(np.int32))
-        lists = [pa.ListArray.from_arrays(offsets, pa.array(array)) for array in (examples.ids, examples.labels, examples.segments)]
+        lists = [
+            pa.ListArray.from_arrays(offsets, pa.array(array))
+            for array in (examples.ids, examples.labels, examples.segments)
+        ]
         self._out.write_table(pa.table([*lists, pa.array(examples.is_next)], schema=PARQUET_SCHEMA))
         self._rows += len(examples)
 
@@ -128,7 +133,8 @@ class Shard:
 
 
 PARQUET_SCHEMA = pa.schema(
-    [pa.field(name, pa.list_(kind)) for name, kind in zip(COLUMNS, (pa.int32(), pa.int32(), pa.int8()), strict=False)] + [pa.field(COLUMNS[-1], pa.int8())]
+    [pa.field(name, pa.list_(kind)) for name, kind in zip(COLUMNS, (pa.int32(), pa.int32(), pa.int8()), strict=False)]
+    + [pa.field(COLUMNS[-1], pa.int8())]
 )
 
 

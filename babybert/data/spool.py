@@ -26,14 +26,22 @@ class Spool:
 
     def __init__(self, path: Path, seed: int, validation_fraction: float) -> None:
         self._path, self._salt, self._fraction = path, seed.to_bytes(16, "little"), validation_fraction
-        self._starts, self._lengths, self._texts, self._places, self._held_out = array("q"), array("i"), array("Q"), array("Q"), array("b")
+        self._starts, self._lengths, self._texts, self._places, self._held_out = (
+            array("q"),
+            array("i"),
+            array("Q"),
+            array("Q"),
+            array("b"),
+        )
         self.documents, self.tokens_of = {False: 0, True: 0}, {False: 0, True: 0}
 
     def __enter__(self) -> "Spool":
         self._file = self._path.open("w+b")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._path.unlink(missing_ok=True)
 
@@ -69,7 +77,9 @@ class Spool:
         ends = np.cumsum(lengths)
         # Even blocks: a small last one would have few documents to draw second sentences from.
         count = max(1, round(int(ends[-1]) / BLOCK_TOKENS)) if len(ends) else 0
-        cuts = [0, *np.searchsorted(ends, np.arange(1, count) * (ends[-1] / count)).tolist(), len(ends)] if count else []
+        cuts = (
+            [0, *np.searchsorted(ends, np.arange(1, count) * (ends[-1] / count)).tolist(), len(ends)] if count else []
+        )
         for first, last in itertools.pairwise(cuts):
             if first < last:
                 tokens = self._read(starts[first:last], lengths[first:last])

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from babybert.data.files import BadRows, errors_of, read_csv_rows
+from babybert.corpus.files import BadRows, errors_of, read_csv_rows
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
@@ -48,7 +48,9 @@ class Examples:
         """Pairs `first` to `last - 1` (or to the end)."""
         offsets = self.offsets[first : last + 1]
         part = slice(offsets[0], offsets[-1])
-        return Examples(self.ids[part], self.labels[part], self.segments[part], offsets - offsets[0], self.is_next[first:last])
+        return Examples(
+            self.ids[part], self.labels[part], self.segments[part], offsets - offsets[0], self.is_next[first:last]
+        )
 
     def first(self, count: int | None) -> "Examples":
         """The first `count` pairs (all, if None)."""
@@ -69,7 +71,9 @@ def join(chunks: Iterable[Examples]) -> Examples:
     """Put examples end to end."""
     parts = list(chunks)
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    ids, labels, segments, is_next = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "segments", "is_next"))
+    ids, labels, segments, is_next = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "segments", "is_next")
+    )
     return Examples(ids, labels, segments, np.concatenate([[0], np.cumsum(lengths)]), is_next)
 
 
@@ -82,7 +86,9 @@ def read_table(path: Path, vocab_size: int, bad: BadRows) -> Iterator[Examples]:
     """
     empty = True
     with path.open("rb") as file, errors_of(path):
-        for numbers, cells in _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad):
+        for numbers, cells in (
+            _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad)
+        ):
             examples = _parse_chunk(f"{path}: row", numbers, cells, vocab_size, bad)
             empty = False
             if len(examples):
@@ -126,7 +132,9 @@ def _find_columns(path: Path, names: list[str]) -> list[int]:
     return [spelled.index(column) for column in COLUMNS]
 
 
-def _parse_chunk(where: str, numbers: list[int], cells: Sequence[Sequence[Any]], vocab_size: int, bad: BadRows) -> Examples:
+def _parse_chunk(
+    where: str, numbers: list[int], cells: Sequence[Sequence[Any]], vocab_size: int, bad: BadRows
+) -> Examples:
     """First what is wrong with a row as a whole, then, among the rows that are left, with single numbers."""
     problems: dict[int, str] = {}
     columns = [_parse_lists(name, column, problems) for name, column in zip(LIST_COLUMNS, cells, strict=False)]
@@ -134,7 +142,11 @@ def _parse_chunk(where: str, numbers: list[int], cells: Sequence[Sequence[Any]],
     lengths = columns[0][1]
     _mark(problems, lengths == 0, lambda i: "bert_input is empty")
     for name, (_, other) in zip(LIST_COLUMNS[1:], columns[1:], strict=True):
-        _mark(problems, other != lengths, lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}")
+        _mark(
+            problems,
+            other != lengths,
+            lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}",
+        )
     _mark(problems, is_next < 0, lambda i: f"is_next is '{cells[-1][i]}'; it must be 0 or 1")
     keep = _report(where, numbers, problems, bad)
     kept_numbers = [number for number, kept in zip(numbers, keep, strict=True) if kept]
@@ -145,9 +157,18 @@ def _parse_chunk(where: str, numbers: list[int], cells: Sequence[Sequence[Any]],
     ends, (ids, labels, segments) = np.cumsum(lengths), flats
     special = (ids < FIRST_ORDINARY) & (ids != MASK) & (ids != UNK)
     for flags, message in (
-        ((ids < 0) | (ids >= vocab_size), lambda i: f"bert_input has id {ids[i]}; the vocabulary has 0 to {vocab_size - 1}"),
-        ((labels < 0) | (labels >= vocab_size), lambda i: f"bert_label has id {labels[i]}; the vocabulary has 0 to {vocab_size - 1}"),
-        (special & (labels != 0), lambda i: f"bert_label is {labels[i]} at special token {ids[i]}; only words are masked"),
+        (
+            (ids < 0) | (ids >= vocab_size),
+            lambda i: f"bert_input has id {ids[i]}; the vocabulary has 0 to {vocab_size - 1}",
+        ),
+        (
+            (labels < 0) | (labels >= vocab_size),
+            lambda i: f"bert_label has id {labels[i]}; the vocabulary has 0 to {vocab_size - 1}",
+        ),
+        (
+            special & (labels != 0),
+            lambda i: f"bert_label is {labels[i]} at special token {ids[i]}; only words are masked",
+        ),
         ((segments < 0) | (segments > 2), lambda i: f"segment_label is {segments[i]}; it must be 0, 1 or 2"),
     ):
         for i in np.flatnonzero(flags):
@@ -155,7 +176,13 @@ def _parse_chunk(where: str, numbers: list[int], cells: Sequence[Sequence[Any]],
     keep = _report(where, kept_numbers, problems, bad)
     tokens = np.repeat(keep, lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
-    return Examples(ids[tokens].astype(np.int32), labels[tokens].astype(np.int32), segments[tokens].astype(np.int8), offsets, is_next[keep])
+    return Examples(
+        ids[tokens].astype(np.int32),
+        labels[tokens].astype(np.int32),
+        segments[tokens].astype(np.int8),
+        offsets,
+        is_next[keep],
+    )
 
 
 def _mark(problems: dict[int, str], rows: np.ndarray, message: Any) -> None:

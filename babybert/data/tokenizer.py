@@ -41,7 +41,9 @@ class Tokenizer:
         """A `basic_english` tokenizer whose vocabulary is the special tokens and then `words`, in this order."""
         vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)]
+        )
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
@@ -53,7 +55,9 @@ class Tokenizer:
         backend.normalizer = normalizers.Sequence([normalizers.Replace("<br />", " "), normalizers.BertNormalizer()])
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        )
         backend.train_from_iterator(texts, trainer)
         return cls(backend)
 
@@ -68,7 +72,9 @@ class Tokenizer:
             raise DataError(f"{path}: not a tokenizer file ({error})") from error
         for token_id, token in enumerate(SPECIAL_TOKENS):
             if backend.id_to_token(token_id) != token:
-                raise DataError(f"{path}: id {token_id} is {backend.id_to_token(token_id)!r}; expected the special token {token}")
+                raise DataError(
+                    f"{path}: id {token_id} is {backend.id_to_token(token_id)!r}; expected the special token {token}"
+                )
         return cls(backend)
 
     def save(self, path: Path) -> None:
@@ -107,7 +113,10 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids (int32) of each document; "[MASK]" in a document is a word like any other, never a special token."""
         self._backend.encode_special_tokens = True
-        return [np.array(encoding.ids, np.int32) for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            np.array(encoding.ids, np.int32)
+            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def token(self, token_id: int) -> str:
         """The token with this id."""

@@ -21,13 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from babybert.config import model_config
+from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.masking import mask_tokens
 from babybert.data.pairs import Corpus, Pairs, Sentences, assemble
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
-from babybert.data.words import Words
 from babybert.errors import UsageError
-from babybert.inference.predictor import NextSentence
 from babybert.model.bert import BabyBert
+from babybert.serving.predictor import NextSentence
 
 LIKELIEST = 3
 WIDTH = 100  # of the text, where there is no terminal to ask
@@ -38,7 +38,7 @@ SHORTEST = 9  # of a column of words that has to be narrow
 def untrained(sentence_a: str, sentence_b: str, seed: int) -> tuple[BabyBert, Tokenizer]:
     """A model of the reference's sizes with random weights, and a vocabulary of just these sentences' words."""
     NextSentence(sentence_a, sentence_b)  # it refuses what is no text
-    words = Words()
+    words = BasicEnglishTokenizer()
     for sentence in (sentence_a, sentence_b):
         words.add(sentence)
     tokenizer = words.finish(min_frequency=1, vocab_size=None)[0]
@@ -48,7 +48,9 @@ def untrained(sentence_a: str, sentence_b: str, seed: int) -> tuple[BabyBert, To
     return BabyBert(model_config("baby", tokenizer.size)), tokenizer
 
 
-def make_example(tokenizer: Tokenizer, sentence_a: str, sentence_b: str, max_positions: int, seed: int) -> tuple[np.ndarray, ...]:
+def make_example(
+    tokenizer: Tokenizer, sentence_a: str, sentence_b: str, max_positions: int, seed: int
+) -> tuple[np.ndarray, ...]:
     """Original ids, segments, ids after masking and labels of `[CLS] A [SEP] B [SEP]` (T each). Raises UsageError."""
     NextSentence(sentence_a, sentence_b)
     encoded = tokenizer.encode_documents([sentence_a, sentence_b])
@@ -58,20 +60,28 @@ def make_example(tokenizer: Tokenizer, sentence_a: str, sentence_b: str, max_pos
     offsets = np.array([0, len(encoded[0]), len(encoded[0]) + len(encoded[1])])
     corpus = Corpus(np.concatenate(encoded), offsets, np.arange(2))
     sentences = Sentences(offsets[:-1], offsets[1:], np.arange(2), np.arange(2))
-    ids, segments, ends = assemble(corpus, sentences, Pairs(np.array([0]), np.array([1]), np.ones(1, np.int8)), max_positions)
+    ids, segments, ends = assemble(
+        corpus, sentences, Pairs(np.array([0]), np.array([1]), np.ones(1, np.int8)), max_positions
+    )
     masked, labels = mask_tokens(ids, ends, tokenizer.size, seed, 0, np.zeros(1, np.int64))
     return ids, segments, masked, labels
 
 
 @torch.inference_mode()
-def explain(model: BabyBert, tokenizer: Tokenizer, sentence_a: str, sentence_b: str, is_next: bool, seed: int) -> dict[str, Any]:
+def explain(
+    model: BabyBert, tokenizer: Tokenizer, sentence_a: str, sentence_b: str, is_next: bool, seed: int
+) -> dict[str, Any]:
     """The example and its losses, as JSON has them. Raises UsageError for a sentence without words."""
     ids, segments, masked, labels = make_example(tokenizer, sentence_a, sentence_b, model.config.max_positions, seed)
     model = model.eval().choose_kernels("plain")
-    hidden_BTD = model(torch.from_numpy(masked.astype(np.int64))[None], torch.from_numpy(segments.astype(np.int64))[None])
+    hidden_BTD = model(
+        torch.from_numpy(masked.astype(np.int64))[None], torch.from_numpy(segments.astype(np.int64))[None]
+    )
     chosen = np.flatnonzero(labels)
     logits_NV = model.mlm_logits(hidden_BTD[0, chosen]).double()
-    targets = [_target(int(t), int(labels[t]), logits_V, tokenizer) for t, logits_V in zip(chosen, logits_NV, strict=True)]
+    targets = [
+        _target(int(t), int(labels[t]), logits_V, tokenizer) for t, logits_V in zip(chosen, logits_NV, strict=True)
+    ]
     mlm_loss = -math.fsum(target["log_probability"] for target in targets) / max(len(targets), 1)
     next_sentence = _next_sentence(model.nsp_logits(hidden_BTD)[0].double().tolist(), is_next)
     return {
@@ -88,7 +98,9 @@ def explain(model: BabyBert, tokenizer: Tokenizer, sentence_a: str, sentence_b: 
     }
 
 
-def _token(t: int, tokenizer: Tokenizer, ids: np.ndarray, segments: np.ndarray, masked: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _token(
+    t: int, tokenizer: Tokenizer, ids: np.ndarray, segments: np.ndarray, masked: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
     fate = "" if not labels[t] else "masked" if masked[t] == MASK else "kept" if masked[t] == ids[t] else "other word"
     return {
         "position": t,
@@ -124,13 +136,24 @@ def _next_sentence(logits: list[float], is_next: bool) -> dict[str, Any]:
     exponentials = [math.exp(logit - top) for logit in logits]
     probabilities = [value / sum(exponentials) for value in exponentials]
     log_sum = top + math.log(sum(exponentials))
-    return {"is_next": int(is_next), "logits": logits, "log_sum_exp": log_sum, "probabilities": probabilities, "loss": log_sum - logits[is_next]}
+    return {
+        "is_next": int(is_next),
+        "logits": logits,
+        "log_sum_exp": log_sum,
+        "probabilities": probabilities,
+        "loss": log_sum - logits[is_next],
+    }
 
 
 def show(found: dict[str, Any], whose: str, width: int | None = None) -> str:
     """The explanation as text, wrapped to the terminal (or to `width`)."""
     output = io.StringIO()
-    console = Console(file=output, width=max(NARROWEST, width or shutil.get_terminal_size((WIDTH, 24)).columns), highlight=False, color_system=None)
+    console = Console(
+        file=output,
+        width=max(NARROWEST, width or shutil.get_terminal_size((WIDTH, 24)).columns),
+        highlight=False,
+        color_system=None,
+    )
 
     def say(text: str) -> None:
         console.print(Text(text))
@@ -141,9 +164,14 @@ def show(found: dict[str, Any], whose: str, width: int | None = None) -> str:
         f"2. Masks (seed {found['seed']}). 15% of the words are chosen; of those 80% become [MASK], 10% another word, 10% stay. The label is the original id.\n"
     )
     columns = ("position", "segment", "token", "id", "chosen", "input", "its id", "label")
-    rows = [(*(str(t[key]) for key in ("position", "segment", "token", "id", "fate", "input", "input_id")), str(t["label"])) for t in found["tokens"]]
+    rows = [
+        (*(str(t[key]) for key in ("position", "segment", "token", "id", "fate", "input", "input_id")), str(t["label"]))
+        for t in found["tokens"]
+    ]
     _print_table(console, columns, rows, text_columns=("token", "chosen", "input"))
-    say(f"\n3. Masked language model. At each chosen position the model gives every one of the {found['vocabulary']:,} tokens a logit z.")
+    say(
+        f"\n3. Masked language model. At each chosen position the model gives every one of the {found['vocabulary']:,} tokens a logit z."
+    )
     say("   ln p(target) = z(target) - ln(sum of e^z)\n")
     columns = ("position", "target", "z(target)", "ln(sum e^z)", "ln p", "p", "rank", "likeliest")
     rows = [
@@ -171,17 +199,23 @@ def show(found: dict[str, Any], whose: str, width: int | None = None) -> str:
 def _show_next_sentence(say: Any, answer: dict[str, Any]) -> None:
     (z0, z1), (p0, p1), truth = answer["logits"], answer["probabilities"], answer["is_next"]
     log_sum = f"{answer['log_sum_exp']:.4f}"
-    say('\n4. Next sentence. From the state at [CLS] come two logits; is_next 1 is "B follows A" (Google\'s BERT has it the other way round).\n')
+    say(
+        '\n4. Next sentence. From the state at [CLS] come two logits; is_next 1 is "B follows A" (Google\'s BERT has it the other way round).\n'
+    )
     say(f"   z(0) = {z0:.4f}, z(1) = {z1:.4f}, ln(e^z(0) + e^z(1)) = {log_sum}")
     say(f"   p(0) = e^({z0:.4f} - {log_sum}) = {p0:.4f}, p(1) = {p1:.4f}")
-    say(f"   The label is {truth}: NSP loss = -ln p({truth}) = {log_sum} - ({answer['logits'][truth]:.4f}) = {answer['loss']:.4f}")
+    say(
+        f"   The label is {truth}: NSP loss = -ln p({truth}) = {log_sum} - ({answer['logits'][truth]:.4f}) = {answer['loss']:.4f}"
+    )
 
 
-def _print_table(console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: tuple[str, ...]) -> None:
+def _print_table(
+    console: Console, columns: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: tuple[str, ...]
+) -> None:
     table = Table(box=None, pad_edge=False)
     for number, name in enumerate(columns):
         text, longest = name in text_columns, max((cell_len(row[number]) for row in rows), default=0)
-        # Words are broken where they must be; numbers never are.
+        # BasicEnglishTokenizer are broken where they must be; numbers never are.
         table.add_column(
             name,
             justify="left" if text else "right",

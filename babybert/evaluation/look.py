@@ -14,8 +14,8 @@ from torch import Tensor
 
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP, SPECIAL_TOKENS, UNK, Tokenizer
 from babybert.errors import UsageError
-from babybert.inference.predictor import FillMask, Predictor
 from babybert.model.bert import BabyBert
+from babybert.serving.predictor import FillMask, Predictor
 
 NEIGHBOURS = 6
 SHOWN = 5  # of the model's own words at a mask
@@ -41,12 +41,17 @@ SENTENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("the main [MASK] is not believable .", ("character", "plot", "story", "actor")),
     ("don ' [MASK] bother to watch it .", ("t",)),
     ("i have read the [MASK] and the film is not as good .", ("book", "novel", "story", "script")),
-    ("the music , the [MASK] and the acting are all wonderful .", ("story", "script", "photography", "cinematography", "direction", "plot", "scenery")),
+    (
+        "the music , the [MASK] and the acting are all wonderful .",
+        ("story", "script", "photography", "cinematography", "direction", "plot", "scenery"),
+    ),
 )
 
 
 @torch.inference_mode()
-def fill_ins(predictor: Predictor, sentences: tuple[tuple[str, tuple[str, ...]], ...] = SENTENCES) -> list[dict[str, Any]]:
+def fill_ins(
+    predictor: Predictor, sentences: tuple[tuple[str, tuple[str, ...]], ...] = SENTENCES
+) -> list[dict[str, Any]]:
     """For each sentence: what the model would put there, and the rank (from 1) and probability of each sensible word.
 
     A sensible word that is no token of its own in the vocabulary has rank None.
@@ -59,7 +64,14 @@ def fill_ins(predictor: Predictor, sentences: tuple[tuple[str, tuple[str, ...]],
         for word in sensible:
             token = predictor.tokenizer.id_of(word)
             rank = None if token is None else int((probability_V > probability_V[token]).sum()) + 1
-            words.append({"word": word, "rank": rank, "probability": None if token is None else probability_V[token].item(), "vocabulary_place": token})
+            words.append(
+                {
+                    "word": word,
+                    "rank": rank,
+                    "probability": None if token is None else probability_V[token].item(),
+                    "vocabulary_place": token,
+                }
+            )
         found.append({"text": text, "fills": predictor.tokenizer.tokens(best), "sensible": words})
     return found
 
@@ -123,7 +135,9 @@ def attention_weights(model: BabyBert, ids_BT: Tensor, segments_BT: Tensor) -> T
     x_BTD = model.embedding(ids_BT, segments_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
     weights = []
     for layer in model.encoder.layers:
-        _, own = layer.self_attn(x_BTD, x_BTD, x_BTD, key_padding_mask=padding_BT, need_weights=True, average_attn_weights=False)
+        _, own = layer.self_attn(
+            x_BTD, x_BTD, x_BTD, key_padding_mask=padding_BT, need_weights=True, average_attn_weights=False
+        )
         weights.append(own)
         x_BTD = layer(x_BTD, src_key_padding_mask=padding_BT)
     return torch.stack(weights)
@@ -155,10 +169,19 @@ def show(found: dict[str, Any]) -> str:
         lines.append("In brackets: the rank that the word's frequency alone would give it.")
     for fill in found["fill_ins"]:
         words = [_sensible(word, found["ordered_by_frequency"]) for word in fill["sensible"]]
-        lines += ["", f"  {fill['text']}", f"    the model:  {' '.join(fill['fills'])}", f"    sensible:   {', '.join(words)}"]
+        lines += [
+            "",
+            f"  {fill['text']}",
+            f"    the model:  {' '.join(fill['fills'])}",
+            f"    sensible:   {', '.join(words)}",
+        ]
     lines += ["", "nearest token vectors (cosine):"]
     for entry in found["neighbours"]:
-        near = ", ".join(f"{near['word']} {near['cosine']:.2f}" for near in entry["neighbours"]) if entry["known"] else "not one token of the vocabulary"
+        near = (
+            ", ".join(f"{near['word']} {near['cosine']:.2f}" for near in entry["neighbours"])
+            if entry["known"]
+            else "not one token of the vocabulary"
+        )
         lines.append(f"  {entry['word']:<12}{near}")
     return "\n".join(lines)
 

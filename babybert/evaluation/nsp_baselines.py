@@ -17,7 +17,7 @@ from babybert.data.pairs import ranges
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import UsageError
-from babybert.training.evaluation import unigram_log_probabilities
+from babybert.evaluation.scores import unigram_log_probs
 
 MOST_FITTED = 50_000  # training pairs, spread evenly: plenty for some fifty weights
 KINDS = ("overlap", "style", "format")
@@ -42,7 +42,9 @@ def take(examples: Examples, rows: np.ndarray) -> Examples:
     return Examples(examples.ids[flat], examples.labels[flat], examples.segments[flat], offsets, examples.is_next[rows])
 
 
-def nsp_baselines(train: Examples, held_out: Examples, tokenizer: Tokenizer, counts_V: np.ndarray) -> dict[str, np.ndarray]:
+def nsp_baselines(
+    train: Examples, held_out: Examples, tokenizer: Tokenizer, counts_V: np.ndarray
+) -> dict[str, np.ndarray]:
     """By name, the probability (P) that B follows A in each held-out pair. Raises UsageError without scikit-learn."""
     linear, preprocessing, pipeline = (scikit_learn(name) for name in ("linear_model", "preprocessing", "pipeline"))
     fitted = take(train, np.linspace(0, len(train) - 1, min(len(train), MOST_FITTED)).astype(np.int64))
@@ -84,10 +86,12 @@ def overlap(examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -
     code = pair * size + examples.ids
     a, b = (np.unique(code[word & (examples.segments == segment)]) for segment in (1, 2))
     shared, either = np.intersect1d(a, b, assume_unique=True), np.union1d(a, b)
-    rarity_V = -unigram_log_probabilities(counts_V)
+    rarity_V = -unigram_log_probs(counts_V)
 
     def tally(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.bincount(codes // size, minlength=len(examples)), np.bincount(codes // size, rarity_V[codes % size], len(examples))
+        return np.bincount(codes // size, minlength=len(examples)), np.bincount(
+            codes // size, rarity_V[codes % size], len(examples)
+        )
 
     (number, weight), (all_number, all_weight) = tally(shared), tally(either)
     return np.stack([number, number / np.maximum(all_number, 1), weight, weight / np.maximum(all_weight, 1e-9)], 1)
@@ -96,5 +100,9 @@ def overlap(examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -
 def marks(examples: Examples, punctuation: np.ndarray) -> np.ndarray:
     """How often each punctuation mark stands in A and in B (P, 2 x marks)."""
     pair = _pair_of(examples)
-    columns = [np.bincount(pair, (examples.ids == mark) & (examples.segments == segment), len(examples)) for mark in punctuation for segment in (1, 2)]
+    columns = [
+        np.bincount(pair, (examples.ids == mark) & (examples.segments == segment), len(examples))
+        for mark in punctuation
+        for segment in (1, 2)
+    ]
     return np.stack(columns, 1) if columns else np.zeros((len(examples), 0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from babybert.data.labelled import Labelled
+from babybert.corpus.labelled import Labelled
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, PAD, SEP, Tokenizer
 from babybert.evaluation.nsp_baselines import scikit_learn
 from babybert.evaluation.statistics import LEVEL, bootstrap, mean_of
@@ -27,7 +27,14 @@ ITERATIONS = 2000
 
 
 def probe(
-    model: BabyBert, tokenizer: Tokenizer, train: list[Labelled], test: list[Labelled], positions: int, seed: int, batch_size: int, device: torch.device
+    model: BabyBert,
+    tokenizer: Tokenizer,
+    train: list[Labelled],
+    test: list[Labelled],
+    positions: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Test accuracies with intervals, as JSON has them. Raises UsageError without scikit-learn."""
     scikit_learn("linear_model")  # if it is missing, that is better known before the work
@@ -40,7 +47,9 @@ def probe(
     features = {"bag of words": tuple(_bag_of_words(ids, tokenizer.size) for ids in (ids_train, ids_test))}
     for name, network in (("trained", model), ("untrained", fresh)):
         network = network.to(device).eval()
-        (cls_train, mean_train), (cls_test, mean_test) = (_states(network, ids, batch_size, device, f"{name} states") for ids in (ids_train, ids_test))
+        (cls_train, mean_train), (cls_test, mean_test) = (
+            _states(network, ids, batch_size, device, f"{name} states") for ids in (ids_train, ids_test)
+        )
         features[f"{name}, [CLS]"], features[f"{name}, mean"] = (cls_train, cls_test), (mean_train, mean_test)
     correct, chosen = {"majority": (y_test == (y_train.mean() > 0.5)).astype(float)}, {}
     for name, (x_train, x_test) in features.items():
@@ -49,13 +58,18 @@ def probe(
         correct[name] = (answer == y_test).astype(float)
     statistics = {name: mean_of(own_P) for name, own_P in correct.items()}
     for pooled in ("[CLS]", "mean"):
-        statistics[f"gain of training, {pooled}"] = mean_of(correct[f"trained, {pooled}"] - correct[f"untrained, {pooled}"])
+        statistics[f"gain of training, {pooled}"] = mean_of(
+            correct[f"trained, {pooled}"] - correct[f"untrained, {pooled}"]
+        )
     intervals = bootstrap(statistics, len(test), seed)
     return {
         "documents_to_learn_from": len(train),
         "documents_to_test_with": len(test),
         "positions": positions,
-        "accuracy": {name: {"value": own.value, "interval": [own.low, own.high], "C": chosen.get(name)} for name, own in intervals.items()},
+        "accuracy": {
+            name: {"value": own.value, "interval": [own.low, own.high], "C": chosen.get(name)}
+            for name, own in intervals.items()
+        },
         "intervals_hold": LEVEL,
         "intervals_resample": "documents",
     }
@@ -67,14 +81,18 @@ def _encode(tokenizer: Tokenizer, documents: list[Labelled], positions: int) -> 
 
 
 @torch.inference_mode()
-def _states(model: BabyBert, documents: list[np.ndarray], batch_size: int, device: torch.device, task: str) -> tuple[np.ndarray, np.ndarray]:
+def _states(
+    model: BabyBert, documents: list[np.ndarray], batch_size: int, device: torch.device, task: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The state at `[CLS]` and the mean over the tokens, (P, D) each."""
     cls, mean = np.zeros((len(documents), model.config.width)), np.zeros((len(documents), model.config.width))
     order = np.argsort([len(ids) for ids in documents], kind="stable")  # little padding
     with Progress(task, len(documents), "documents") as progress:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            ids_BT = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(documents[row]) for row in rows], batch_first=True, padding_value=PAD).to(device)
+            ids_BT = torch.nn.utils.rnn.pad_sequence(
+                [torch.from_numpy(documents[row]) for row in rows], batch_first=True, padding_value=PAD
+            ).to(device)
             real_BT = ids_BT != PAD
             hidden_BTD = model(ids_BT, real_BT.long())
             cls[rows] = hidden_BTD[:, 0].cpu().numpy()
@@ -99,14 +117,19 @@ def _fit(x_train: Any, y_train: np.ndarray, x_test: Any, seed: int, scale: bool)
 
     def fitted(c: float, rows: np.ndarray) -> Any:
         steps = [preprocessing.StandardScaler()] if scale else []
-        return pipeline.make_pipeline(*steps, linear.LogisticRegression(C=c, max_iter=ITERATIONS)).fit(x_train[rows], y_train[rows])
+        return pipeline.make_pipeline(*steps, linear.LogisticRegression(C=c, max_iter=ITERATIONS)).fit(
+            x_train[rows], y_train[rows]
+        )
 
     order = np.random.default_rng(seed).permutation(len(y_train))
     held = max(1, round(VALIDATION_SHARE * len(order)))
     rows, validation = order[held:], order[:held]
     if len(np.unique(y_train[rows])) < 2:  # too few documents to choose with
         return fitted(1.0, order).predict(x_test), 1.0
-    best = max(CHOICES_OF_C, key=lambda c: (float((fitted(c, rows).predict(x_train[validation]) == y_train[validation]).mean()), -c))
+    best = max(
+        CHOICES_OF_C,
+        key=lambda c: (float((fitted(c, rows).predict(x_train[validation]) == y_train[validation]).mean()), -c),
+    )
     return fitted(best, order).predict(x_test), best
 
 

@@ -23,8 +23,9 @@ from babybert.data.masking import MASKED_SHARE, mask_tokens
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 from babybert.errors import UsageError
-from babybert.evaluation.bigram import Bigram, Targets, targets_of
+from babybert.evaluation.bigram_baseline import Bigram, Targets, targets_of
 from babybert.evaluation.nsp_baselines import nsp_baselines
+from babybert.evaluation.scores import baselines, unigram_log_probs
 from babybert.evaluation.statistics import (
     LEVEL,
     Interval,
@@ -36,10 +37,9 @@ from babybert.evaluation.statistics import (
     mean_of,
 )
 from babybert.model.bert import BabyBert
+from babybert.model.loss import IGNORED
 from babybert.model.mlm_head import row_losses
-from babybert.model.objectives import IGNORED
 from babybert.progress import Progress, say
-from babybert.training.evaluation import baselines, unigram_log_probabilities
 
 MASK_SEED = 0
 SURELY = 6.0  # standard deviations: a share of masked tokens so far from 15 % was meant
@@ -65,8 +65,12 @@ def with_fixed_masks(examples: Examples, vocab_size: int) -> tuple[Examples, str
     expected = MASKED_SHARE * words + float(((1 - MASKED_SHARE) ** words_P[words_P > 0]).sum())
     if abs(chosen - expected) <= SURELY * math.sqrt(words * MASKED_SHARE * (1 - MASKED_SHARE)):
         return examples, "the table's"
-    ids, labels = mask_tokens(original, np.asarray(examples.offsets), vocab_size, MASK_SEED, 1, np.arange(len(examples)))
-    return replace(examples, ids=ids, labels=labels), f"drawn anew at {MASKED_SHARE:.0%}: the table masks {chosen / max(words, 1):.1%} of its words"
+    ids, labels = mask_tokens(
+        original, np.asarray(examples.offsets), vocab_size, MASK_SEED, 1, np.arange(len(examples))
+    )
+    return replace(
+        examples, ids=ids, labels=labels
+    ), f"drawn anew at {MASKED_SHARE:.0%}: the table masks {chosen / max(words, 1):.1%} of its words"
 
 
 @torch.inference_mode()
@@ -79,7 +83,13 @@ def ask(model: BabyBert, examples: Examples, batch_size: int, device: torch.devi
             hidden_BTD = model(batch.ids_BT, batch.segments_BT)
             chosen_BT = batch.labels_BT != IGNORED
             transformed_ND = model.mlm_transform(hidden_BTD[chosen_BT])
-            loss_N, rank_N = row_losses(transformed_ND, model.mlm_decoder.weight, model.mlm_decoder.bias, batch.labels_BT[chosen_BT], model.kernels)
+            loss_N, rank_N = row_losses(
+                transformed_ND,
+                model.mlm_decoder.weight,
+                model.mlm_decoder.bias,
+                batch.labels_BT[chosen_BT],
+                model.kernels,
+            )
             losses.append(loss_N.double().cpu().numpy())
             ranks.append(rank_N.cpu().numpy())
             is_next.append(model.nsp_logits(hidden_BTD).double().softmax(-1)[:, 1].cpu().numpy())
@@ -87,7 +97,9 @@ def ask(model: BabyBert, examples: Examples, batch_size: int, device: torch.devi
     return Answers(np.concatenate(losses), np.concatenate(ranks), np.concatenate(is_next))
 
 
-def report(model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size: int, device: torch.device) -> dict[str, Any]:
+def report(
+    model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size: int, device: torch.device
+) -> dict[str, Any]:
     """Everything that `babybert evaluate --json` prints. `mlm_loss` and its like are flat; docs/evaluation.md has them all."""
     counts_V = dataset.token_counts()
     examples, masks = with_fixed_masks(dataset.examples("validation"), dataset.tokenizer.size)
@@ -108,11 +120,16 @@ def report(model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size:
     except UsageError as error:
         left_out.append(f"next sentence by word overlap, style and format: {error}")
     say("intervals")
-    intervals = bootstrap({**_mlm_statistics(token_scores, targets, len(examples)), **_nsp_statistics(next_sentence, examples.is_next)}, len(examples))
+    intervals = bootstrap(
+        {**_mlm_statistics(token_scores, targets, len(examples)), **_nsp_statistics(next_sentence, examples.is_next)},
+        len(examples),
+    )
     for name in ("mlm", "mlm_unigram", "mlm_bigram"):
         loss = intervals[f"{name}_loss"]
         with np.errstate(over="ignore"):  # of a model that has diverged
-            intervals[f"{name}_perplexity"] = Interval(*(float(np.exp(bound)) for bound in (loss.value, loss.low, loss.high)))
+            intervals[f"{name}_perplexity"] = Interval(
+                *(float(np.exp(bound)) for bound in (loss.value, loss.low, loss.high))
+            )
     return {
         "pairs": len(examples),
         "masked_tokens": len(targets),
@@ -131,7 +148,7 @@ def report(model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size:
 def unigram_answers(counts_V: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
     """Losses and ranks (N) by the training pairs' word frequencies alone."""
     above = len(counts_V) - np.searchsorted(np.sort(counts_V), counts_V[targets.word_N], side="right")
-    return -unigram_log_probabilities(counts_V)[targets.word_N], above
+    return -unigram_log_probs(counts_V)[targets.word_N], above
 
 
 def bigram_answers(train: Examples, counts_V: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +201,9 @@ def _chance(examples: Examples, counts_V: np.ndarray) -> dict[str, float | None]
     }
 
 
-def slices(token_scores: dict[str, np.ndarray], targets: Targets, counts_V: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+def slices(
+    token_scores: dict[str, np.ndarray], targets: Targets, counts_V: np.ndarray
+) -> dict[str, list[dict[str, Any]]]:
     """The token scores' means by how often training has the word, by position, and by what is shown in its place."""
     frequency = np.searchsorted(FREQUENCIES, counts_V[targets.word_N], side="right") - 1
     position = np.searchsorted(POSITIONS, np.maximum(targets.position_N, POSITIONS[0]), side="right") - 1
@@ -193,7 +212,11 @@ def slices(token_scores: dict[str, np.ndarray], targets: Targets, counts_V: np.n
     def means(group_N: np.ndarray, names: list[Any]) -> list[dict[str, Any]]:
         size = np.bincount(group_N, minlength=len(names))
         sums = {key: np.bincount(group_N, values, len(names)) for key, values in token_scores.items()}
-        return [{**names[g], "tokens": int(size[g]), **{key: _number(sums[key][g] / size[g]) for key in sums}} for g in range(len(names)) if size[g]]
+        return [
+            {**names[g], "tokens": int(size[g]), **{key: _number(sums[key][g] / size[g]) for key in sums}}
+            for g in range(len(names))
+            if size[g]
+        ]
 
     return {
         "by_frequency": means(frequency, [{"from": low, "to": high} for low, high in _ranges(FREQUENCIES)]),

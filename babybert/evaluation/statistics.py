@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1000
-MOST_DRAWS = 10**8  # resamples times pairs: with more pairs than 100,000 fewer resamples are made, though no fewer than 100
+MOST_DRAWS = (
+    10**8
+)  # resamples times pairs: with more pairs than 100,000 fewer resamples are made, though no fewer than 100
 LEVEL = 0.95
 BINS = 10
 
@@ -47,7 +49,10 @@ def auc_of(score_P: np.ndarray, positive_P: np.ndarray) -> Statistic:
 
     def statistic(weight_P: np.ndarray) -> float:
         weight = weight_P[order]
-        positives, negatives = np.add.reduceat(weight * positive, first), np.add.reduceat(weight * (1 - positive), first)
+        positives, negatives = (
+            np.add.reduceat(weight * positive, first),
+            np.add.reduceat(weight * (1 - positive), first),
+        )
         below = np.cumsum(negatives) - negatives
         total = positives.sum() * negatives.sum()
         return float(positives @ (below + negatives / 2) / total) if total else float("nan")

@@ -62,7 +62,9 @@ class BertEmbedding(nn.Module):
 
     def forward(self, ids: Tensor, segments: Tensor, position: Tensor) -> Tensor:
         """Vectors (..., D) of ids and segments (...); `position` is theirs, or that of the last dimension."""
-        return self.dropout(self.positional_encoding(self.token_embedding(ids), position) + self.segment_embedding(segments))
+        return self.dropout(
+            self.positional_encoding(self.token_embedding(ids), position) + self.segment_embedding(segments)
+        )
 
 
 class BabyBert(nn.Module):
@@ -120,7 +122,7 @@ class BabyBert(nn.Module):
         x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
         return self.dropout(self.encoder_norm(x_BTD))
 
-    def hidden_at(self, ids_BT: Tensor, segments_BT: Tensor, asked_M: Tensor) -> Tensor:
+    def hidden_at(self, ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor) -> Tensor:
         """Hidden states (M, D) of some positions only, none of which is padding: b x T + t for position t of row b.
 
         All tokens have keys and values in the last layer, but only these need what comes after them.
@@ -129,7 +131,7 @@ class BabyBert(nn.Module):
         x_ND = self._embed_rows(ids_BT, segments_BT, rows)
         last = len(self.encoder.layers) - 1
         for index, layer in enumerate(self.encoder.layers):
-            x_ND = layer.forward_rows(x_ND, rows, torch.searchsorted(rows.index_N, asked_M) if index == last else None)
+            x_ND = layer.forward_rows(x_ND, rows, torch.searchsorted(rows.index_N, query_M) if index == last else None)
         return self.dropout(self.encoder_norm(x_ND))
 
     def _embed_rows(self, ids_BT: Tensor, segments_BT: Tensor, rows: Rows) -> Tensor:

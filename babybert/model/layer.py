@@ -46,9 +46,9 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
     if kernels == "auto":
         cpu, gpu = cpu_kernels(x_ND.device), gpu_kernels(x_ND.device)
         arguments = linear1.weight, linear1.bias, linear2.weight, linear2.bias, drop
-        if cpu and cpu.feed_forward.takes(x_ND, linear1.weight, drop):
+        if cpu and cpu.feed_forward.supports(x_ND, linear1.weight, drop):
             return cpu.feed_forward.CpuFeedForward.apply(x_ND, *arguments, draw_seed(x_ND.device))
-        if gpu and gpu.takes_feed_forward(x_ND, linear1.weight):
+        if gpu and gpu.supports_feed_forward(x_ND, linear1.weight):
             return gpu.GpuFeedForward.apply(as_autocast(x_ND), *arguments, draw_seed(x_ND.device))
     return linear2(dropout(F.relu(linear1(x_ND)), drop, kernels))
 
@@ -56,7 +56,7 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
 def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float, kernels: str = "auto") -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017) within each pair, to (N, D)."""
     cpu = cpu_kernels(qkv_N3D.device) if kernels == "auto" else None
-    if cpu and cpu.attention.takes(qkv_N3D, heads, drop):
+    if cpu and cpu.attention.supports(qkv_N3D, heads, drop):
         return cpu.attention.CpuAttention.apply(qkv_N3D, rows.offsets, heads, drop, draw_seed(qkv_N3D.device))
     q, k, v = rows.pad(qkv_N3D).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     real_BT = torch.zeros(rows.shape.numel(), dtype=torch.bool).index_fill_(0, rows.index_N, True).view(rows.shape)
@@ -67,7 +67,7 @@ def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float, kernels: str
 def dropout(x: Tensor, drop: float, kernels: str = "auto") -> Tensor:
     """Each number 0 with probability `drop`, else divided by 1 - drop (Srivastava et al., 2014)."""
     cpu = cpu_kernels(x.device) if kernels == "auto" and drop > 0 else None
-    if cpu and cpu.dropout.takes(x):
+    if cpu and cpu.dropout.supports(x):
         return cpu.dropout.CpuDropout.apply(x, drop, draw_seed(x.device))
     return F.dropout(x, drop)
 
@@ -103,14 +103,16 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         if self.compiled_feed_forward is not None:
             return self.compiled_feed_forward(x)
         drop = self.dropout.p if self.training else 0.0
-        return self.dropout2(feed_forward(x.flatten(0, -2), self.linear1, self.linear2, drop, self.kernels).view(x.shape))
+        return self.dropout2(
+            feed_forward(x.flatten(0, -2), self.linear1, self.linear2, drop, self.kernels).view(x.shape)
+        )
 
-    def forward_rows(self, x_ND: Tensor, rows: Rows, asked_M: Tensor | None = None) -> Tensor:
+    def forward_rows(self, x_ND: Tensor, rows: Rows, query_M: Tensor | None = None) -> Tensor:
         """The layer's output for tokens laid end to end, or for those M of them that are asked for."""
         attend = self.self_attn
         qkv_N3D = F.linear(x_ND, attend.in_proj_weight, attend.in_proj_bias)
         attended_ND = attention(qkv_N3D, rows, attend.num_heads, attend.dropout if self.training else 0.0, self.kernels)
-        if asked_M is not None:
-            x_ND, attended_ND = x_ND[asked_M], attended_ND[asked_M]
+        if query_M is not None:
+            x_ND, attended_ND = x_ND[query_M], attended_ND[query_M]
         x_ND = self.norm1(x_ND + self.dropout1(attend.out_proj(attended_ND)))
         return self.norm2(x_ND + self._ff_block(x_ND))

@@ -27,7 +27,14 @@ class HeadLoss(NamedTuple):
     rank_N: Tensor | None  # how many tokens were thought likelier than the target; None unless asked for
 
 
-def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool = False, kernels: str = "auto") -> HeadLoss:
+def mlm_head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    targets_N: Tensor,
+    with_rank: bool = False,
+    kernels: str = "auto",
+) -> HeadLoss:
     """The loss of `plain_head_loss`, by whatever is fastest here ("auto"), or by that itself ("plain")."""
     if kernels == "plain":
         return plain_head_loss(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
@@ -35,34 +42,44 @@ def mlm_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_
     cpu, gpu = cpu_kernels(hidden_ND.device), gpu_kernels(hidden_ND.device)
     if cpu and positions < len(targets_N):
         cpu = None
-    if cpu and cpu.head.takes(hidden_ND, weight_VD):
+    if cpu and cpu.head.supports(hidden_ND, weight_VD):
         loss_sum, rank_N = cpu.head.CpuHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
-    elif cpu and cpu.wide_head.takes(hidden_ND, weight_VD):
-        loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, torch.is_grad_enabled())
-    elif gpu and gpu.takes_head(hidden_ND, weight_VD):
+    elif cpu and cpu.wide_head.supports(hidden_ND, weight_VD):
+        loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(
+            hidden_ND, weight_VD, bias_V, targets_N, torch.is_grad_enabled()
+        )
+    elif gpu and gpu.supports_head(hidden_ND, weight_VD):
         loss_sum, rank_N = gpu.GpuHeadLoss.apply(as_autocast(hidden_ND), weight_VD, bias_V, targets_N, with_rank)
     else:
-        loss_sum, rank_N = ChunkedHeadLoss.apply(hidden_ND, weight_VD, bias_V, targets_N, with_rank, torch.is_grad_enabled())
+        loss_sum, rank_N = ChunkedHeadLoss.apply(
+            hidden_ND, weight_VD, bias_V, targets_N, with_rank, torch.is_grad_enabled()
+        )
     return HeadLoss(loss_sum, positions, rank_N if with_rank else None)
 
 
 @torch.inference_mode()
-def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, kernels: str = "auto") -> tuple[Tensor, Tensor]:
+def row_losses(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, kernels: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Each position's own cross entropy (N, fp32, nats) and rank (N): what `mlm_head_loss` adds up. All have a target."""
     cpu = cpu_kernels(hidden_ND.device) if kernels == "auto" else None
-    if cpu and cpu.head.takes(hidden_ND, weight_VD):
+    if cpu and cpu.head.supports(hidden_ND, weight_VD):
         return cpu.head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
-    if cpu and cpu.wide_head.takes(hidden_ND, weight_VD):
+    if cpu and cpu.wide_head.supports(hidden_ND, weight_VD):
         return cpu.wide_head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
     losses, ranks = [targets_N.new_empty(0, dtype=torch.float32)], [targets_N.new_empty(0)]
-    for hidden_CD, targets_C in zip(*(x.split(max(1, CHUNK // len(bias_V))) for x in (hidden_ND, targets_N)), strict=True):
+    for hidden_CD, targets_C in zip(
+        *(x.split(max(1, CHUNK // len(bias_V))) for x in (hidden_ND, targets_N)), strict=True
+    ):
         logits_CV = (hidden_CD @ weight_VD.T + bias_V).float()
         losses.append(logits_CV.logsumexp(1) - logits_CV.gather(1, targets_C[:, None]).squeeze(1))
         ranks.append(_ranks(logits_CV, targets_C))
     return torch.cat(losses), torch.cat(ranks)
 
 
-def plain_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool = False) -> HeadLoss:
+def plain_head_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool = False
+) -> HeadLoss:
     """Sum over positions of `-log softmax(hidden @ weight.T + bias)[target]`; 0 where N is 0, or a target is NO_TARGET.
 
     -log softmax(z)[t] = logsumexp(z) - z[t]. The targets' logits are computed a second time from their own rows of
@@ -71,7 +88,9 @@ def plain_head_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, target
     has_N, own_N = targets_N != NO_TARGET, targets_N.clamp(min=0)
     logits_NV = hidden_ND @ weight_VD.T + bias_V
     target_logit_N = (hidden_ND * weight_VD[own_N]).sum(-1) + bias_V[own_N]
-    loss_sum = ((logits_NV.float().logsumexp(-1) - target_logit_N.float()) * has_N).sum()  # under autocast, logits are bf16
+    loss_sum = (
+        (logits_NV.float().logsumexp(-1) - target_logit_N.float()) * has_N
+    ).sum()  # under autocast, logits are bf16
     rank_N = _ranks(logits_NV, own_N) * has_N if with_rank else None
     return HeadLoss(loss_sum, has_N.sum(), rank_N)
 
@@ -90,7 +109,13 @@ class ChunkedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool, with_gradients: bool
+        context: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets_N: Tensor,
+        with_rank: bool,
+        with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = max(1, CHUNK // len(bias_V))
         loss_sum, ranks = torch.zeros((), device=hidden_ND.device), []

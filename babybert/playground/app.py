@@ -33,9 +33,9 @@ from starlette.staticfiles import StaticFiles
 
 from babybert.config import PlaygroundConfig
 from babybert.errors import UsageError, UserError
-from babybert.inference import requests
 from babybert.playground.models import JSON_TYPE, Answer, Endpoint, EndpointDown, Local, message, refusal
 from babybert.progress import say
+from babybert.serving import request_schema
 
 if TYPE_CHECKING:
     from babybert.playground.history import Run  # loads PyTorch, as what looks inside does
@@ -63,13 +63,22 @@ class Shown:
 
 def playground(config: PlaygroundConfig) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError."""
-    server = uvicorn.Server(uvicorn.Config(make_app(open_model(config), config.host), log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(open_model(config), config.host),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
     listener = _listen(config.host, config.port)
     with listener:
         host, port = listener.getsockname()[:2]
         say(f"playground: http://{f'[{host}]' if ':' in host else host}:{port}/; Ctrl-C stops it")
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, frame: None)  # uvicorn raises what ended it once more, for whoever was there before
+            signal.signal(
+                number, lambda number, frame: None
+            )  # uvicorn raises what ended it once more, for whoever was there before
         server.run(sockets=[listener])
     say("stopped")
     return 0
@@ -84,9 +93,9 @@ def open_model(config: PlaygroundConfig) -> Shown:
         model: Endpoint | Local = endpoint
         name = f"Asks {endpoint.url} over the HTTP API."
     else:
-        from babybert.inference.predictor import Predictor
-        from babybert.inference.source import Source
-        from babybert.training.checkpoint import STEP_FOLDER
+        from babybert.checkpoint.format import STEP_FOLDER
+        from babybert.checkpoint.source import Source
+        from babybert.serving.predictor import Predictor
 
         with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
             found = Source(config.checkpoint).find(Path(folder))
@@ -106,7 +115,12 @@ def make_app(shown: Shown, host: str) -> Starlette:
     routes: list[BaseRoute] = [
         Route("/", lambda request: FileResponse(PAGE / "index.html", headers=HEADERS)),
         Route("/api/about", _get(lambda: Answer(200, about(shown)))),
-        Route("/api/health", _get(lambda: Answer(200, {"problem": shown.model.problem() if isinstance(shown.model, Endpoint) else None}))),
+        Route(
+            "/api/health",
+            _get(
+                lambda: Answer(200, {"problem": shown.model.problem() if isinstance(shown.model, Endpoint) else None})
+            ),
+        ),
         Route("/api/predict", _post(shown.model.answer), methods=["POST"]),
     ]
     if isinstance(shown.model, Local):
@@ -117,7 +131,10 @@ def make_app(shown: Shown, host: str) -> Starlette:
         ]
     if shown.run:
         run = shown.run
-        routes += [Route("/api/curves", _get(lambda: Answer(200, run.curves()))), Route("/api/checkpoints", _post(run.answer), methods=["POST"])]
+        routes += [
+            Route("/api/curves", _get(lambda: Answer(200, run.curves()))),
+            Route("/api/checkpoints", _post(run.answer), methods=["POST"]),
+        ]
     routes.append(Mount("/page", _Page(directory=PAGE)))
     hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
     return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
@@ -164,7 +181,7 @@ def _neighbours(local: Local, body: bytes, kind: str) -> Answer:
 def _keys(body: bytes, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
     """The object in a body of the page's own, which has these keys. Raises UsageError."""
     if kind.split(";")[0].strip().lower() != JSON_TYPE:
-        raise requests.UnsupportedType(f"the content type must be {JSON_TYPE}")
+        raise request_schema.UnsupportedType(f"the content type must be {JSON_TYPE}")
     try:
         found = json.loads(body)
     except ValueError as error:
@@ -186,8 +203,8 @@ def _post(ask: Callable[[bytes, str], Answer]) -> Callable[[Request], Any]:
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > requests.MAX_BODY_BYTES:
-                return JSONResponse({"error": f"the body is longer than {requests.MAX_BODY_BYTES:,} bytes"}, 413)
+            if len(body) > request_schema.MAX_BODY_BYTES:
+                return JSONResponse({"error": f"the body is longer than {request_schema.MAX_BODY_BYTES:,} bytes"}, 413)
         return await _in_background(lambda: ask(body, request.headers.get("content-type", "")))
 
     return answer
@@ -226,4 +243,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UsageError(f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --host or --port") from error
+        raise UsageError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --host or --port"
+        ) from error

@@ -10,20 +10,23 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from babybert.checkpoint.format import checkpoint_name, checkpoint_step, checkpoints
+from babybert.checkpoint.source import Source
+from babybert.checkpoint.storage import S3Store
 from babybert.errors import DataError, UsageError
-from babybert.inference import requests
-from babybert.inference.predictor import Predictor
-from babybert.inference.source import Source
+from babybert.evaluation.curves import read_run, running_mean, series
 from babybert.playground.models import Answer, answer_here
 from babybert.s3 import is_s3
-from babybert.training.checkpoint import checkpoints, step_name, step_of
-from babybert.training.plot import read_run, running_mean, series
-from babybert.training.storage import S3Store
+from babybert.serving import request_schema
+from babybert.serving.predictor import Predictor
 
 SHOWN = 5
 LOSSES = ("mlm_loss", "nsp_loss")
 # What each loss is drawn beside: the key in metrics.jsonl, and its name.
-BASELINES = {"mlm_loss": {"mlm_unigram_loss": "word counts", "mlm_chance_loss": "chance"}, "nsp_loss": {"nsp_chance_loss": "chance"}}
+BASELINES = {
+    "mlm_loss": {"mlm_unigram_loss": "word counts", "mlm_chance_loss": "chance"},
+    "nsp_loss": {"nsp_chance_loss": "chance"},
+}
 
 
 class Run:
@@ -39,7 +42,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """The steps of its checkpoints, early to late."""
-        return sorted(self._store.steps() if self._store else map(step_of, checkpoints(Path(self.address))))
+        return sorted(self._store.steps() if self._store else map(checkpoint_step, checkpoints(Path(self.address))))
 
     def curves(self) -> dict[str, Any]:
         """For each loss: points of the training (as logged, and their running mean), held-out points, baselines.
@@ -52,7 +55,9 @@ class Run:
                 run = Path(folder)
                 self._store.get_metrics(run / "metrics.jsonl")
                 if not (run / "metrics.jsonl").exists():
-                    raise DataError(f"{self.address}: has no metrics.jsonl yet; a run brings it there with its first checkpoint")
+                    raise DataError(
+                        f"{self.address}: has no metrics.jsonl yet; a run brings it there with its first checkpoint"
+                    )
             lines = read_run(run)
         found = {}
         for loss in LOSSES:
@@ -68,8 +73,12 @@ class Run:
 
     def answer(self, body: bytes, content_type: str) -> Answer:
         """What several checkpoints fill in: `{"checkpoints": [{"step", "masks"}], "passed_over": [str]}`, or the first refusal."""
-        request = requests.parse(body, content_type)
-        if request.task != requests.FILL_MASK or not request.single or any(isinstance(item, requests.FillMask) and item.pipeline for item in request.items):
+        request = request_schema.parse(body, content_type)
+        if (
+            request.task != request_schema.FILL_MASK
+            or not request.single
+            or any(isinstance(item, request_schema.FillMask) and item.pipeline for item in request.items)
+        ):
             raise UsageError("several checkpoints are asked to fill in one 'text'")
         found, passed_over = [], []
         with self._lock:
@@ -93,7 +102,9 @@ class Run:
     def _load(self, step: int) -> Predictor:
         if step not in self._loaded:
             with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
-                self._loaded[step] = Predictor.load(Source(f"{self.address}/{step_name(step)}").find(Path(folder)))
+                self._loaded[step] = Predictor.load(
+                    Source(f"{self.address}/{checkpoint_name(step)}").find(Path(folder))
+                )
         return self._loaded[step]
 
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from babybert.errors import UsageError, UserError
-from babybert.inference import requests
+from babybert.serving import request_schema
 
 if TYPE_CHECKING:
-    from babybert.inference.predictor import Predictor  # loads PyTorch, which a page for an endpoint has no use for
+    from babybert.serving.predictor import Predictor  # loads PyTorch, which a page for an endpoint has no use for
 
 PREDICTIONS = "/predictions/babybert"
 JSON_TYPE = "application/json"
@@ -85,7 +85,7 @@ class Local:
 def answer_here(predictor: "Predictor", body: bytes, content_type: str = JSON_TYPE) -> Answer:
     """The answer of a model in this process to a body of the API, with the API's status."""
     try:
-        request = requests.parse(body, content_type)
+        request = request_schema.parse(body, content_type)
         answers = predictor.answer(request.items)
         for answer in answers:
             if isinstance(answer, UserError):
@@ -97,7 +97,7 @@ def answer_here(predictor: "Predictor", body: bytes, content_type: str = JSON_TY
 
 def refusal(error: UserError) -> Answer:
     """An error as the API puts it."""
-    status = 415 if isinstance(error, requests.UnsupportedType) else 400 if isinstance(error, UsageError) else 500
+    status = 415 if isinstance(error, request_schema.UnsupportedType) else 400 if isinstance(error, UsageError) else 500
     return Answer(status, {"error": str(error)})
 
 
@@ -110,7 +110,9 @@ def _read(status: int, headers: Any, content: bytes, reason: str) -> Answer:
     with contextlib.suppress(ValueError):
         return Answer(status, json.loads(content), headers.get("X-BabyBERT-Version"))
     # A body that is no JSON is not from the API: a proxy's page, or nothing at all.
-    return Answer(status if status >= 400 else 502, {"error": f"{reason or 'no reason given'} (the endpoint sent no JSON)"})
+    return Answer(
+        status if status >= 400 else 502, {"error": f"{reason or 'no reason given'} (the endpoint sent no JSON)"}
+    )
 
 
 def _reason(error: Exception, seconds: float) -> str:

@@ -31,9 +31,9 @@ from prometheus_client import (
 from babybert import __version__
 from babybert.data.loader import Batch
 from babybert.errors import StorageError, UsageError
-from babybert.model.objectives import Totals
+from babybert.evaluation.scores import Scores
+from babybert.model.loss import LossSums
 from babybert.progress import say
-from babybert.training.evaluation import Scores
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -47,36 +47,77 @@ class RunMetrics:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         self.loss = Gauge("babybert_pretrain_loss", "Mean loss in nats", ["objective", "split"], registry=registry)
-        self.mlm_accuracy = Gauge("babybert_pretrain_mlm_accuracy", "Share of held-out words among the k likeliest", ["top"], registry=registry)
-        self.nsp_accuracy = Gauge("babybert_pretrain_nsp_accuracy", "Share of pairs told right", ["split"], registry=registry)
+        self.mlm_accuracy = Gauge(
+            "babybert_pretrain_mlm_accuracy",
+            "Share of held-out words among the k likeliest",
+            ["top"],
+            registry=registry,
+        )
+        self.nsp_accuracy = Gauge(
+            "babybert_pretrain_nsp_accuracy", "Share of pairs told right", ["split"], registry=registry
+        )
         self.steps = Counter("babybert_pretrain_steps", "Optimizer steps by this process", registry=registry)
         self.pairs = Counter("babybert_pretrain_pairs", "Sentence pairs trained on by this job", registry=registry)
-        self.tokens = Counter("babybert_pretrain_tokens", "Tokens trained on by this job, padding not counted", registry=registry)
+        self.tokens = Counter(
+            "babybert_pretrain_tokens", "Tokens trained on by this job, padding not counted", registry=registry
+        )
         self.masked = Counter("babybert_pretrain_masked_tokens", "Tokens predicted by this job", registry=registry)
         self.step_seconds = Histogram(
-            "babybert_pretrain_step_seconds", "From one batch to the next, the wait for it not counted", buckets=SECONDS, registry=registry
+            "babybert_pretrain_step_seconds",
+            "From one batch to the next, the wait for it not counted",
+            buckets=SECONDS,
+            registry=registry,
         )
-        self.wait_seconds = Histogram("babybert_pretrain_data_wait_seconds", "How long a step waited for its batch", buckets=SECONDS, registry=registry)
+        self.wait_seconds = Histogram(
+            "babybert_pretrain_data_wait_seconds",
+            "How long a step waited for its batch",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.epoch = Gauge("babybert_pretrain_epoch", "Epoch in progress, from 0", registry=registry)
         self.progress = Gauge("babybert_pretrain_progress_ratio", "Share of the run's steps done", registry=registry)
         self.left = Gauge("babybert_pretrain_left_seconds", "Time left at this job's rate", registry=registry)
         self.rate = Gauge("babybert_pretrain_learning_rate", "Learning rate of the last step", registry=registry)
-        self.gradient = Gauge("babybert_pretrain_gradient_norm", "Gradient norm before clipping, at the last reading", registry=registry)
-        self.bad_ends = Gauge(
-            "babybert_pretrain_nonfinite_ends", "How often the run has ended at a loss that is no number, at a step it has not passed since", registry=registry
+        self.gradient = Gauge(
+            "babybert_pretrain_gradient_norm", "Gradient norm before clipping, at the last reading", registry=registry
         )
-        self.restarts = Gauge("babybert_pretrain_restarts", "How often the run has been gone on with", registry=registry)
-        self.fallbacks = Counter("babybert_checkpoint_fallbacks", "Checkpoints that were not whole and passed over", registry=registry)
+        self.bad_ends = Gauge(
+            "babybert_pretrain_nonfinite_ends",
+            "How often the run has ended at a loss that is no number, at a step it has not passed since",
+            registry=registry,
+        )
+        self.restarts = Gauge(
+            "babybert_pretrain_restarts", "How often the run has been gone on with", registry=registry
+        )
+        self.fallbacks = Counter(
+            "babybert_checkpoint_fallbacks", "Checkpoints that were not whole and passed over", registry=registry
+        )
         self.saves = Counter("babybert_checkpoint_saves", "Whole checkpoints written", registry=registry)
-        self.failures = Counter("babybert_checkpoint_failures", "Checkpoints that could not be written", registry=registry)
+        self.failures = Counter(
+            "babybert_checkpoint_failures", "Checkpoints that could not be written", registry=registry
+        )
         self.bytes = Counter("babybert_checkpoint_bytes", "Bytes of checkpoints written", registry=registry)
-        self.saved_at = Gauge("babybert_checkpoint_last_success_timestamp_seconds", "When the last whole one was written", registry=registry)
-        self.age = Gauge("babybert_checkpoint_age_seconds", "Age of the last whole one, or of this process if there is none", registry=registry)
+        self.saved_at = Gauge(
+            "babybert_checkpoint_last_success_timestamp_seconds",
+            "When the last whole one was written",
+            registry=registry,
+        )
+        self.age = Gauge(
+            "babybert_checkpoint_age_seconds",
+            "Age of the last whole one, or of this process if there is none",
+            registry=registry,
+        )
         self.save_seconds = Gauge("babybert_checkpoint_save_seconds", "How long the last one took", registry=registry)
         self.uploads = Counter("babybert_checkpoint_uploads", "Checkpoints brought to the store", registry=registry)
-        self.upload_failures = Counter("babybert_checkpoint_upload_failures", "Tries to upload that failed; each is made again", registry=registry)
-        self.uploaded_bytes = Counter("babybert_checkpoint_upload_bytes", "Bytes brought to the store", registry=registry)
-        self.upload_seconds = Gauge("babybert_checkpoint_upload_seconds", "How long the last upload took", registry=registry)
+        self.upload_failures = Counter(
+            "babybert_checkpoint_upload_failures", "Tries to upload that failed; each is made again", registry=registry
+        )
+        self.uploaded_bytes = Counter(
+            "babybert_checkpoint_upload_bytes", "Bytes brought to the store", registry=registry
+        )
+        self.upload_seconds = Gauge(
+            "babybert_checkpoint_upload_seconds", "How long the last upload took", registry=registry
+        )
         Info("babybert_build", "Versions", registry=registry).info({"version": __version__, "torch": torch.__version__})
         self._last_good = time.time()
         self.age.set_function(lambda: time.time() - self._last_good)
@@ -91,14 +132,18 @@ class RunMetrics:
         try:
             server, _ = start_http_server(port, host, self.registry)
         except OSError as error:
-            raise UsageError(f"metrics: cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, or --no-metrics") from error
+            raise UsageError(
+                f"metrics: cannot listen on {host}:{port} ({error.strerror}); choose another --metrics-port, or --no-metrics"
+            ) from error
         say(f"metrics: http://{host}:{server.server_port}/metrics")
         return server.server_port
 
     def push(self, gateway: str, run: str) -> None:
         """Leave the last values at a Pushgateway, under the run's name; a gateway that is away is only a warning."""
         try:
-            push_to_gateway(gateway, job="babybert_pretrain", grouping_key={"run": run}, registry=self.registry, timeout=10)
+            push_to_gateway(
+                gateway, job="babybert_pretrain", grouping_key={"run": run}, registry=self.registry, timeout=10
+            )
         except (OSError, ValueError) as error:
             say(f"warning: {gateway}: the last metrics could not be pushed ({error})")
 
@@ -115,7 +160,7 @@ class RunMetrics:
                 self.step_seconds.observe(asked - got)
                 self.steps.inc()
 
-    def count(self, seen: Totals) -> None:
+    def count(self, seen: LossSums) -> None:
         """Count what the steps since the last reading were made of, and set their means."""
         self.pairs.inc(seen.nsp_count.item())
         self.tokens.inc(seen.tokens.item())
@@ -168,7 +213,9 @@ class MetricsLog:
                 torn = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
                 file.write((b"\n" if torn else b"") + json.dumps({"split": split, **values}).encode() + b"\n")
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror}; the run goes on from its last checkpoint once there is room") from error
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror}; the run goes on from its last checkpoint once there is room"
+            ) from error
 
     def bad_steps(self, beyond: int) -> list[int]:
         """The steps after this one at which a process before us ended, because the loss was no number."""

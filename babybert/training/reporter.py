@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from babybert.checkpoint.format import TrainState
 from babybert.config import PretrainConfig
 from babybert.data.loader import Loader
 from babybert.errors import StorageError, UsageError, UserError
-from babybert.model.objectives import Totals
+from babybert.evaluation.scores import Scores, as_dict
+from babybert.model.loss import LossSums
 from babybert.progress import say
-from babybert.training.checkpoint import RunState
-from babybert.training.evaluation import Scores, as_dict
+from babybert.training.distributed import DistributedContext
 from babybert.training.metrics import MetricsLog, RunMetrics
-from babybert.training.parallel import Parallel
 
 
-class NumberWatch:
+class NonFiniteGuard:
     """Notes the first step whose gradient is no number, without making a GPU wait; `check` reads the note."""
 
     def __init__(self, device: torch.device, loader: Loader, epoch_batches: int, report: Callable[[int], None]) -> None:
@@ -58,10 +58,17 @@ class NumberWatch:
 class Reporter:
     """Adds up what the steps were made of, and publishes it every `log_every` of them."""
 
-    def __init__(self, config: PretrainConfig, parallel: Parallel, metrics: RunMetrics, state: RunState, total_steps: int) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        parallel: DistributedContext,
+        metrics: RunMetrics,
+        state: TrainState,
+        total_steps: int,
+    ) -> None:
         self._config, self._parallel, self._metrics, self._total_steps = config, parallel, metrics, total_steps
         self._log = MetricsLog(config.out)
-        self._seen: Totals | None = None
+        self._seen: LossSums | None = None
         self._begin, self._before, self._first_step = time.monotonic(), state.seconds, state.step
         self._last_read = self._begin
         metrics.restarts.set(state.restarts)
@@ -81,11 +88,13 @@ class Reporter:
         """Whether `max_minutes` are over."""
         return self._config.max_minutes is not None and self.seconds >= 60 * self._config.max_minutes
 
-    def now(self, state: RunState) -> RunState:
+    def now(self, state: TrainState) -> TrainState:
         """The state as a checkpoint keeps it."""
         return replace(state, seconds=round(self.seconds, 3))
 
-    def step(self, totals: Totals, state: RunState, rate: float, gradient_norm: Tensor, watch: NumberWatch) -> dict[str, float]:
+    def step(
+        self, totals: LossSums, state: TrainState, rate: float, gradient_norm: Tensor, watch: NonFiniteGuard
+    ) -> dict[str, float]:
         """Add a step; every so often publish the means since the last time, and return them."""
         self._seen = totals if self._seen is None else self._seen + totals
         self._metrics.rate.set(rate)
@@ -99,7 +108,11 @@ class Reporter:
             return {}
         now = time.monotonic()
         left = (self._total_steps - state.step) * (now - self._begin) / (state.step - self._first_step)
-        found = {"mlm_loss": seen.mlm_loss.item(), "nsp_loss": seen.nsp_loss.item(), "nsp_accuracy": seen.nsp_accuracy.item()}
+        found = {
+            "mlm_loss": seen.mlm_loss.item(),
+            "nsp_loss": seen.nsp_loss.item(),
+            "nsp_accuracy": seen.nsp_accuracy.item(),
+        }
         norm, pairs = float(gradient_norm), int(seen.nsp_count.item())
         self._metrics.count(seen)
         self._metrics.gradient.set(norm)
@@ -115,7 +128,7 @@ class Reporter:
             with contextlib.suppress(StorageError):
                 self._log.write("nonfinite", step=step)
 
-    def validated(self, scores: Scores, state: RunState) -> None:
+    def validated(self, scores: Scores, state: TrainState) -> None:
         """Publish held-out scores."""
         self._metrics.validated(scores)
         self._write("validation", state, as_dict(scores))
@@ -125,7 +138,7 @@ class Reporter:
             f"NSP {scores.nsp_loss:.3f} (chance {scores.nsp_chance_loss:.3f}), NSP accuracy {scores.nsp_accuracy:.1%}"
         )
 
-    def _write(self, split: str, state: RunState, values: dict[str, float]) -> None:
+    def _write(self, split: str, state: TrainState, values: dict[str, float]) -> None:
         try:
             self._log.write(split, step=state.step, epoch=state.epoch, seconds=round(self.seconds, 3), **values)
         except StorageError as error:  # a gap in the curve is no reason to lose the run
@@ -134,10 +147,16 @@ class Reporter:
             for name, value in values.items():
                 self._board.add_scalar(f"{split}/{name}", value, state.step)
 
-    def summarize(self, ended_by: str, checkpoint: Path, state: RunState, scores: Scores | None) -> None:
+    def summarize(self, ended_by: str, checkpoint: Path, state: TrainState, scores: Scores | None) -> None:
         """Write `summary.json`. Raises StorageError."""
         found = as_dict(scores) if scores else None
-        summary = {"ended_by": ended_by, "checkpoint": str(checkpoint), **asdict(self.now(state)), "scores": found, "settings": self._config.as_json()}
+        summary = {
+            "ended_by": ended_by,
+            "checkpoint": str(checkpoint),
+            **asdict(self.now(state)),
+            "scores": found,
+            "settings": self._config.as_json(),
+        }
         partial = self._config.out / ".summary.json"
         try:
             partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

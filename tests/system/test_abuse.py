@@ -44,8 +44,15 @@ TEXT = st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(
 )
 NUMBER = st.integers() | st.floats() | st.sampled_from([10**400, -(10**4000), 2**63, 1e308, 0, 1, 5, 100, 101])
 LEAF = st.none() | st.booleans() | NUMBER | TEXT
-KEY = st.sampled_from(["text", "inputs", "parameters", "top_k", "targets", "truncate", "sentence_a", "sentence_b", "pairs"]) | TEXT
-JSON_VALUE = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEY, inner, max_size=4), max_leaves=20)
+KEY = (
+    st.sampled_from(
+        ["text", "inputs", "parameters", "top_k", "targets", "truncate", "sentence_a", "sentence_b", "pairs"]
+    )
+    | TEXT
+)
+JSON_VALUE = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEY, inner, max_size=4), max_leaves=20
+)
 MASKED = st.lists(TEXT, max_size=3).map(lambda parts: "[MASK] ".join([*parts, ""]))
 NEAR = st.fixed_dictionaries(
     {},
@@ -62,18 +69,31 @@ NEAR = st.fixed_dictionaries(
     },
 )
 GOOD = st.builds(
-    lambda text, k: {"text": f"the {text} [MASK]", "top_k": k}, st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.integers(1, 100)
+    lambda text, k: {"text": f"the {text} [MASK]", "top_k": k},
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    st.integers(1, 100),
 )
-DEEP = st.builds(lambda start, depth: start * depth, st.sampled_from([b"[", b'{"text":', b'{"text":[', b'{"a":{"text":']), st.integers(1, 20_000))
+DEEP = st.builds(
+    lambda start, depth: start * depth,
+    st.sampled_from([b"[", b'{"text":', b'{"text":[', b'{"a":{"text":']),
+    st.integers(1, 20_000),
+)
 MANY_DIGITS = st.integers(1, 9).map(lambda digit: b'{"text": "[MASK]", "top_k": ' + str(digit).encode() * 9000 + b"}")
-BODIES = st.binary(max_size=300) | DEEP | MANY_DIGITS | (JSON_VALUE | NEAR | GOOD).map(lambda value: json.dumps(value).encode())
+BODIES = (
+    st.binary(max_size=300)
+    | DEEP
+    | MANY_DIGITS
+    | (JSON_VALUE | NEAR | GOOD).map(lambda value: json.dumps(value).encode())
+)
 FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
 CONTENT_TYPES = ["application/json"] * 12 + ["text/plain", "application/json; charset=utf-16", *FORMS]
 UNDECODED = "a form that TorchServe cannot decode"
 
 
 @OPENAPI.parametrize()
-@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 def test_every_answer_is_as_documented(case, server):
     case.call_and_validate(base_url=f"http://127.0.0.1:{server.inference_port}", checks=CHECKS)
 

@@ -17,10 +17,14 @@ def test_fill_mask(server):
     answer = server.ask({"text": TEXT, "top_k": 2})
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert [mask["position"] for mask in answer.body["masks"]] == [2, 5]
-    assert [list(c) for mask in answer.body["masks"] for c in mask["candidates"]] == [["token", "id", "score", "sequence"]] * 4
+    assert [list(c) for mask in answer.body["masks"] for c in mask["candidates"]] == [
+        ["token", "id", "score", "sequence"]
+    ] * 4
     several = server.ask({"text": [TEXT, "The [MASK]."], "top_k": 2})
     assert [len(each["masks"]) for each in several.body] == [2, 1]
-    assert several.body[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(answer.body["masks"][0]["candidates"][0]["score"], abs=1e-6)
+    assert several.body[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(
+        answer.body["masks"][0]["candidates"][0]["score"], abs=1e-6
+    )
     targets = server.ask({"text": "The [MASK].", "targets": ["pilot", "sheriff"]})
     assert {c["token"] for c in targets.body["masks"][0]["candidates"]} == {"pilot", "sheriff"}
 
@@ -115,7 +119,12 @@ def test_answers_do_not_depend_on_their_batch(server):
     """32 of all kinds, and bad ones, at once over as many connections: the same as one by one, to 1e-6."""
     places = ["sheriff", "pilot", "film", "medic"]
     bodies = [
-        [{"text": f"The {word} is [MASK].", "top_k": 3}, PAIR, {"inputs": [f"A {word} [MASK] [MASK]."] * (1 + i % 3)}, {"text": "no mask"}][i % 4]
+        [
+            {"text": f"The {word} is [MASK].", "top_k": 3},
+            PAIR,
+            {"inputs": [f"A {word} [MASK] [MASK]."] * (1 + i % 3)},
+            {"text": "no mask"},
+        ][i % 4]
         for i, word in enumerate(places * 8)
     ]
     alone = [server.ask(body) for body in bodies]

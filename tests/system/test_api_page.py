@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from babybert.inference import requests
+from babybert.serving import request_schema
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```\n+```json\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
@@ -41,14 +41,18 @@ def test_limits_are_those_of_the_code():
     page = (ROOT / "docs/api.md").read_text()
     document = yaml.safe_load((ROOT / "handler/openapi.yaml").read_text())
     schemas = document["components"]["schemas"]
-    assert schemas["TopK"] == {**schemas["TopK"], "maximum": requests.MAX_TOP_K, "default": requests.DEFAULT_TOP_K}
-    assert {schemas[name]["maxLength"] for name in ("MaskedText", "Sentence")} == {requests.MAX_CHARACTERS}
-    assert schemas["MaskedTexts"]["oneOf"][1]["maxItems"] == requests.MAX_ITEMS
-    assert schemas["NextSentences"]["properties"]["pairs"]["maxItems"] == requests.MAX_ITEMS
-    assert schemas["Targets"]["oneOf"][1]["maxItems"] == requests.MAX_TARGETS
-    assert f"together at most {requests.MAX_MASKS}" in schemas["MaskedText"]["description"]
-    assert f"{requests.MAX_ANSWER_CHARACTERS:,}" in schemas["TopK"]["description"]
-    for limit in (requests.MAX_CHARACTERS, requests.MAX_BODY_BYTES, requests.MAX_ANSWER_CHARACTERS):
+    assert schemas["TopK"] == {
+        **schemas["TopK"],
+        "maximum": request_schema.MAX_TOP_K,
+        "default": request_schema.DEFAULT_TOP_K,
+    }
+    assert {schemas[name]["maxLength"] for name in ("MaskedText", "Sentence")} == {request_schema.MAX_CHARACTERS}
+    assert schemas["MaskedTexts"]["oneOf"][1]["maxItems"] == request_schema.MAX_ITEMS
+    assert schemas["NextSentences"]["properties"]["pairs"]["maxItems"] == request_schema.MAX_ITEMS
+    assert schemas["Targets"]["oneOf"][1]["maxItems"] == request_schema.MAX_TARGETS
+    assert f"together at most {request_schema.MAX_MASKS}" in schemas["MaskedText"]["description"]
+    assert f"{request_schema.MAX_ANSWER_CHARACTERS:,}" in schemas["TopK"]["description"]
+    for limit in (request_schema.MAX_CHARACTERS, request_schema.MAX_BODY_BYTES, request_schema.MAX_ANSWER_CHARACTERS):
         assert f"{limit:,}" in page
-    assert f"{requests.MAX_ITEMS} texts, {requests.MAX_MASKS} `[MASK]`s" in page
-    assert f"1 to {requests.MAX_TOP_K}" in page
+    assert f"{request_schema.MAX_ITEMS} texts, {request_schema.MAX_MASKS} `[MASK]`s" in page
+    assert f"1 to {request_schema.MAX_TOP_K}" in page

@@ -18,16 +18,23 @@ from pathlib import Path
 import pytest
 from deployment import ROOT, need
 
+from babybert.checkpoint.format import find_checkpoint
 from babybert.config import PrepareConfig, ServeConfig
 from babybert.data.prepare import prepare
-from babybert.inference.archive import write_archive
-from babybert.inference.server import Server, free_ports
-from babybert.training.checkpoint import find_checkpoint
+from babybert.serving.archive import write_archive
+from babybert.serving.torchserve import Server, free_ports
 
 PICTURES = os.environ.get("BABYBERT_PICTURES")
 WINDOW = "10s"
-BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docker/grafana/dashboards").glob("*.json"))}
-QUERIES = [(board, panel["title"], target["expr"]) for board, content in BOARDS.items() for panel in content["panels"] for target in panel["targets"]]
+BOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "docker/grafana/dashboards").glob("*.json"))
+}
+QUERIES = [
+    (board, panel["title"], target["expr"])
+    for board, content in BOARDS.items()
+    for panel in content["panels"]
+    for target in panel["targets"]
+]
 QUESTIONS = (
     {"text": "The sheriff rides with a revolver near the [MASK].", "top_k": 3},
     {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "She launches near the planet with a laser."},
@@ -47,17 +54,31 @@ class Prometheus:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         targets = {"babybert-pretrain": training, "babybert-serve": serving}
-        scrapes = [{"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]} for name, target in targets.items()]
+        scrapes = [
+            {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+            for name, target in targets.items()
+        ]
         rules = [str(ROOT / "docker/prometheus/rules/*.yaml")]
-        settings = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"}, "rule_files": rules, "scrape_configs": scrapes}
+        settings = {
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": rules,
+            "scrape_configs": scrapes,
+        }
         (folder / "prometheus.yml").write_text(json.dumps(settings))
-        command = [program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"]
+        command = [
+            program,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def numbers(self, query):
         """What an instant query returns, numbers that are none left out."""
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/query?query={urllib.parse.quote(query)}", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"{self.url}/api/v1/query?query={urllib.parse.quote(query)}", timeout=5
+            ) as answer:
                 found = [float(series["value"][1]) for series in json.load(answer)["data"]["result"]]
         except OSError:
             return []
@@ -76,10 +97,31 @@ def prometheus(tmp_path_factory, s3_endpoint):
     keys = {"aws_access_key_id": "test-key", "aws_secret_access_key": "test-secret", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=s3_endpoint, **keys).create_bucket(Bucket="dashboards")
     environment = {**os.environ, **aws_variables(s3_endpoint), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={folder / 'data'}", f"--out={folder / 'run'}", "--device=cpu"]
-    flags = ["--preset=tiny", "--log-every=5", f"--metrics-port={metrics}", "--store=s3://dashboards/run", "--max-minutes=15"]
-    flags += ["--epochs=100", "--schedule=constant", "--checkpoint-every=200"] if PICTURES else ["--epochs=100000", "--checkpoint-every=20"]
-    processes, stop = [subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.DEVNULL)], threading.Event()
+    command = [
+        sys.executable,
+        "-m",
+        "babybert.cli",
+        "pretrain",
+        f"--data={folder / 'data'}",
+        f"--out={folder / 'run'}",
+        "--device=cpu",
+    ]
+    flags = [
+        "--preset=tiny",
+        "--log-every=5",
+        f"--metrics-port={metrics}",
+        "--store=s3://dashboards/run",
+        "--max-minutes=15",
+    ]
+    flags += (
+        ["--epochs=100", "--schedule=constant", "--checkpoint-every=200"]
+        if PICTURES
+        else ["--epochs=100000", "--checkpoint-every=20"]
+    )
+    processes, stop = (
+        [subprocess.Popen([*command, *flags], env=environment, stderr=subprocess.DEVNULL)],
+        threading.Event(),
+    )
     try:
         deadline = time.monotonic() + 120
         while not list((folder / "run").glob("step-*")):
@@ -87,7 +129,9 @@ def prometheus(tmp_path_factory, s3_endpoint):
             assert time.monotonic() < deadline
             time.sleep(0.2)
         archive = write_archive(find_checkpoint(folder / "run"), folder)
-        with Server(ServeConfig(inference_port=inference, management_port=management, metrics_port=serving), archive) as server:
+        with Server(
+            ServeConfig(inference_port=inference, management_port=management, metrics_port=serving), archive
+        ) as server:
             asking = threading.Thread(target=ask, args=(server.predictions_url, stop))
             asking.start()
             found = Prometheus(folder, program, metrics, serving)
@@ -107,7 +151,9 @@ def ask(url, stop):
     """Questions of both kinds, and one that cannot be answered, until told to stop."""
     number = 0
     while not stop.wait(0.1):
-        request = urllib.request.Request(url, json.dumps(QUESTIONS[number % 3]).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            url, json.dumps(QUESTIONS[number % 3]).encode(), {"Content-Type": "application/json"}
+        )
         number += 1
         try:
             urllib.request.urlopen(request, timeout=10).read()
@@ -160,17 +206,25 @@ def draw(prometheus, board, start, end, path):
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows), layout="constrained")
     for place, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        unit = {"s": " (s)", "percentunit": " (share)", "bytes": " (bytes)", "reqps": " (1/s)"}.get(panel["fieldConfig"]["defaults"]["unit"], "")
+        unit = {"s": " (s)", "percentunit": " (share)", "bytes": " (bytes)", "reqps": " (1/s)"}.get(
+            panel["fieldConfig"]["defaults"]["unit"], ""
+        )
         axes.set_title(panel["title"] + unit, fontsize=8)
         axes.tick_params(labelsize=7)
         for target in panel["targets"]:
-            parameters = urllib.parse.urlencode({"query": filled(target["expr"]), "start": start, "end": end, "step": 2})
+            parameters = urllib.parse.urlencode(
+                {"query": filled(target["expr"]), "start": start, "end": end, "step": 2}
+            )
             with urllib.request.urlopen(f"{prometheus.url}/api/v1/query_range?{parameters}", timeout=30) as answer:
                 for series in json.load(answer)["data"]["result"]:
                     label = target["legendFormat"]
                     for name, value in series["metric"].items():
                         label = label.replace("{{" + name + "}}", value)
-                    axes.plot([float(at) - start for at, _ in series["values"]], [float(value) for _, value in series["values"]], label=label or None)
+                    axes.plot(
+                        [float(at) - start for at, _ in series["values"]],
+                        [float(value) for _, value in series["values"]],
+                        label=label or None,
+                    )
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=6)
     figure.supxlabel("seconds", fontsize=8)

@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 
-from babybert.inference.server import free_ports
+from babybert.serving.torchserve import free_ports
 
 RUN = ["pretrain", "--preset=tiny", "--width=16", "--batch-size=16", "--device=cpu", "--log-every=5"]
 
@@ -46,9 +46,25 @@ def test_prometheus_scrapes_a_run(demo_folder, tmp_path):
     (tmp_path / "prometheus.yml").write_text(
         f"global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: pretrain, static_configs: [{{targets: ['127.0.0.1:{metrics}']}}]}}]\n"
     )
-    run = [sys.executable, "-m", "babybert.cli", *RUN, f"--data={demo_folder}", f"--out={tmp_path / 'run'}", "--epochs=100000", f"--metrics-port={metrics}"]
-    server = [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address=127.0.0.1:{web}"]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in (run, server)]
+    run = [
+        sys.executable,
+        "-m",
+        "babybert.cli",
+        *RUN,
+        f"--data={demo_folder}",
+        f"--out={tmp_path / 'run'}",
+        "--epochs=100000",
+        f"--metrics-port={metrics}",
+    ]
+    server = [
+        program,
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{web}",
+    ]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in (run, server)
+    ]
 
     def value(query):
         answer = get(f"http://127.0.0.1:{web}/api/v1/query?query={urllib.parse.quote(query)}")
@@ -74,7 +90,11 @@ def test_prometheus_scrapes_a_run(demo_folder, tmp_path):
             "babybert_checkpoint_age_seconds",
         ):
             assert (value(query) or 0) > 0, query
-        for query in ("babybert_pretrain_restarts", "babybert_checkpoint_fallbacks_total", "babybert_checkpoint_failures_total"):
+        for query in (
+            "babybert_pretrain_restarts",
+            "babybert_checkpoint_fallbacks_total",
+            "babybert_checkpoint_failures_total",
+        ):
             assert value(query) == 0, query
         assert value("histogram_quantile(0.5, babybert_pretrain_step_seconds_bucket)") < 1
     finally:
@@ -87,10 +107,21 @@ def test_prometheus_scrapes_a_run(demo_folder, tmp_path):
 def test_the_end_of_a_short_job_is_not_lost(demo_folder, tmp_path):
     program = need("prometheus-pushgateway")
     (port,) = free_ports(1)
-    gateway = subprocess.Popen([program, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    gateway = subprocess.Popen(
+        [program, f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: get(f"http://127.0.0.1:{port}/-/ready"))
-        command = [sys.executable, "-m", "babybert.cli", *RUN, f"--data={demo_folder}", f"--out={tmp_path / 'short'}", "--epochs=1", "--no-metrics"]
+        command = [
+            sys.executable,
+            "-m",
+            "babybert.cli",
+            *RUN,
+            f"--data={demo_folder}",
+            f"--out={tmp_path / 'short'}",
+            "--epochs=1",
+            "--no-metrics",
+        ]
         subprocess.run([*command, f"--pushgateway=127.0.0.1:{port}"], check=True, capture_output=True)
         text = get(f"http://127.0.0.1:{port}/metrics")
         (line,) = [line for line in text.splitlines() if line.startswith("babybert_pretrain_progress_ratio")]

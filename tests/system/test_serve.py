@@ -19,10 +19,10 @@ import pytest
 from conftest import aws_variables
 from served import JSON, serving, wait_for
 
-from babybert.inference.archive import write_archive
+from babybert.checkpoint.storage import S3Store
 from babybert.s3 import list_keys
-from babybert.training.storage import S3Store
-from babybert.training.trainer import pretrain
+from babybert.serving.archive import write_archive
+from babybert.training.train import pretrain
 
 BODY = json.dumps({"text": "the film is [MASK] ."}).encode()
 
@@ -72,7 +72,16 @@ def served(folder, *flags, **environment):
 @pytest.fixture(scope="module")
 def archive(demo_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("archive")
-    flags = [f"--data={demo_folder}", f"--out={folder / 'run'}", "--max-steps=2", "--no-metrics", "--device=cpu", "--width=8", "--heads=2", "--feed-forward=16"]
+    flags = [
+        f"--data={demo_folder}",
+        f"--out={folder / 'run'}",
+        "--max-steps=2",
+        "--no-metrics",
+        "--device=cpu",
+        "--width=8",
+        "--heads=2",
+        "--feed-forward=16",
+    ]
     subprocess.run([sys.executable, "-m", "babybert.cli", "pretrain", *flags], check=True, capture_output=True)
     return write_archive(folder / "run" / "step-00000002", folder)
 
@@ -84,11 +93,18 @@ def test_a_run_in_s3_is_followed_without_a_request_that_fails(small, s3, s3_endp
         pretrain(small(max_steps=step, keep_checkpoints=9))
     store.upload(run / "step-00000004")
     environment = {**aws_variables(s3_endpoint), "TMPDIR": str(tmp_path)}
-    with served(tmp_path, address, "--watch", "--watch-seconds=0.5", **environment) as server, Load(server.inference_port, 4).running() as load:
+    with (
+        served(tmp_path, address, "--watch", "--watch-seconds=0.5", **environment) as server,
+        Load(server.inference_port, 4).running() as load,
+    ):
         version = server.ask({"text": "[MASK]"}).headers["x-babybert-version"]
         assert version.startswith("4-")
         store.upload(run / "step-00000012")
-        (weights,) = [key for key, _ in list_keys(s3.client, s3.bucket, "runs/one/step-00000012/") if key.endswith("model.safetensors")]
+        (weights,) = [
+            key
+            for key, _ in list_keys(s3.client, s3.bucket, "runs/one/step-00000012/")
+            if key.endswith("model.safetensors")
+        ]
         good = s3.client.get_object(Bucket=s3.bucket, Key=weights)["Body"].read()
         s3.client.put_object(Bucket=s3.bucket, Key=weights, Body=good[:-1] + b"x")
         store.upload(run / "step-00000008")
@@ -114,7 +130,9 @@ def test_what_cannot_be_served_leaves_the_old_version(small, tmp_path):
         assert server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("4-")
         (folder / "store").unlink()
         (folder / "elsewhere").rename(folder / "store")
-        wait_for(lambda: server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("8-"), 60)  # it is tried again
+        wait_for(
+            lambda: server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("8-"), 60
+        )  # it is tried again
     assert (run / "step-00000004").is_dir()
 
 
@@ -132,7 +150,10 @@ def test_sigterm_is_heeded_when_nobody_asks_any_more(archive):
 
 
 def test_a_second_signal_ends_it_at_once(archive):
-    with served(archive.parent, "babybert.mar", "--drain-seconds=300") as server, Load(server.inference_port, 2).running():
+    with (
+        served(archive.parent, "babybert.mar", "--drain-seconds=300") as server,
+        Load(server.inference_port, 2).running(),
+    ):
         server.process.send_signal(signal.SIGTERM)
         time.sleep(2)
         assert server.process.poll() is None
@@ -159,14 +180,20 @@ def test_nothing_but_predictions_listens_to_others_and_no_model_can_be_put(archi
         assert [worker["status"] for worker in server.model()["workers"]] == ["READY", "READY"]
         own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
         addresses = [address for address in own if ":" not in address]
-        for address, port in itertools.product(addresses, (server.inference_port, server.management_port, server.metrics_port)):
-            path = {server.inference_port: "/ping", server.management_port: "/models", server.metrics_port: "/metrics"}[port]
+        for address, port in itertools.product(
+            addresses, (server.inference_port, server.management_port, server.metrics_port)
+        ):
+            path = {server.inference_port: "/ping", server.management_port: "/models", server.metrics_port: "/metrics"}[
+                port
+            ]
             try:
                 reached = urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=5).status
             except OSError:
                 reached = None
             assert reached == (None if port == server.management_port else 200)
-        request = urllib.request.Request(f"http://127.0.0.1:{server.management_port}/models?url={archive.name}", method="POST")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{server.management_port}/models?url={archive.name}", method="POST"
+        )
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=30)
 
@@ -179,7 +206,9 @@ def test_a_worker_that_is_killed_comes_back_by_itself(archive):
         wait_for(lambda: (worker := server.model()["workers"][0])["status"] == "READY" and worker["pid"] != killed, 60)
         before = load.answers[200, server_version(load)]
         wait_for(lambda: load.answers[200, server_version(load)] > before + 20)
-    assert {status for status, _ in load.answers} <= {200, 503, 507}, load.answers  # refused at worst, never hung or cut
+    assert {status for status, _ in load.answers} <= {200, 503, 507}, (
+        load.answers
+    )  # refused at worst, never hung or cut
 
 
 def server_version(load):
@@ -203,13 +232,18 @@ def test_more_than_the_queue_takes_is_refused_at_once(archive):
     ("damage", "message"),
     [
         (lambda content: content[: len(content) // 2], "damaged, or no archive"),
-        (lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:], "(is not the one that was packed|damaged)"),
+        (
+            lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+            "(is not the one that was packed|damaged)",
+        ),
         (lambda content: b"", "damaged, or no archive"),
     ],
 )
 def test_a_damaged_archive_is_refused_before_anything_listens(archive, tmp_path, damage, message):
     (tmp_path / "x.mar").write_bytes(damage(archive.read_bytes()))
-    done = subprocess.run([sys.executable, "-m", "babybert.cli", "serve", "x.mar"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "babybert.cli", "serve", "x.mar"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert re.search(f"^babybert serve: error: x.mar: {message}", line), line

@@ -10,7 +10,7 @@ import yaml
 from served import wait_for
 from test_prometheus import get, need
 
-from babybert.inference.server import free_ports
+from babybert.serving.torchserve import free_ports
 
 HANDLER = Path(__file__).parents[2] / "handler"
 PAIR = {"sentence_a": "a", "sentence_b": "b"}
@@ -38,7 +38,11 @@ MOVED = {
 
 
 def declared():
-    return {metric["name"]: metric for metrics in yaml.safe_load((HANDLER / "metrics.yaml").read_text())["model_metrics"].values() for metric in metrics}
+    return {
+        metric["name"]: metric
+        for metrics in yaml.safe_load((HANDLER / "metrics.yaml").read_text())["model_metrics"].values()
+        for metric in metrics
+    }
 
 
 def test_every_metric_is_declared_and_documented():
@@ -57,7 +61,12 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
     (tmp_path / "prometheus.yml").write_text(
         f"global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: serving, static_configs: [{{targets: ['127.0.0.1:{server.metrics_port}']}}]}}]\n"
     )
-    command = [program, f"--config.file={tmp_path / 'prometheus.yml'}", f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address=127.0.0.1:{web}"]
+    command = [
+        program,
+        f"--config.file={tmp_path / 'prometheus.yml'}",
+        f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{web}",
+    ]
     prometheus = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def result(query):
@@ -70,7 +79,9 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
 
     try:
         server.settled()
-        before = {query: server.value(name, **labels) for query, (name, labels) in ((query, sample(query)) for query in MOVED)}
+        before = {
+            query: server.value(name, **labels) for query, (name, labels) in ((query, sample(query)) for query in MOVED)
+        }
         batches = server.value("babybert_inference_batch_requests_count")
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(server.ask, ASKED))
@@ -82,14 +93,20 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
         assert 1 <= count - batches <= 7
         assert value("babybert_inference_batch_seconds_count") == count
         seconds = value("babybert_inference_batch_seconds_sum")
-        phases = [value(f'babybert_inference_phase_seconds_sum{{phase="{phase}"}}') for phase in ("tokenize", "forward", "answer")]
+        phases = [
+            value(f'babybert_inference_phase_seconds_sum{{phase="{phase}"}}')
+            for phase in ("tokenize", "forward", "answer")
+        ]
         assert all(0 < phase < seconds for phase in phases)
         assert sum(phases) <= seconds
         assert 0 < value("babybert_model_load_seconds") < 60
         (info,) = result("babybert_model_info")
         assert info["value"][1] == "1"
         headers = answers[0].headers
-        assert (info["metric"]["version"], info["metric"]["step"]) == (headers["x-babybert-version"], headers["x-babybert-step"])
+        assert (info["metric"]["version"], info["metric"]["step"]) == (
+            headers["x-babybert-version"],
+            headers["x-babybert-step"],
+        )
         assert len(info["metric"]["digest"]) == 64
     finally:
         prometheus.terminate()

@@ -19,17 +19,19 @@ import torch
 from conftest import SMALL
 from faulty_proxy import FaultyProxy
 
+from babybert.checkpoint.format import checkpoint_step, checkpoints, find_checkpoint
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.prepare import prepare
 from babybert.evaluation.look import attention_weights, neighbours
-from babybert.inference.predictor import Predictor
-from babybert.inference.requests import NextSentence
 from babybert.playground.history import spread
-from babybert.training.checkpoint import checkpoints, find_checkpoint, step_of
-from babybert.training.trainer import pretrain
+from babybert.serving.predictor import Predictor
+from babybert.serving.request_schema import NextSentence
+from babybert.training.train import pretrain
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; `make test-web` brings it")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed; `make test-web` brings it")
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe is not installed; `make test-web` brings it"
+)
 expect = playwright.expect
 PICTURES = os.environ.get("BABYBERT_PICTURES")
 DESK, PHONE = {"width": 1000, "height": 800}, {"width": 360, "height": 740}
@@ -43,7 +45,9 @@ def browser():
         pytest.skip("chromium is not installed; `make test-web` brings it")
     with playwright.sync_playwright() as started:
         expect.set_options(timeout=20_000)
-        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"])  # in a container, root has no other way
+        chromium = started.chromium.launch(
+            executable_path=program, args=["--no-sandbox"]
+        )  # in a container, root has no other way
         yield chromium
         chromium.close()
 
@@ -66,7 +70,12 @@ def predictor(run):
 
 def playground(*flags, folder):
     """`babybert playground` until it is no longer needed; yields its address."""
-    process = subprocess.Popen([sys.executable, "-m", "babybert.cli", "playground", "--port=0", *flags], stderr=subprocess.PIPE, text=True, cwd=folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "babybert.cli", "playground", "--port=0", *flags],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
     try:
         line = process.stderr.readline()
         assert "http://" in line, line + process.stderr.read()
@@ -102,7 +111,9 @@ def visit(browser):
     contexts, outside, errors = [], [], []
 
     def visit(url, viewport=DESK, scheme="light"):
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", has_touch=viewport is PHONE)
+        context = browser.new_context(
+            viewport=viewport, color_scheme=scheme, reduced_motion="reduce", has_touch=viewport is PHONE
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda request: None if request.url.startswith(url) else outside.append(request.url))
@@ -196,7 +207,9 @@ def test_a_random_word_is_hidden_and_words_are_compared(visit, asked):
     page.get_by_label("Candidates for each mask").fill("2")  # all words are shown, however few candidates are asked for
     expect(send(page, "fill")).to_have_text("2 masks, 3 candidates each.")
     candidates = model({"text": hidden, "targets": ["saloon", "planet", "mary"]})["masks"][0]["candidates"]
-    assert bars(page.locator("#fill-masks > div").first) == [(candidate["token"], shown(candidate["score"])) for candidate in candidates]
+    assert bars(page.locator("#fill-masks > div").first) == [
+        (candidate["token"], shown(candidate["score"])) for candidate in candidates
+    ]
 
 
 def test_does_b_follow_a(visit, asked):
@@ -209,7 +222,9 @@ def test_does_b_follow_a(visit, asked):
     page.get_by_role("button", name="Swap A and B").click()
     answer = model(pair)
     verdict = "Yes: B follows A." if answer["is_next"] else "No: B does not follow A."
-    expect(send(page, "follows")).to_contain_text(f'{verdict} The model gives {shown(answer["probability"])} to "B is the next sentence"')
+    expect(send(page, "follows")).to_contain_text(
+        f'{verdict} The model gives {shown(answer["probability"])} to "B is the next sentence"'
+    )
     meter = page.get_by_role("meter", name="Probability that B follows A")
     assert float(meter.get_attribute("aria-valuenow")) == pytest.approx(answer["probability"], abs=1e-6)
     expect(meter.locator(".number")).to_have_text(shown(answer["probability"]))
@@ -224,19 +239,28 @@ def test_how_the_model_sees_it(visit, of_checkpoint, predictor):
     expect(send(page, "sees")).to_have_text(f"{len(encoded.ids)} tokens.")
     rows = [row.locator("th, td").all_text_contents() for row in page.locator("#sees-tokens tbody tr").all()]
     expected = zip(encoded.ids, encoded.segments, predictor.tokenizer.tokens(encoded.ids), strict=True)
-    assert [row[:4] for row in rows] == [[str(t), token, str(i), str(segment)] for t, (i, segment, token) in enumerate(expected)]
+    assert [row[:4] for row in rows] == [
+        [str(t), token, str(i), str(segment)] for t, (i, segment, token) in enumerate(expected)
+    ]
     assert page.locator("#sees-tokens tr.unknown").all_text_contents() == ["2[UNK]41xyzzies (unknown word)"]
     expect(page.locator("#sees-unknown")).to_have_text("Not in the vocabulary, and read as [UNK]: xyzzies.")
     weights_LBHTT = attention_weights(predictor.model, torch.tensor([encoded.ids]), torch.tensor([encoded.segments]))
     for head in (1, 0):
         page.get_by_label("Head").select_option(str(head + 1))
         expect(page.locator("#sees-map caption")).to_contain_text(f"head {head + 1}")
-        cells = torch.tensor([[int(cell) for cell in row.locator("td").all_text_contents()] for row in page.locator("#sees-map tbody tr").all()])
+        cells = torch.tensor(
+            [
+                [int(cell) for cell in row.locator("td").all_text_contents()]
+                for row in page.locator("#sees-map tbody tr").all()
+            ]
+        )
         assert (cells - weights_LBHTT[0, 0, head] * 100).abs().max() < 0.51
     page.get_by_label("Word", exact=True).fill("desert")
     expect(send(page, "near")).to_have_text('6 neighbours of "desert".')
     (near,) = neighbours(predictor.model, predictor.tokenizer, ("desert",), 10_000)
-    assert bars(page.locator("#near-result")) == [(entry["word"], f"{entry['cosine']:.2f}") for entry in near["neighbours"]]
+    assert bars(page.locator("#near-result")) == [
+        (entry["word"], f"{entry['cosine']:.2f}") for entry in near["neighbours"]
+    ]
     page.get_by_label("Word", exact=True).fill("xyzzy")
     send(page, "near")
     expect(page.locator("#near-result")).to_contain_text('"xyzzy" is not one word of the vocabulary')
@@ -254,23 +278,35 @@ def test_what_an_endpoint_cannot_tell_is_hidden_and_says_why(visit, of_endpoint,
 
 def test_how_it_learned(visit, of_checkpoint, run):
     page = visit(of_checkpoint)
-    last = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["split"] == "validation"][-1]
+    last = [
+        line
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if line["split"] == "validation"
+    ][-1]
     end = f"{last['mlm_loss']:.3f} at step {last['step']}; word counts {last['mlm_unigram_loss']:.3f}; chance {last['mlm_chance_loss']:.3f}"
-    expect(page.get_by_role("img", name=re.compile("MLM loss, nats: training from .*" + re.escape(end)))).to_be_visible()
-    expect(page.get_by_role("img", name=re.compile(rf"NSP loss, nats: .*chance {last['nsp_chance_loss']:.3f}"))).to_be_visible()
+    expect(
+        page.get_by_role("img", name=re.compile("MLM loss, nats: training from .*" + re.escape(end)))
+    ).to_be_visible()
+    expect(
+        page.get_by_role("img", name=re.compile(rf"NSP loss, nats: .*chance {last['nsp_chance_loss']:.3f}"))
+    ).to_be_visible()
     page.get_by_text("MLM loss, nats, held out, as numbers").click()
-    expect(page.locator("#learned-charts details[open] tbody tr").last).to_have_text(f"{last['step']:,}{last['mlm_loss']:.3f}")
+    expect(page.locator("#learned-charts details[open] tbody tr").last).to_have_text(
+        f"{last['step']:,}{last['mlm_loss']:.3f}"
+    )
     page.locator("#learned-form").get_by_label("Sentence with one or more [MASK]s").fill("Mary rides near the [MASK].")
     expect(send(page, "learned")).to_have_text("5 checkpoints, early to late.")
     found = {}
     for row in page.locator("#learned-table tbody tr").all():
         step, cell = row.locator("th, td").all_text_contents()
         found[int(step.replace(",", ""))] = cell
-    steps = sorted(map(step_of, checkpoints(run)))
+    steps = sorted(map(checkpoint_step, checkpoints(run)))
     assert list(found) == spread(steps, 5)
     for step, cell in found.items():
         (mask,) = Predictor.load(run / f"step-{step:08d}").fill_mask(["Mary rides near the [MASK]."], 4)[0]["masks"]
-        assert cell == ", ".join(f"{candidate['token']} {shown(candidate['score'])}" for candidate in mask["candidates"])
+        assert cell == ", ".join(
+            f"{candidate['token']} {shown(candidate['score'])}" for candidate in mask["candidates"]
+        )
     assert len(set(found.values())) == len(found)  # it has learned something between each two
 
 
@@ -343,7 +379,10 @@ def test_the_keyboard_is_enough(visit, of_checkpoint):
 
 def violations(page):
     """What axe finds, of whatever weight."""
-    return [(each["id"], each["impact"], [node["html"] for node in each["nodes"]]) for each in axe.Axe().run(page).response["violations"]]
+    return [
+        (each["id"], each["impact"], [node["html"] for node in each["nodes"]])
+        for each in axe.Axe().run(page).response["violations"]
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -369,7 +408,12 @@ def take_pictures(page, kind):
     from PIL import Image
 
     page.evaluate("document.activeElement.blur()")
-    wanted = {"desk-light": ("fill", "learned"), "desk-dark": ("sees",), "phone-light": ("follows",), "phone-dark": ("fill",)}[kind]
+    wanted = {
+        "desk-light": ("fill", "learned"),
+        "desk-dark": ("sees",),
+        "phone-light": ("follows",),
+        "phone-dark": ("fill",),
+    }[kind]
     for part in wanted:
         picture = Image.open(io.BytesIO(page.locator(f"#{part}").screenshot()))
         path = Path(PICTURES) / f"playground-{part}-{kind}.png"

@@ -34,7 +34,9 @@ def _load(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(f"{__name__}.{name}")
     except ImportError as error:
-        logging.getLogger(__name__).warning("no %s kernels (%s): PyTorch's own operations are used, which are slower", name.upper(), error)
+        logging.getLogger(__name__).warning(
+            "no %s kernels (%s): PyTorch's own operations are used, which are slower", name.upper(), error
+        )
         return None
 
 

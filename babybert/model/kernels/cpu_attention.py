@@ -20,7 +20,7 @@ WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # of a head; beyond them PyTorch's own att
 
 
 @njit(inline="always", fastmath=True)
-def _load(qkv_N3D, first, tokens, width, head, keys, values, C, root):  # type: ignore[no-untyped-def]
+def _load(qkv_N3D, first, tokens, width, head, keys, values, C, root):
     """One head's keys, scaled, and values, as columns."""
     for j in range(tokens):
         for c in range(C):
@@ -33,10 +33,14 @@ def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
     root = np.float32(C**-0.5)
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def forward(qkv_N3D, offsets, longest, out_ND, log_sum_NH, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
+    def forward(qkv_N3D, offsets, longest, out_ND, log_sum_NH, seed0, seed1, threshold, scale, threads):
         pairs, heads = len(offsets) - 1, log_sum_NH.shape[1]
         for thread in prange(threads):
-            keys, values, p = np.empty((C, longest), np.float32), np.empty((C, longest), np.float32), np.empty(longest, np.float32)
+            keys, values, p = (
+                np.empty((C, longest), np.float32),
+                np.empty((C, longest), np.float32),
+                np.empty(longest, np.float32),
+            )
             for b in range(pairs * thread // threads, pairs * (thread + 1) // threads):
                 first, tokens = offsets[b], offsets[b + 1] - offsets[b]
                 for head in range(heads):
@@ -63,12 +67,22 @@ def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
                             out_ND[n, head * C + c] = mean * scale / total
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def backward(qkv_N3D, offsets, longest, out_ND, log_sum_NH, d_out_ND, d_qkv_N3D, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
+    def backward(
+        qkv_N3D, offsets, longest, out_ND, log_sum_NH, d_out_ND, d_qkv_N3D, seed0, seed1, threshold, scale, threads
+    ):
         pairs, heads = len(offsets) - 1, log_sum_NH.shape[1]
         width = heads * C
         for thread in prange(threads):
-            keys, values, p = np.empty((C, longest), np.float32), np.empty((C, longest), np.float32), np.empty(longest, np.float32)
-            d_keys, d_values, g = np.empty((C, longest), np.float32), np.empty((C, longest), np.float32), np.empty(longest, np.float32)
+            keys, values, p = (
+                np.empty((C, longest), np.float32),
+                np.empty((C, longest), np.float32),
+                np.empty(longest, np.float32),
+            )
+            d_keys, d_values, g = (
+                np.empty((C, longest), np.float32),
+                np.empty((C, longest), np.float32),
+                np.empty(longest, np.float32),
+            )
             for b in range(pairs * thread // threads, pairs * (thread + 1) // threads):
                 first, tokens = offsets[b], offsets[b + 1] - offsets[b]
                 for head in range(heads):
@@ -106,7 +120,7 @@ def _make(head_width: int, cache: bool) -> tuple[Any, Any]:
 kernels = compiled(_make)
 
 
-def takes(qkv_N3D: Tensor, heads: int, drop: float) -> bool:
+def supports(qkv_N3D: Tensor, heads: int, drop: float) -> bool:
     """Whether these kernels are made for such tensors, and faster than PyTorch's attention."""
     head_width, widest = qkv_N3D.shape[1] // (3 * heads), WIDEST_WITH_DROPOUT if drop else WIDEST
     return qkv_N3D.device.type == "cpu" and qkv_N3D.dtype == torch.float32 and head_width <= widest and len(qkv_N3D) > 0
@@ -125,7 +139,15 @@ class CpuAttention(torch.autograd.Function):
         out_ND, log_sum_NH = torch.empty(rows, width), np.empty((rows, heads), np.float32)
         longest = int(offsets.diff().max())
         forward, _ = kernels(width // heads)
-        forward(qkv_N3D.numpy(), offsets.numpy(), longest, out_ND.numpy(), log_sum_NH, *dropout_numbers(drop, seed_2), threads_for(len(offsets) - 1, 1))
+        forward(
+            qkv_N3D.numpy(),
+            offsets.numpy(),
+            longest,
+            out_ND.numpy(),
+            log_sum_NH,
+            *dropout_numbers(drop, seed_2),
+            threads_for(len(offsets) - 1, 1),
+        )
         context.save_for_backward(qkv_N3D, offsets, out_ND, seed_2)
         context.log_sum_NH, context.drop, context.longest = log_sum_NH, drop, longest
         return out_ND
@@ -135,6 +157,14 @@ class CpuAttention(torch.autograd.Function):
         qkv_N3D, offsets, out_ND, seed_2 = context.saved_tensors
         d_out_ND, d_qkv_N3D, log_sum_NH = d_outputs[0].contiguous(), torch.empty_like(qkv_N3D), context.log_sum_NH
         _, backward = kernels(qkv_N3D.shape[1] // (3 * log_sum_NH.shape[1]))
-        tensors = qkv_N3D.numpy(), offsets.numpy(), context.longest, out_ND.numpy(), log_sum_NH, d_out_ND.numpy(), d_qkv_N3D.numpy()
+        tensors = (
+            qkv_N3D.numpy(),
+            offsets.numpy(),
+            context.longest,
+            out_ND.numpy(),
+            log_sum_NH,
+            d_out_ND.numpy(),
+            d_qkv_N3D.numpy(),
+        )
         backward(*tensors, *dropout_numbers(context.drop, seed_2), threads_for(len(offsets) - 1, 1))
         return d_qkv_N3D, None, None, None, None

@@ -17,7 +17,7 @@ from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, 
 
 def _make(width: int, cache: bool) -> tuple[Any]:
     @njit(parallel=True, fastmath=True, cache=cache)
-    def drop_out(x_ND, y_ND, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
+    def drop_out(x_ND, y_ND, seed0, seed1, threshold, scale, threads):
         rows, columns = x_ND.shape
         for thread in prange(threads):
             for n in range(rows * thread // threads, rows * (thread + 1) // threads):
@@ -32,7 +32,7 @@ def _make(width: int, cache: bool) -> tuple[Any]:
 kernels = compiled(_make)
 
 
-def takes(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Whether this kernel is made for such a tensor."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 

@@ -21,7 +21,7 @@ WIDEST, WIDEST_WITH_DROPOUT = 16, 32  # beyond them the matrix products of the p
 
 
 @njit(inline="always", fastmath=True)
-def _load_block(weight1_FD, bias1_F, weight2_DF, first, own, table1, bias1, table2):  # type: ignore[no-untyped-def]
+def _load_block(weight1_FD, bias1_F, weight2_DF, first, own, table1, bias1, table2):
     """Units `first` to `first + own`, as columns; what fills the block gives 0 and has no gradient."""
     for v in range(own):
         bias1[v] = bias1_F[first + v]
@@ -34,7 +34,7 @@ def _load_block(weight1_FD, bias1_F, weight2_DF, first, own, table1, bias1, tabl
 
 
 @njit(inline="always", fastmath=True)
-def _units_of(width, x, d_y, table1, bias1, table2, key, first, threshold, scale, a, g):  # type: ignore[no-untyped-def]
+def _units_of(width, x, d_y, table1, bias1, table2, key, first, threshold, scale, a, g):
     """The block's hidden units in `a`, and the gradients of what went into them in `g`."""
     for v in range(BLOCK):
         z, r = bias1[v], np.float32(0)
@@ -50,7 +50,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
     D = width
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def forward(x_ND, weight1_FD, bias1_F, weight2_DF, y_ND, seed0, seed1, threshold, scale, threads):  # type: ignore[no-untyped-def]
+    def forward(x_ND, weight1_FD, bias1_F, weight2_DF, y_ND, seed0, seed1, threshold, scale, threads):
         rows, units = x_ND.shape[0], bias1_F.shape[0]
         for thread in prange(threads):
             table1, table2 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK))
@@ -72,11 +72,33 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
                         y_ND[n, d] += total
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def backward(x_ND, weight1_FD, bias1_F, weight2_DF, d_y_ND, d_x_ND, d_weight1_TFD, d_bias1_TF, d_weight2_TDF, seed0, seed1, threshold, scale):  # type: ignore[no-untyped-def]
+    def backward(
+        x_ND,
+        weight1_FD,
+        bias1_F,
+        weight2_DF,
+        d_y_ND,
+        d_x_ND,
+        d_weight1_TFD,
+        d_bias1_TF,
+        d_weight2_TDF,
+        seed0,
+        seed1,
+        threshold,
+        scale,
+    ):
         threads, rows, units = d_bias1_TF.shape[0], x_ND.shape[0], bias1_F.shape[0]
         for thread in prange(threads):
-            table1, table2, bias1 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
-            d_table1, d_table2, d_bias1 = aligned(D * BLOCK).reshape((D, BLOCK)), aligned(D * BLOCK).reshape((D, BLOCK)), aligned(BLOCK)
+            table1, table2, bias1 = (
+                aligned(D * BLOCK).reshape((D, BLOCK)),
+                aligned(D * BLOCK).reshape((D, BLOCK)),
+                aligned(BLOCK),
+            )
+            d_table1, d_table2, d_bias1 = (
+                aligned(D * BLOCK).reshape((D, BLOCK)),
+                aligned(D * BLOCK).reshape((D, BLOCK)),
+                aligned(BLOCK),
+            )
             a1, a2, g1, g2 = aligned(BLOCK), aligned(BLOCK), aligned(BLOCK), aligned(BLOCK)
             begin, end = rows * thread // threads, rows * (thread + 1) // threads
             for first in range(0, units, BLOCK):
@@ -87,12 +109,23 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
                     n2 = min(n1 + 1, end - 1)
                     scale2 = scale if n2 > n1 else np.float32(0)  # of an odd number, the last is its own partner
                     x1, x2, d_y1, d_y2 = x_ND[n1], x_ND[n2], d_y_ND[n1], d_y_ND[n2]
-                    _units_of(D, x1, d_y1, table1, bias1, table2, row_key(n1, seed0, seed1), first, threshold, scale, a1, g1)
-                    _units_of(D, x2, d_y2, table1, bias1, table2, row_key(n2, seed0, seed1), first, threshold, scale2, a2, g2)
+                    _units_of(
+                        D, x1, d_y1, table1, bias1, table2, row_key(n1, seed0, seed1), first, threshold, scale, a1, g1
+                    )
+                    _units_of(
+                        D, x2, d_y2, table1, bias1, table2, row_key(n2, seed0, seed1), first, threshold, scale2, a2, g2
+                    )
                     for v in range(BLOCK):
                         d_bias1[v] += g1[v] + g2[v]
                     for d in range(D):
-                        in1, in2, out1, out2, total1, total2 = x1[d], x2[d], d_y1[d], d_y2[d], np.float32(0), np.float32(0)
+                        in1, in2, out1, out2, total1, total2 = (
+                            x1[d],
+                            x2[d],
+                            d_y1[d],
+                            d_y2[d],
+                            np.float32(0),
+                            np.float32(0),
+                        )
                         for v in range(BLOCK):
                             d_table1[d, v] += g1[v] * in1 + g2[v] * in2
                             d_table2[d, v] += a1[v] * out1 + a2[v] * out2
@@ -103,7 +136,10 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
                 for v in range(own):
                     d_bias1_TF[thread, first + v] = d_bias1[v]
                     for d in range(D):
-                        d_weight1_TFD[thread, first + v, d], d_weight2_TDF[thread, d, first + v] = d_table1[d, v], d_table2[d, v]
+                        d_weight1_TFD[thread, first + v, d], d_weight2_TDF[thread, d, first + v] = (
+                            d_table1[d, v],
+                            d_table2[d, v],
+                        )
 
     return forward, backward
 
@@ -111,17 +147,31 @@ def _make(width: int, cache: bool) -> tuple[Any, Any]:
 kernels = compiled(_make)
 
 
-def takes(x_ND: Tensor, weight1_FD: Tensor, drop: float) -> bool:
+def supports(x_ND: Tensor, weight1_FD: Tensor, drop: float) -> bool:
     """Whether these kernels are made for such tensors, and faster than PyTorch's operations."""
     widest = WIDEST_WITH_DROPOUT if drop else WIDEST
-    return weight1_FD.device.type == "cpu" and weight1_FD.dtype == torch.float32 and weight1_FD.shape[1] <= widest and len(x_ND) > 0
+    return (
+        weight1_FD.device.type == "cpu"
+        and weight1_FD.dtype == torch.float32
+        and weight1_FD.shape[1] <= widest
+        and len(x_ND) > 0
+    )
 
 
 class CpuFeedForward(torch.autograd.Function):
     """`dropout(relu(x @ weight1.T + bias1)) @ weight2.T + bias2` of N rows (N, D)."""
 
     @staticmethod
-    def forward(context: Any, x_ND: Tensor, weight1_FD: Tensor, bias1_F: Tensor, weight2_DF: Tensor, bias2_D: Tensor, drop: float, seed_2: Tensor) -> Tensor:
+    def forward(
+        context: Any,
+        x_ND: Tensor,
+        weight1_FD: Tensor,
+        bias1_F: Tensor,
+        weight2_DF: Tensor,
+        bias2_D: Tensor,
+        drop: float,
+        seed_2: Tensor,
+    ) -> Tensor:
         context.dtype, x_ND = x_ND.dtype, x_ND.float().contiguous()
         y_ND = bias2_D.expand_as(x_ND).contiguous()
         forward, _ = kernels(x_ND.shape[1])
@@ -137,9 +187,19 @@ class CpuFeedForward(torch.autograd.Function):
         d_y_ND = d_outputs[0].float().contiguous()
         threads = threads_for(len(x_ND), 16)
         d_x_ND = torch.zeros_like(x_ND)
-        d_weight1_TFD, d_bias1_TF, d_weight2_TDF = (torch.empty(threads, *weight.shape) for weight in (weight1_FD, bias1_F, weight2_DF))
+        d_weight1_TFD, d_bias1_TF, d_weight2_TDF = (
+            torch.empty(threads, *weight.shape) for weight in (weight1_FD, bias1_F, weight2_DF)
+        )
         outputs = d_x_ND, d_weight1_TFD, d_bias1_TF, d_weight2_TDF
         _, backward = kernels(x_ND.shape[1])
         arrays = [tensor.numpy() for tensor in (x_ND, weight1_FD, bias1_F, weight2_DF, d_y_ND, *outputs)]
         backward(*arrays, *dropout_numbers(context.drop, seed_2))
-        return d_x_ND.to(context.dtype), d_weight1_TFD.sum(0), d_bias1_TF.sum(0), d_weight2_TDF.sum(0), d_y_ND.sum(0), None, None
+        return (
+            d_x_ND.to(context.dtype),
+            d_weight1_TFD.sum(0),
+            d_bias1_TF.sum(0),
+            d_weight2_TDF.sum(0),
+            d_y_ND.sum(0),
+            None,
+            None,
+        )

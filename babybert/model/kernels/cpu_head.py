@@ -28,7 +28,7 @@ NOTHING = np.float32(-1e30)  # the bias of a word that is not there
 
 
 @njit(inline="always", fastmath=True)
-def _load_block(weight_VD, bias_V, first, own, table, bias):  # type: ignore[no-untyped-def]
+def _load_block(weight_VD, bias_V, first, own, table, bias):
     """Columns `first` to `first + own` of the table; what fills the block has no probability."""
     for v in range(own):
         bias[v] = bias_V[first + v]
@@ -44,7 +44,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
     D = width
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def sums(hidden_ND, weight_VD, bias_V, shift_N, sum_TN):  # type: ignore[no-untyped-def]
+    def sums(hidden_ND, weight_VD, bias_V, shift_N, sum_TN):
         threads, positions, vocab = sum_TN.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
@@ -63,7 +63,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
                     sum_TN[thread, n] += total
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def safe_sums(hidden_ND, weight_VD, bias_V, target_N, own_N, max_TN, sum_TN, rank_TN):  # type: ignore[no-untyped-def]
+    def safe_sums(hidden_ND, weight_VD, bias_V, target_N, own_N, max_TN, sum_TN, rank_TN):
         threads, positions, vocab = sum_TN.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
@@ -93,7 +93,7 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
                     rank_TN[thread, n] += above
 
     @njit(parallel=True, fastmath=True, cache=cache)
-    def backward(hidden_ND, weight_VD, bias_V, log_sum_N, scale, d_weight_VD, d_bias_V, d_hidden_TND):  # type: ignore[no-untyped-def]
+    def backward(hidden_ND, weight_VD, bias_V, log_sum_N, scale, d_weight_VD, d_bias_V, d_hidden_TND):
         threads, positions, vocab = d_hidden_TND.shape[0], hidden_ND.shape[0], bias_V.shape[0]
         blocks = (vocab + BLOCK - 1) // BLOCK
         for thread in prange(threads):
@@ -139,13 +139,21 @@ def _make(width: int, cache: bool) -> tuple[Any, Any, Any]:
 kernels = compiled(_make)
 
 
-def takes(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+def supports(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
     """Whether these kernels are made for such tensors, and worth their start."""
     vocab, width = weight_VD.shape
-    return weight_VD.device.type == "cpu" and weight_VD.dtype == torch.float32 and width <= WIDEST and vocab >= 16 * BLOCK and len(hidden_ND) > 0
+    return (
+        weight_VD.device.type == "cpu"
+        and weight_VD.dtype == torch.float32
+        and width <= WIDEST
+        and vocab >= 16 * BLOCK
+        and len(hidden_ND) > 0
+    )
 
 
-def _log_sums(hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.ndarray, target_N: np.ndarray, own_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _log_sums(
+    hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.ndarray, target_N: np.ndarray, own_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The logarithm of the sum of all e^logit (fp64), and how many logits are above the target's, with any logits."""
     _, safe_sums, _ = kernels(weight_VD.shape[1])
     threads, positions = threads_for(len(bias_V), 16 * BLOCK), len(target_N)
@@ -157,7 +165,9 @@ def _log_sums(hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.ndarray, 
         return most_N + np.log((sum_TN * np.exp(max_TN - most_N)).sum(0)), rank_TN.sum(0)
 
 
-def _quick_log_sums(hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.ndarray, target_N: np.ndarray, own_N: np.ndarray) -> np.ndarray:
+def _quick_log_sums(
+    hidden_ND: np.ndarray, weight_VD: np.ndarray, bias_V: np.ndarray, target_N: np.ndarray, own_N: np.ndarray
+) -> np.ndarray:
     """The same logarithms, for logits at most 69 above the target's; those of other positions by `_log_sums`."""
     sums, _, _ = kernels(weight_VD.shape[1])
     sum_TN = np.zeros((threads_for(len(bias_V), 16 * BLOCK), len(target_N)))
@@ -182,7 +192,9 @@ class CpuHeadLoss(torch.autograd.Function):
     """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (or an empty tensor)."""
 
     @staticmethod
-    def forward(context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool
+    ) -> tuple[Tensor, Tensor]:
         context.dtype, hidden_ND = hidden_ND.dtype, hidden_ND.float().contiguous()
         own_N = ((hidden_ND * weight_VD[targets_N]).sum(-1) + bias_V[targets_N]).numpy()
         arguments = hidden_ND.numpy(), weight_VD.numpy(), bias_V.numpy(), targets_N.numpy(), own_N

@@ -20,7 +20,11 @@ from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 from torch import Tensor
 
-POWERS = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5]).convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
+POWERS = (
+    np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, 5, [-0.5, 0.5])
+    .convert(kind=np.polynomial.Polynomial)
+    .coef.astype(np.float32)
+)
 C0, C1, C2, C3, C4, C5 = POWERS
 LOG2_E = np.float32(np.log2(np.e))
 SMALLEST = np.float32(-126.0)  # below 2^-126 there are only denormal numbers
@@ -65,7 +69,7 @@ def _bits_of_float(typing_context: Any, number: Any) -> Any:
 
 
 @njit(inline="always", fastmath=True)
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """e^x for -87 < x < 87, and beyond what it is there; as exact as the rounding of x lets it be (3e-7 near 0, 4e-6 at the ends)."""
     y = min(max(x * LOG2_E, SMALLEST), LARGEST)
     whole = np.rint(y)
@@ -76,7 +80,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always", fastmath=True)
-def largest(z, lanes):  # type: ignore[no-untyped-def]
+def largest(z, lanes):
     """The maximum of a multiple of LANES numbers, many side by side: a single running maximum would not be vectorised."""
     for v in range(LANES):
         lanes[v] = z[v]
@@ -90,7 +94,7 @@ def largest(z, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def aligned(size):  # type: ignore[no-untyped-def]
+def aligned(size):
     """So many fp32 numbers, not set, that begin at a cache line: numba's own may begin in the middle of one, and then every vector of 512 bits lies in two."""
     raw = np.empty(size + FLOATS_A_LINE, np.float32)
     first = -(raw.ctypes.data // 4) % FLOATS_A_LINE
@@ -98,7 +102,7 @@ def aligned(size):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def mix(x):  # type: ignore[no-untyped-def]
+def mix(x):
     """A hash of 32 bits to 32 bits (`lowbias32`, found by Chris Wellons' hash-prospector)."""
     # numba's product of two uint32 is a uint64: each is cut, or the loop works on half as many numbers at a time.
     x = np.uint32(x ^ (x >> np.uint32(16)))
@@ -109,13 +113,13 @@ def mix(x):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def row_key(row, seed0, seed1):  # type: ignore[no-untyped-def]
+def row_key(row, seed0, seed1):
     """What all random numbers of a row have in common."""
     return np.uint32(mix(np.uint32(np.uint32(row) + seed0)) ^ seed1)
 
 
 @njit(inline="always")
-def bits_of(key, column):  # type: ignore[no-untyped-def]
+def bits_of(key, column):
     """The random number of one column of a row: 32 bits."""
     return mix(np.uint32(key + np.uint32(np.uint32(column) * GOLDEN)))
 
@@ -123,7 +127,12 @@ def bits_of(key, column):  # type: ignore[no-untyped-def]
 def dropout_numbers(drop: float, seed_2: Tensor) -> tuple[np.uint32, np.uint32, np.uint32, np.float32]:
     """The seed as two numbers, the hash from which on a number is kept, and what is kept is multiplied by."""
     seed0, seed1 = seed_2.tolist()
-    return np.uint32(seed0), np.uint32(seed1), np.uint32(min(round(drop * 2**32), 2**32 - 1)), np.float32(1 / (1 - drop))
+    return (
+        np.uint32(seed0),
+        np.uint32(seed1),
+        np.uint32(min(round(drop * 2**32), 2**32 - 1)),
+        np.float32(1 / (1 - drop)),
+    )
 
 
 def threads_for(rows: int, rows_each: int) -> int:

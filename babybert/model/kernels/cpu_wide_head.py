@@ -26,7 +26,7 @@ SMALLEST_VOCABULARY = 4096  # with fewer words PyTorch's passes take no time eit
 
 def _make(width: int, cache: bool) -> tuple[Any]:
     @njit(parallel=True, fastmath=True, cache=cache)
-    def to_gradients(z_CV, bias_V, target_C, log_sum_C, own_C, rank_C, d_bias_TV, with_gradients):  # type: ignore[no-untyped-def]
+    def to_gradients(z_CV, bias_V, target_C, log_sum_C, own_C, rank_C, d_bias_TV, with_gradients):
         threads, rows, vocab = d_bias_TV.shape[0], z_CV.shape[0], z_CV.shape[1]
         for thread in prange(threads):
             lanes = aligned(LANES)
@@ -64,13 +64,15 @@ def _make(width: int, cache: bool) -> tuple[Any]:
 kernels = compiled(_make)
 
 
-def takes(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+def supports(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
     """Whether this way is made for such tensors: fp32 on a CPU, and no autocast that would have the products in bf16."""
     fp32 = {hidden_ND.dtype, weight_VD.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
     return weight_VD.device.type == "cpu" and fp32 and len(weight_VD) >= SMALLEST_VOCABULARY and len(hidden_ND) > 0
 
 
-def _pass(z_CV: Tensor, bias_V: Tensor, targets_C: Tensor, d_bias_TV: Tensor, with_gradients: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pass(
+    z_CV: Tensor, bias_V: Tensor, targets_C: Tensor, d_bias_TV: Tensor, with_gradients: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Loss (fp64) and rank of each row of products; they become the loss's gradients by the logits if these are asked for."""
     rows = len(z_CV)
     log_sum_C, own_C, rank_C = np.empty(rows), np.empty(rows, np.float32), np.empty(rows, np.int64)
@@ -103,7 +105,9 @@ class CpuWideHeadLoss(torch.autograd.Function):
     """Sum of the cross entropies (0-dim, fp32), and the targets' ranks."""
 
     @staticmethod
-    def forward(context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_gradients: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_gradients: bool
+    ) -> tuple[Tensor, Tensor]:
         rows, z_CV, d_bias_TV = _chunks(hidden_ND, weight_VD)
         loss_sum, ranks = 0.0, []
         d_hidden_ND, d_weight_VD = (torch.empty_like(x) if with_gradients else x for x in (hidden_ND, weight_VD))

@@ -28,7 +28,9 @@ from triton.language import constexpr
 
 BLOCK = 64  # rows, and words or hidden units, of a block: twice as many do not fit the registers of WARPS x 32 threads in fp32
 WARPS = 8
-TILE = 2048  # numbers of a block of a table at most: wider models get fewer rows, so that all fits an H100's shared memory
+TILE = (
+    2048  # numbers of a block of a table at most: wider models get fewer rows, so that all fits an H100's shared memory
+)
 PROGRAMS = 512  # a sum is split until there are as many: four for each of an H100's 132 processors, whatever the GPU, for the bits' sake
 WIDEST = 64  # a guess, not yet measured on a GPU: there fp32 products cost about the time in which plain torch moves its logits
 INTERPRETED = constexpr(triton.knobs.runtime.interpret)
@@ -37,7 +39,7 @@ GOLDEN = constexpr(0x9E3779B9)  # 2^32 / golden ratio: units next to each other 
 
 
 @triton.jit
-def _dot(a, b):  # type: ignore[no-untyped-def]
+def _dot(a, b):
     if INTERPRETED:  # the interpreter would multiply the bits of bf16 as integers
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -45,14 +47,28 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile(table, row, column, width, rows, columns):  # type: ignore[no-untyped-def]
+def _tile(table, row, column, width, rows, columns):
     """table[row, column], 0 where `rows` or `columns` is false."""
     return tl.load(table + row[:, None] * width + column[None, :], mask=rows[:, None] & columns[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["N", "span"])
-def _head_forward(  # type: ignore[no-untyped-def]
-    hidden_ND, weight_VD, bias_V, target_N, own_N, most_SN, total_SN, mixed_SND, rank_SN, N, V, span, D: constexpr, PADDED: constexpr, BLOCK: constexpr
+def _head_forward(
+    hidden_ND,
+    weight_VD,
+    bias_V,
+    target_N,
+    own_N,
+    most_SN,
+    total_SN,
+    mixed_SND,
+    rank_SN,
+    N,
+    V,
+    span,
+    D: constexpr,
+    PADDED: constexpr,
+    BLOCK: constexpr,
 ):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     split = tl.program_id(1)
@@ -89,8 +105,21 @@ def _head_forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["N"])
-def _head_backward(  # type: ignore[no-untyped-def]
-    hidden_ND, weight_VD, bias_V, target_N, most_N, total_N, d_loss, d_weight_VD, d_bias_V, N, V, D: constexpr, PADDED: constexpr, BLOCK: constexpr
+def _head_backward(
+    hidden_ND,
+    weight_VD,
+    bias_V,
+    target_N,
+    most_N,
+    total_N,
+    d_loss,
+    d_weight_VD,
+    d_bias_V,
+    N,
+    V,
+    D: constexpr,
+    PADDED: constexpr,
+    BLOCK: constexpr,
 ):
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, PADDED)
@@ -107,7 +136,9 @@ def _head_backward(  # type: ignore[no-untyped-def]
             most = tl.load(most_N + row, mask=target >= 0, other=float("inf"))  # e^(z - inf) = 0: no gradient
             factor = scale / tl.load(total_N + row, mask=target >= 0, other=1.0)
             z = _dot(weight, tl.trans(hidden)) + bias[:, None]
-            d_z = tl.exp(z - most[None, :]) * factor[None, :]  # not e^(z - log_sum): that has the rounding of a large log_sum
+            d_z = (
+                tl.exp(z - most[None, :]) * factor[None, :]
+            )  # not e^(z - log_sum): that has the rounding of a large log_sum
             d_z = tl.where(column[:, None] == target[None, :], d_z - scale, d_z)
             d_weight += _dot(d_z.to(hidden.dtype), hidden)
             d_bias += tl.sum(d_z, 1)
@@ -116,7 +147,7 @@ def _head_backward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _mix(x):  # type: ignore[no-untyped-def]
+def _mix(x):
     """lowbias32, a bijection of 32 bits, found by Chris Wellons' hash prospector."""
     x ^= x >> 16
     x *= 0x7FEB352D
@@ -127,18 +158,18 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _key(row, seed_2):  # type: ignore[no-untyped-def]
+def _key(row, seed_2):
     """A row's part of the hash, computed once for all units."""
     return _mix(row.to(tl.uint32) + tl.load(seed_2).to(tl.uint32)) ^ tl.load(seed_2 + 1).to(tl.uint32)
 
 
 @triton.jit
-def _relu(x):  # type: ignore[no-untyped-def]
+def _relu(x):
     return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)  # without it, NaN becomes 0 and goes unseen
 
 
 @triton.jit
-def _drop(x, key, unit, DROP: constexpr):  # type: ignore[no-untyped-def]
+def _drop(x, key, unit, DROP: constexpr):
     """x where the hash says it is kept, enlarged, and 0 elsewhere; x itself where nothing is dropped."""
     if DROP > 0:
         x = tl.where(_mix(key + unit.to(tl.uint32) * GOLDEN) >= DROP, x * (2**32 / (2**32 - DROP)), 0.0)
@@ -146,8 +177,20 @@ def _drop(x, key, unit, DROP: constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["N"])
-def _feed_forward(  # type: ignore[no-untyped-def]
-    x_ND, weight1_FD, bias1_F, weight2_DF, seed_2, bias2_D, y_ND, N, F: constexpr, D: constexpr, PADDED: constexpr, BLOCK: constexpr, DROP: constexpr
+def _feed_forward(
+    x_ND,
+    weight1_FD,
+    bias1_F,
+    weight2_DF,
+    seed_2,
+    bias2_D,
+    y_ND,
+    N,
+    F: constexpr,
+    D: constexpr,
+    PADDED: constexpr,
+    BLOCK: constexpr,
+    DROP: constexpr,
 ):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, PADDED)
@@ -166,8 +209,20 @@ def _feed_forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["N"])
-def _feed_forward_d_x(  # type: ignore[no-untyped-def]
-    x_ND, weight1_FD, bias1_F, weight2_DF, seed_2, d_y_ND, d_x_ND, N, F: constexpr, D: constexpr, PADDED: constexpr, BLOCK: constexpr, DROP: constexpr
+def _feed_forward_d_x(
+    x_ND,
+    weight1_FD,
+    bias1_F,
+    weight2_DF,
+    seed_2,
+    d_y_ND,
+    d_x_ND,
+    N,
+    F: constexpr,
+    D: constexpr,
+    PADDED: constexpr,
+    BLOCK: constexpr,
+    DROP: constexpr,
 ):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, PADDED)
@@ -187,8 +242,21 @@ def _feed_forward_d_x(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["N", "span"])
-def _feed_forward_d_weights(  # type: ignore[no-untyped-def]
-    x_ND, weight1_FD, bias1_F, weight2_DF, seed_2, d_y_ND, sums_S, N, span, F: constexpr, D: constexpr, PADDED: constexpr, BLOCK: constexpr, DROP: constexpr
+def _feed_forward_d_weights(
+    x_ND,
+    weight1_FD,
+    bias1_F,
+    weight2_DF,
+    seed_2,
+    d_y_ND,
+    sums_S,
+    N,
+    span,
+    F: constexpr,
+    D: constexpr,
+    PADDED: constexpr,
+    BLOCK: constexpr,
+    DROP: constexpr,
 ):
     """`sums_S` holds of each split the gradients of weight1 (F, D), weight2 (D, F) and bias1, one after the other."""
     unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -219,16 +287,16 @@ def _feed_forward_d_weights(  # type: ignore[no-untyped-def]
     tl.store(sums + 2 * F * D + unit, d_bias1, mask=unit < F)
 
 
-def takes_head(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
+def supports_head(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
     """Whether the kernels are made for such tensors, and thought to be worth it. Their offsets are 32-bit."""
     on_device = hidden_ND.device.type == "cuda" or INTERPRETED.value
     dtypes = {hidden_ND.dtype, weight_VD.dtype} <= {torch.float32, torch.bfloat16}
     return on_device and dtypes and weight_VD.shape[1] <= WIDEST and max(hidden_ND.numel(), weight_VD.numel()) < 2**31
 
 
-def takes_feed_forward(x_ND: Tensor, weight1_FD: Tensor) -> bool:
+def supports_feed_forward(x_ND: Tensor, weight1_FD: Tensor) -> bool:
     """The same question about the feed-forward layer, with the same answer: the width is what counts."""
-    return takes_head(x_ND, weight1_FD)
+    return supports_head(x_ND, weight1_FD)
 
 
 def _sizes(width: int) -> dict[str, int]:
@@ -252,7 +320,15 @@ def _own(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
     return own_weight_ND, (hidden_ND.float() * own_weight_ND).sum(-1) + bias_V[index_N].float()
 
 
-def _head_sums(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, own_N: Tensor, with_mixed: bool, with_rank: bool) -> list[Any]:
+def _head_sums(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
+    targets_N: Tensor,
+    own_N: Tensor,
+    with_mixed: bool,
+    with_rank: bool,
+) -> list[Any]:
     """Of each split of the vocabulary: the maximum, the sum of e^(z - maximum), and on demand that of e^(z - maximum) W, and the rank."""
     (positions, width), vocab, sizes = hidden_ND.shape, len(weight_VD), _sizes(weight_VD.shape[1])
     row_blocks = triton.cdiv(positions, sizes["BLOCK"])
@@ -261,23 +337,32 @@ def _head_sums(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: 
     mixed_SND = own_N.new_empty(splits, positions, width) if with_mixed else None
     rank_SN = own_N.new_empty(splits, positions, dtype=torch.int32) if with_rank else None
     sums = [most_SN, total_SN, mixed_SND, rank_SN]
-    _head_forward[row_blocks, splits](hidden_ND, weight_VD, bias_V, targets_N, own_N, *sums, positions, vocab, span, **sizes)
+    _head_forward[row_blocks, splits](
+        hidden_ND, weight_VD, bias_V, targets_N, own_N, *sums, positions, vocab, span, **sizes
+    )
     return sums
 
 
 def _as(context: Any, gradients: tuple[Tensor | None, ...]) -> list[Tensor | None]:
     """Each gradient in its input's type."""
-    return [None if gradient is None else gradient.to(dtype) for gradient, dtype in zip(gradients, context.dtypes, strict=True)]
+    return [
+        None if gradient is None else gradient.to(dtype)
+        for gradient, dtype in zip(gradients, context.dtypes, strict=True)
+    ]
 
 
 class GpuHeadLoss(torch.autograd.Function):
     """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (or an empty tensor). A target of -1 takes no part."""
 
     @staticmethod
-    def forward(context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool
+    ) -> tuple[Tensor, Tensor]:
         context.dtypes = hidden_ND.dtype, weight_VD.dtype, bias_V.dtype
         weight_VD = weight_VD.to(hidden_ND.dtype)
-        hidden_ND, weight_VD, bias_V, targets_N = (tensor.contiguous() for tensor in (hidden_ND, weight_VD, bias_V, targets_N))
+        hidden_ND, weight_VD, bias_V, targets_N = (
+            tensor.contiguous() for tensor in (hidden_ND, weight_VD, bias_V, targets_N)
+        )
         own_weight_ND, own_N = _own(hidden_ND, weight_VD, bias_V, targets_N)
         tensors = (hidden_ND, weight_VD, bias_V, targets_N, own_N)
         most_SN, total_SN, mixed_SND, rank_SN = _head_sums(*tensors, context.needs_input_grad[0], with_rank)
@@ -310,21 +395,37 @@ class GpuFeedForward(torch.autograd.Function):
     """dropout(relu(x @ weight1.T + bias1)) @ weight2.T + bias2; `seed_2` holds two numbers in [0, 2^32), on x's device."""
 
     @staticmethod
-    def forward(context: Any, x_ND: Tensor, weight1_FD: Tensor, bias1_F: Tensor, weight2_DF: Tensor, bias2_D: Tensor, drop: float, seed_2: Tensor) -> Tensor:
+    def forward(
+        context: Any,
+        x_ND: Tensor,
+        weight1_FD: Tensor,
+        bias1_F: Tensor,
+        weight2_DF: Tensor,
+        bias2_D: Tensor,
+        drop: float,
+        seed_2: Tensor,
+    ) -> Tensor:
         context.dtypes = [tensor.dtype for tensor in (x_ND, weight1_FD, bias1_F, weight2_DF, bias2_D)]
         weight1_FD, weight2_DF = weight1_FD.to(x_ND.dtype), weight2_DF.to(x_ND.dtype)
         tensors = [tensor.contiguous() for tensor in (x_ND, weight1_FD, bias1_F, weight2_DF, seed_2)]
         units, width = weight1_FD.shape
         context.constants = constants = {"F": units, **_sizes(width), "DROP": min(round(drop * 2**32), 2**32 - 1)}
         y_ND = torch.empty_like(tensors[0], dtype=torch.float32)
-        _feed_forward[(triton.cdiv(len(x_ND), constants["BLOCK"]),)](*tensors, bias2_D.contiguous(), y_ND, len(x_ND), **constants)
+        _feed_forward[(triton.cdiv(len(x_ND), constants["BLOCK"]),)](
+            *tensors, bias2_D.contiguous(), y_ND, len(x_ND), **constants
+        )
         context.save_for_backward(*tensors)
         return y_ND.to(x_ND.dtype)
 
     @staticmethod
     def backward(context: Any, d_y_ND: Tensor) -> tuple[Tensor | None, ...]:
         x_ND, weight1_FD = context.saved_tensors[:2]
-        constants, block, positions, (units, width) = context.constants, context.constants["BLOCK"], len(x_ND), weight1_FD.shape
+        constants, block, positions, (units, width) = (
+            context.constants,
+            context.constants["BLOCK"],
+            len(x_ND),
+            weight1_FD.shape,
+        )
         tensors = (*context.saved_tensors, d_y_ND.contiguous())
         d_x_ND = torch.empty_like(x_ND, dtype=torch.float32)
         if context.needs_input_grad[0]:

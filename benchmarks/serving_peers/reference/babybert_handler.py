@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from babybert.checkpoint.model_files import load_model
 from babybert.data.tokenizer import CLS, MASK, SEP
-from babybert.model.saved import load_model
 
 
 class Handler:
@@ -29,4 +29,8 @@ class Handler:
         probability_1TV = self.model.mlm_logits(self.model(ids_1T, torch.ones_like(ids_1T))).softmax(-1)
         scores_NK, ids_NK = probability_1TV[ids_1T == MASK].topk(5)
         pairs = [zip(scores, ids, strict=True) for scores, ids in zip(scores_NK.tolist(), ids_NK.tolist(), strict=True)]
-        return {"masks": [[{"token": self.tokenizer.token(token_id), "score": score} for score, token_id in own] for own in pairs]}
+        return {
+            "masks": [
+                [{"token": self.tokenizer.token(token_id), "score": score} for score, token_id in own] for own in pairs
+            ]
+        }

@@ -1,1 +1,0 @@
-"""From a checkpoint to answers: the predictor, the TorchServe archive, the server."""

@@ -1,0 +1,1 @@
+"""Serving a checkpoint: predictor, request schema, TorchServe archive and process, watcher."""

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+from babybert.data.basic_english import BasicEnglishTokenizer
+from babybert.data.tokenizer import RULES, SPECIAL_TOKENS, UNK
+
+TEXT = st.lists(
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from(["<br />", "it's", '"no"', "?!", "...", "İ", "ΣΑΣ", "\x1c", "\x85", "\u2003", "[MASK]"]),
+    )
+).map("".join)
+
+
+def trained(texts, min_frequency=1, vocab_size=2**31 - 1):
+    """The oracle: the library's own tokenizer with these rules, and its own training."""
+    backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)])
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+@settings(max_examples=300)
+@given(TEXT)
+def test_words_are_those_of_the_library(text):
+    backend = trained([])
+    expected = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
+    assert [word.decode() for word in BasicEnglishTokenizer().split(text)] == expected
+
+
+@given(st.lists(TEXT, max_size=6), st.integers(1, 3), st.one_of(st.none(), st.integers(6, 20)))
+def test_vocabulary_and_ids_are_those_of_the_library(texts, min_frequency, vocab_size):
+    words = BasicEnglishTokenizer()
+    provisional = [words.add(text) for text in texts]
+    tokenizer, to_id = words.finish(min_frequency, vocab_size)
+    backend = trained(texts, min_frequency, vocab_size or 2**31 - 1)
+    backend.encode_special_tokens = True
+    assert tokenizer.tokens(range(tokenizer.size)) == [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
+    for text, ids in zip(texts, provisional, strict=True):
+        assert to_id[ids].tolist() == backend.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode_documents([text])[0].tolist() == to_id[ids].tolist()
+
+
+def test_special_tokens_come_first_and_words_by_frequency_then_spelling():
+    words = BasicEnglishTokenizer()
+    for text in ("b a b", "b a d c"):
+        words.add(text)
+    assert words.finish(1, None)[0].tokens(range(9)) == [*SPECIAL_TOKENS, "b", "a", "c", "d"]
+    assert words.finish(1, 7)[0].tokens(range(7)) == [*SPECIAL_TOKENS, "b", "a"]
+    tokenizer, to_id = words.finish(2, None)
+    assert tokenizer.size == 7
+    assert to_id.tolist() == [5, 6, UNK, UNK]
+
+
+def test_provisional_ids_are_of_words_that_were_seen():
+    words = BasicEnglishTokenizer()
+    words.add("one . two ?")
+    assert words.provisional_ids((".", "!", "?")).tolist() == [1, 3]
+
+
+def test_counts_grow_with_the_words():
+    words = BasicEnglishTokenizer()
+    text = " ".join(f"w{i}" for i in range(5000))
+    words.add(text)
+    words.add(text + " w4999")
+    tokenizer, _ = words.finish(3, None)
+    assert tokenizer.tokens([5]) == ["w4999"]
+    assert tokenizer.size == 6
+
+
+@pytest.mark.parametrize("text", ["", " \n ", '""'])
+def test_nothing_gives_nothing(text):
+    assert BasicEnglishTokenizer().add(text).tolist() == []
+    assert BasicEnglishTokenizer().add(text).dtype == np.int32
