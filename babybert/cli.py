@@ -32,6 +32,7 @@ from babybert.config import (
     ServeConfig,
 )
 from babybert.errors import EXIT_INTERRUPTED, UsageError, UserError
+from babybert.logs import configure_logging
 from babybert.settings import add_flags, fill
 
 # The commands import what they need when they run: `--help` and a wrong flag answer at once, without loading PyTorch.
@@ -77,15 +78,13 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 
 def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
-    from babybert.checkpoint.format import find_checkpoint
-    from babybert.checkpoint.model_files import load_model
+    from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
     from babybert.data.dataset import open_dataset
     from babybert.evaluation.report import report
     from babybert.evaluation.report_figures import plot_report
     from babybert.evaluation.report_table import show
-    from babybert.evaluation.scores import check_vocabulary
     from babybert.figures import open_pyplot
-    from babybert.training.distributed import pick_device
+    from babybert.model.device import pick_device
 
     if config.plot:
         open_pyplot()  # if it is missing, that is better known before the work
@@ -93,7 +92,7 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     folder = find_checkpoint(config.checkpoint)
     dataset = open_dataset(config.data)
     model, tokenizer = load_model(folder)
-    check_vocabulary(folder, tokenizer, dataset)
+    check_same_vocabulary(folder, tokenizer, dataset)
     found = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
     print(json.dumps({"checkpoint": str(folder), **found}, indent=2) if config.json else f"{folder}\n{show(found)}")
     if config.plot:
@@ -103,12 +102,11 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
 
 
 def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
-    from babybert.checkpoint.format import find_checkpoint
-    from babybert.checkpoint.model_files import load_model
+    from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.corpus.labelled import read_labelled, sample
     from babybert.evaluation.probe import probe as run_probe
     from babybert.evaluation.probe import show
-    from babybert.training.distributed import pick_device
+    from babybert.model.device import pick_device
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
@@ -140,8 +138,7 @@ def look(config: LookConfig, arguments: argparse.Namespace) -> int:
 
 
 def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
-    from babybert.checkpoint.format import find_checkpoint
-    from babybert.checkpoint.model_files import load_model
+    from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.evaluation.explain import explain as explain_example
     from babybert.evaluation.explain import show, untrained
 
@@ -200,11 +197,11 @@ def next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> 
 
 
 def archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
-    from babybert.checkpoint.source import Source
+    from babybert.checkpoint.source import CheckpointSource
     from babybert.serving.archive import check_archive, write_archive
 
     with tempfile.TemporaryDirectory() as folder:
-        path = write_archive(Source(config.source).find(Path(folder)), config.out)
+        path = write_archive(CheckpointSource(config.source).find(Path(folder)), config.out)
     print(
         f"{path}: version {check_archive(path)['version']}, {path.stat().st_size / 1e6:.1f} MB; serve it with `babybert serve {path}`"
     )
@@ -298,6 +295,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    configure_logging()
     arguments = make_parser().parse_args(argv)
     config_class, run, _ = COMMANDS[arguments.command]
     try:

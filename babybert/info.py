@@ -12,9 +12,9 @@ import numpy as np
 
 from babybert.config import InfoConfig
 from babybert.corpus.files import BadRows
-from babybert.data.dataset import SPLITS, open_dataset, unigram_entropy, verify
+from babybert.data.dataset import SPLITS, check_sha256, open_dataset, unigram_entropy
 from babybert.data.shards import MOST_TOKENS
-from babybert.data.table import TABLE_ENDINGS, Examples, join, read_table
+from babybert.data.table import TABLE_ENDINGS, Examples, concatenate, read_table
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK, Tokenizer
 from babybert.errors import DataError
 
@@ -45,7 +45,7 @@ def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
     found["vocabulary"] = dataset.tokenizer.size
     for split in SPLITS:
         for path, shard in zip(dataset.shards(split), dataset.facts["shards"][split], strict=True):
-            verify(path, shard["sha256"])
+            check_sha256(path, shard["sha256"])
         found[split] = {
             "shards": len(dataset.shards(split)),
             **measure(dataset.examples(split), dataset.tokenizer.size),
@@ -61,7 +61,7 @@ def describe_table(path: Path, config: InfoConfig) -> dict[str, Any]:
     """One CSV or Parquet file of masked pairs; without a tokenizer, ids stay numbers."""
     tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
     bad = BadRows(config.skip_bad_rows)
-    examples = join(read_table(path, tokenizer.size if tokenizer else MOST_TOKENS, bad))
+    examples = concatenate(read_table(path, tokenizer.size if tokenizer else MOST_TOKENS, bad))
     size = tokenizer.size if tokenizer else int(examples.original_ids().max()) + 1
     rows = [decode(examples, row, tokenizer) for row in range(min(config.rows, len(examples)))]
     return {
@@ -89,8 +89,7 @@ def describe_tokenizer(path: Path) -> dict[str, Any]:
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """A run (its newest whole checkpoint) or one checkpoint, verified against its manifest."""
-    from babybert.checkpoint.format import checkpoints, find_checkpoint, read_state
-    from babybert.checkpoint.model_files import load_model
+    from babybert.checkpoint.format import find_checkpoint, list_checkpoints, load_model, read_state
 
     folder = find_checkpoint(path)
     model, tokenizer = load_model(folder)
@@ -98,7 +97,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     return {
         "path": str(folder),
         "kind": "checkpoint",
-        "checkpoints_of_the_run": len(checkpoints(folder.parent)),
+        "checkpoints_of_the_run": len(list_checkpoints(folder.parent)),
         "step": state["step"],
         "epoch": state["epoch"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

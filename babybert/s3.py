@@ -42,7 +42,7 @@ def make_client() -> Any:
 
 
 @contextlib.contextmanager
-def errors_of(address: str) -> Iterator[None]:
+def s3_errors(address: str) -> Iterator[None]:
     """Turn boto3's errors into ours: missing is bad data (3), refused is bad usage (2), the rest may pass (1)."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from learn import settings
 
-from babybert.checkpoint.format import TrainState, restore, save_checkpoint
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import TrainState, load_model, restore, save_checkpoint
 from babybert.checkpoint.storage import S3Store
 from babybert.checkpoint.uploader import Uploader
 from babybert.data.dataset import open_dataset

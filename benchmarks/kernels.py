@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from babybert.model.kernels import cpu_attention, cpu_dropout, cpu_feed_forward, cpu_head, cpu_wide_head
-from babybert.model.layer import Rows, draw_seed
+from babybert.model.layer import draw_seed
 from babybert.model.mlm_head import ChunkedHeadLoss, plain_head_loss
+from babybert.model.packing import PackedBatch
 
 POSITIONS, MASKED, PAIRS, LENGTH, DROP = 1280, 190, 32, 40, 0.1
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def attention(heads: int, width: int, drop: float) -> tuple[Work, Work]:
     """Attention of pairs between half and one and a half times the mean length."""
     lengths = torch.randint(LENGTH // 2, LENGTH * 3 // 2, (PAIRS,))
     real_BT = torch.arange(int(lengths.max())) < lengths[:, None]
-    rows = Rows.of(real_BT)
+    rows = PackedBatch.of(real_BT)
     qkv = torch.randn(int(lengths.sum()), 3 * heads * width, requires_grad=True)
     padded = rows.pad(qkv.detach()).requires_grad_()
 

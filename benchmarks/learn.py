@@ -84,7 +84,7 @@ def learn(
     """Train for so long, on the dataset's pairs or on `train`; returns the model and its scores on `held_out` at evenly spread times."""
     torch.manual_seed(config.seed)
     counts_V = dataset.token_counts()
-    bert = load_or_create(config, dataset, counts_V, None).choose_kernels(config.kernels)
+    bert = load_or_create(config, dataset, counts_V, None).set_kernels(config.kernels)
     model, optimizer, parallel = (
         PretrainingModel(bert),
         make_optimizer(bert, config),

@@ -87,7 +87,7 @@ def reference_loop(dataset: Dataset, options: argparse.Namespace) -> Curve:
     config = settings(dataset.folder, recipe="reference")
     torch.manual_seed(config.seed)
     counts_V, held_out = dataset.token_counts(), some_pairs(dataset, options.pairs)
-    bert = load_or_create(config, dataset, counts_V, None).choose_kernels("plain")
+    bert = load_or_create(config, dataset, counts_V, None).set_kernels("plain")
     take, optimizer = reference(bert)
 
     def step(batch: Batch, number: int, clock: Clock) -> None:

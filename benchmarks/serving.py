@@ -20,8 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from babybert.checkpoint.format import find_checkpoint
-from babybert.checkpoint.model_files import MODEL_FILES
+from babybert.checkpoint.format import MODEL_FILES, find_checkpoint
 from babybert.config import PRESETS, ServeConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.serving.archive import MODEL_NAME, pack, write_archive

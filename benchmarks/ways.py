@@ -40,7 +40,7 @@ def make_step(way: str, dataset: Dataset, data: Path, preset: str, device: torch
     torch.manual_seed(0)
     if way == "hugging face":
         return _hugging_face(dataset.tokenizer.size, preset, device)
-    bert = load_or_create(config, dataset, dataset.token_counts(), None).choose_kernels(config.kernels).to(device)
+    bert = load_or_create(config, dataset, dataset.token_counts(), None).set_kernels(config.kernels).to(device)
     if way == "reference":
         return reference(bert)[0]
     parallel = DistributedContext("single", device, bf16=device.type == "cuda")

@@ -1,6 +1,7 @@
 """Shared by all tests: a small prepared demo corpus, settings for a model of a few thousand parameters, an S3 server."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -37,6 +38,12 @@ SMALL = {
     "device": "cpu",
     "log_every": 5,
 }
+
+
+@pytest.fixture(autouse=True)
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
+    """Let `caplog` see the project's messages of level INFO."""
+    caplog.set_level(logging.INFO, logger="babybert")
 
 
 @pytest.fixture(scope="session")

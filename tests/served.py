@@ -17,7 +17,7 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from babybert.checkpoint.model_files import MODEL_FILES, save_model
+from babybert.checkpoint.format import MODEL_FILES, save_model
 from babybert.config import ModelConfig
 from babybert.data.dataset import Dataset, sha256
 from babybert.model.bert import BabyBert

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from babybert.data.masking import mask_tokens
-from babybert.data.table import Examples, join
+from babybert.data.table import Examples, concatenate
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
-from babybert.evaluation import bigram as bigram_module
+from babybert.evaluation import bigram_baseline as bigram_module
 from babybert.evaluation.bigram_baseline import Bigram, NeighborCounts, Targets, _copies_of_last, targets_of
 
 VOCAB = 12
@@ -160,7 +160,7 @@ def test_counting_in_chunks_changes_nothing(train, fitted, monkeypatch):
 
 def test_weights_are_not_fitted_on_copies_of_counted_pairs(train):
     ids, labels = mask_tokens(train.original_ids(), train.offsets, VOCAB, 9, 0, np.arange(len(train)))
-    twice = join([train, Examples(ids, labels, train.segments, train.offsets, train.is_next)])
+    twice = concatenate([train, Examples(ids, labels, train.segments, train.offsets, train.is_next)])
     apart = _copies_of_last(twice, 10)
     assert apart[-10:].all() and apart[190:200].all() and apart.sum() < 30
     # Of one pair alone, nothing is left to count meanwhile; the unigram has all weight.

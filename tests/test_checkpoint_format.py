@@ -8,15 +8,15 @@ from babybert.checkpoint.format import (
     FILES,
     MANIFEST,
     TrainState,
-    checkpoints,
+    checkpoint_problem,
     find_checkpoint,
+    list_checkpoints,
+    load_model,
     newest_valid,
     prune,
     restore,
     save_checkpoint,
-    verify,
 )
-from babybert.checkpoint.model_files import load_model
 from babybert.errors import DataError
 from babybert.training.train import load_or_create, make_optimizer
 
@@ -59,7 +59,7 @@ def test_a_harmed_checkpoint_is_passed_over_for_the_one_before(run, capsys, name
         path.write_bytes(content[:-1] if name != MANIFEST else content[:-10])
     else:
         path.unlink()
-    problem = verify(folder / "step-00000003")
+    problem = checkpoint_problem(folder / "step-00000003")
     if name == MANIFEST and harm == "flip" and problem is None:
         pytest.skip("the flipped bit is in the manifest's white space")
     assert problem
@@ -87,7 +87,7 @@ def test_what_a_crash_left_is_swept_and_never_taken_for_a_checkpoint(run, demo):
 
 def test_the_newest_are_kept(run):
     prune(run[0], keep=2)
-    assert [path.name for path in checkpoints(run[0])] == ["step-00000003", "step-00000002"]
+    assert [path.name for path in list_checkpoints(run[0])] == ["step-00000003", "step-00000002"]
 
 
 def test_weights_and_tokenizer_must_be_of_one_run(run, tmp_path, demo):

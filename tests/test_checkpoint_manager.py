@@ -16,15 +16,16 @@ from conftest import Seaweed, aws_variables, run_until_killed
 from faulty_proxy import FaultyProxy
 
 from babybert.checkpoint import storage
-from babybert.checkpoint.format import MANIFEST, checkpoints, newest_valid, read_state, verify
+from babybert.checkpoint.format import MANIFEST, checkpoint_problem, list_checkpoints, newest_valid, read_state
 from babybert.checkpoint.manager import CheckpointManager
+from babybert.checkpoint.metrics_log import read_metrics
 from babybert.checkpoint.storage import S3Store
 from babybert.config import PrepareConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.s3 import list_keys
-from babybert.training.metrics import RunMetrics, read_metrics
+from babybert.training.metrics import RunMetrics
 from babybert.training.train import pretrain
 
 COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain", "--no-metrics", "--device=cpu", "--log-every=1"]
@@ -155,7 +156,7 @@ def test_a_store_that_refuses_is_said_before_the_first_step(small, address, tmp_
     assert job.returncode == code, job.stderr
     assert message in job.stderr.splitlines()[-1]
     assert "Traceback" not in job.stderr
-    assert not checkpoints(tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
 
 
 KILLED_RUN = ["pretrain", *COMMAND[4:], *SIZES, "--epochs=2", "--checkpoint-every=12", "--keep-checkpoints=1"]
@@ -199,7 +200,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(small, uninterrupted, addres
     for file in ("model.safetensors", "training.pt"):
         assert sha256(one / file) == sha256(other / file), what
     fetched = S3Store(address).download(56, tmp_path)
-    assert verify(fetched) is None
+    assert checkpoint_problem(fetched) is None
     assert sha256(fetched / "model.safetensors") == sha256(other / "model.safetensors")
 
 
@@ -279,7 +280,7 @@ def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(sma
         rest = job.stderr.read()
         assert job.wait(180) == 0, rest
         assert store.steps()[0] == 40 * 28
-        assert verify(store.download(40 * 28, tmp_path)) is None
+        assert checkpoint_problem(store.download(40 * 28, tmp_path)) is None
     finally:
         server.kill()
 
@@ -305,7 +306,7 @@ def test_a_server_that_never_comes_back_is_said_and_the_local_copy_is_whole(smal
         r"error: .*step-00000840 is whole, but could not be uploaded \(.+\); start again to go on from it",
         rest.strip().splitlines()[-1],
     )
-    assert verify(tmp_path / "run" / "step-00000840") is None
+    assert checkpoint_problem(tmp_path / "run" / "step-00000840") is None
     proxy.mode = "pass"
     time.sleep(0.1)
     again = subprocess.run(command, capture_output=True, text=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from babybert.checkpoint.source import Source
+from babybert.checkpoint.source import CheckpointSource
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import DataError, UsageError
 from babybert.training.train import pretrain
@@ -17,32 +17,32 @@ def run(small):
 
 
 def test_a_run_is_its_newest_whole_checkpoint_and_what_is_passed_over_is_said_once(run, tmp_path, capsys):
-    source = Source(str(run))
+    source = CheckpointSource(str(run))
     assert source.find(tmp_path).name == "step-00000008"
-    assert Source(str(run / "step-00000004")).find(tmp_path).name == "step-00000004"
+    assert CheckpointSource(str(run / "step-00000004")).find(tmp_path).name == "step-00000004"
     capsys.readouterr()
     assert source.newer(4, tmp_path).name == "step-00000008"
     assert source.newer(8, tmp_path) is None
     assert source.newer(8, tmp_path) is None
     assert capsys.readouterr().err.count("passing over") == 1
     with pytest.raises(DataError, match="no whole checkpoint"):
-        Source(str(tmp_path / "nothing")).find(tmp_path)
+        CheckpointSource(str(tmp_path / "nothing")).find(tmp_path)
 
 
 def test_the_same_in_s3(run, s3, tmp_path, capsys):
     address = f"s3://{s3.bucket}/runs/one"
     with pytest.raises(DataError, match="no whole checkpoint there"):
-        Source(address).find(tmp_path)
+        CheckpointSource(address).find(tmp_path)
     for step in ("04", "08", "12"):
         S3Store(address).upload(run / f"step-000000{step}")
-    source = Source(address + "/")
+    source = CheckpointSource(address + "/")
     found = source.find(tmp_path / "fetched")
     assert (found.name, found.parent) == ("step-00000008", tmp_path / "fetched")
     assert (found / "model.safetensors").read_bytes() == (run / "step-00000008" / "model.safetensors").read_bytes()
-    assert Source(f"{address}/step-00000004").find(tmp_path / "other").name == "step-00000004"
+    assert CheckpointSource(f"{address}/step-00000004").find(tmp_path / "other").name == "step-00000004"
     with pytest.raises(DataError, match=r"step-00000012: model\.json differs"):
-        Source(f"{address}/step-00000012").find(tmp_path / "other")
+        CheckpointSource(f"{address}/step-00000012").find(tmp_path / "other")
     assert source.newer(8, tmp_path / "fetched") is None
     assert capsys.readouterr().err.count("passing over") == 1
     with pytest.raises(UsageError, match="not an S3 address"):
-        Source("s3:///no-bucket").find(tmp_path)
+        CheckpointSource("s3:///no-bucket").find(tmp_path)

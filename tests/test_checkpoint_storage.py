@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from babybert.checkpoint.format import MANIFEST, TrainState, save_checkpoint, verify
-from babybert.checkpoint.storage import Lease, S3Store
+from babybert.checkpoint.format import MANIFEST, TrainState, checkpoint_problem, save_checkpoint
+from babybert.checkpoint.lease import Lease
+from babybert.checkpoint.storage import S3Store
 from babybert.checkpoint.uploader import Uploader
 from babybert.data.dataset import sha256
 from babybert.errors import DataError, StorageError, UsageError, UserError
@@ -46,7 +47,7 @@ def test_what_is_uploaded_is_downloaded(store, saved, tmp_path):
     assert size == sum(path.stat().st_size for path in folder.iterdir() if path.name != MANIFEST)
     assert store.steps() == [7]
     fetched = store.download(7, tmp_path)
-    assert verify(fetched) is None
+    assert checkpoint_problem(fetched) is None
     for path in folder.iterdir():
         assert sha256(path) == sha256(fetched / path.name)
 
@@ -59,7 +60,7 @@ def test_a_second_upload_takes_the_place_of_the_first(store, saved, s3, tmp_path
     store.prune(1)
     assert len(keys(s3)) == len(first)
     assert len(set(keys(s3)) & first) == 1  # the manifest
-    assert verify(store.download(7, tmp_path)) is None
+    assert checkpoint_problem(store.download(7, tmp_path)) is None
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "manifest", "format"])
@@ -237,4 +238,4 @@ def test_what_fails_is_tried_again_and_in_the_end_said(store, saved, monkeypatch
     uploader.submit(folder)
     with pytest.raises(StorageError, match=r"step-00000002 is whole, but could not be uploaded \(the server is away"):
         uploader.finish(0.5)
-    assert verify(folder) is None
+    assert checkpoint_problem(folder) is None

@@ -78,7 +78,7 @@ def test_the_wide_head_equals_float64_autograd_and_counts_what_is_likelier(n, wi
         patch.setattr(cpu_wide_head, "CHUNK", chunk)
         ours = gradients(lambda h, w, b: CpuWideHeadLoss.apply(h, w, b, targets, True)[0], inputs, torch.float32, -0.3)
         ranks = CpuWideHeadLoss.apply(*inputs, targets, False)[1]
-        rows = cpu_wide_head.row_losses(*inputs, targets)
+        rows = cpu_wide_head.mlm_head_token_losses(*inputs, targets)
     reference = gradients(
         lambda h, w, b: F.cross_entropy(h @ w.T + b, targets, reduction="sum"), inputs, torch.float64, -0.3
     )
@@ -301,7 +301,7 @@ torch.manual_seed(0)
 model = PretrainingModel(BabyBert(ModelConfig(vocab_size=5000, dropout=0.0, feed_forward=64)))
 ids = torch.randint(5, 5000, (2, 9))
 for kernels in ("auto", "plain"):
-    model.bert.choose_kernels(kernels)
+    model.bert.set_kernels(kernels)
     print(CPU_NAME, float(model(ids, ids * (ids % 3 == 0), torch.ones_like(ids), torch.tensor([0, 1]))["mlm_sum"]))
 """
 

@@ -8,8 +8,7 @@ import time
 import pytest
 import torch
 
-from babybert.checkpoint.format import newest_valid
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import load_model, newest_valid
 from babybert.data.loader import Loader
 from babybert.model.loss import PretrainingModel
 from babybert.training.distributed import DistributedContext, backward

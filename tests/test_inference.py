@@ -11,7 +11,7 @@ from babybert.config import ModelConfig
 from babybert.model import kernels
 from babybert.model.bert import BabyBert
 from babybert.model.inference import Answers, top
-from babybert.model.kernels import cpu_answer
+from babybert.model.kernels import cpu_top_tokens
 from babybert.model.kernels.cpu_top_tokens import (
     BLOCK,
     LARGEST_WEIGHT,
@@ -95,7 +95,7 @@ def test_hidden_states_of_some_are_those_of_all(shape):
     ids_BT[0, 1] = 0  # also inside a row
     query_M = (ids_BT != 0).flatten().nonzero()[::2, 0]
     for ways in ("auto", "plain"):
-        model.choose_kernels(ways)
+        model.set_kernels(ways)
         with torch.inference_mode():
             assert torch.allclose(
                 model.hidden_at(ids_BT, segments_BT, query_M),
@@ -150,14 +150,14 @@ def test_the_largest_weights_overflow_nothing():
 
 def test_without_numba_it_is_pytorch(monkeypatch):
     monkeypatch.setitem(sys.modules, "babybert.model.kernels.cpu_top_tokens", None)
-    monkeypatch.delattr(kernels, "cpu_answer")
+    monkeypatch.delattr(kernels, "cpu_top_tokens")
     kernels._load.cache_clear()
     try:
         answers = Answers(small(), compiled=True)
     finally:
         kernels._load.cache_clear()
     assert answers.best_words is None
-    assert cpu_answer.supports(answers.model)
+    assert cpu_top_tokens.supports(answers.model)
     assert len(ask(answers).ids_NK) == 40
 
 

@@ -4,13 +4,13 @@ import sys
 import pytest
 import torch
 
+from babybert.checkpoint.metrics_log import read_metrics
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
 from babybert.model import kernels
 from babybert.model.bert import BabyBert
 from babybert.model.kernels import cpu_attention, cpu_feed_forward, cpu_head
 from babybert.model.mlm_head import mlm_head_loss, plain_head_loss
-from babybert.training.metrics import read_metrics
 from babybert.training.train import pretrain
 
 SIZES = {"narrow": {"width": 10, "feed_forward": 300}, "wide": {"width": 96, "heads": 1, "feed_forward": 64}}
@@ -30,7 +30,7 @@ def test_without_padding_the_hidden_states_and_gradients_are_the_same(sizes, tra
     ids_BT, segments_BT = ids_with_padding_anywhere()
     real_BT, found = ids_BT != PAD, []
     for choice in ("auto", "plain"):
-        bert.choose_kernels(choice).zero_grad()
+        bert.set_kernels(choice).zero_grad()
         hidden = bert(ids_BT, segments_BT)[real_BT]
         hidden.square().sum().backward() if training else None
         found.append([hidden.detach(), *(p.grad.clone() for p in bert.parameters() if p.grad is not None)])
@@ -63,7 +63,7 @@ def test_every_dropout_and_kernel_is_used_and_can_be_turned_off(monkeypatch, aut
     assert used.count("feed_forward") == 2
     assert autocast or (used.count("attention"), used.count("dropout")) == (2, 7)
     used.clear()
-    bert.choose_kernels("plain")(*ids_with_padding_anywhere())
+    bert.set_kernels("plain")(*ids_with_padding_anywhere())
     assert not used
 
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
 from babybert.evaluation.curves import plot
-from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
+from babybert.training.metrics import RunMetrics
 from babybert.training.train import pretrain
 
 

@@ -98,8 +98,8 @@ def test_row_losses_add_up_to_the_loss(kernels, vocabulary, width, monkeypatch):
         torch.randn(*shape, generator=generator) for shape in ((40, width), (vocabulary, width), (vocabulary,))
     )
     targets = torch.randint(vocabulary, (40,), generator=generator)
-    loss_N, rank_N = mlm_head.row_losses(hidden, weight, bias, targets, kernels)
+    loss_N, rank_N = mlm_head.mlm_head_token_losses(hidden, weight, bias, targets, kernels)
     logits = (hidden.double() @ weight.double().T) + bias
     assert loss_N.double() == pytest.approx(F.cross_entropy(logits, targets, reduction="none"), rel=1e-4, abs=1e-5)
     assert rank_N.tolist() == (logits > logits.gather(1, targets[:, None])).sum(1).tolist()
-    assert [len(x) for x in mlm_head.row_losses(hidden[:0], weight, bias, targets[:0], kernels)] == [0, 0]
+    assert [len(x) for x in mlm_head.mlm_head_token_losses(hidden[:0], weight, bias, targets[:0], kernels)] == [0, 0]

@@ -4,14 +4,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babybert.corpus.demo import generate_reviews
-from babybert.data.pairs import Corpus, assemble, cut_lengths, make_pairs, split_sentences
+from babybert.data.pairs import assemble, cut_lengths, make_pairs
+from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.tokenizer import CLS, SEP
 
 
 def end_to_end(documents, texts=None):
     lengths = [len(ids) for ids in documents]
     tokens = np.concatenate([np.zeros(0, np.int32), *documents]).astype(np.int32)
-    return Corpus(tokens, np.cumsum([0, *lengths]), np.arange(len(documents)) if texts is None else np.array(texts))
+    return TokenizedDocuments(
+        tokens, np.cumsum([0, *lengths]), np.arange(len(documents)) if texts is None else np.array(texts)
+    )
 
 
 def corpus_of(texts):

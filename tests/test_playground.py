@@ -18,7 +18,7 @@ import torch
 from conftest import tokenizer_of
 from faulty_proxy import FaultyProxy
 
-from babybert.checkpoint.format import checkpoint_step, checkpoints
+from babybert.checkpoint.format import checkpoint_step, list_checkpoints
 from babybert.checkpoint.storage import S3Store
 from babybert.cli import main
 from babybert.config import ModelConfig, PlaygroundConfig
@@ -201,11 +201,11 @@ def run(small):
 def test_a_run_tells_how_it_learned_here_and_in_s3(run, s3, small):
     pretrain(small(epochs=1, max_steps=35, store=f"s3://{s3.bucket}/run", keep_checkpoints=100))
     store = S3Store(f"s3://{s3.bucket}/run")
-    for folder in checkpoints(run):
+    for folder in list_checkpoints(run):
         store.upload(folder)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     here, there = Run(str(run)), Run(f"s3://{s3.bucket}/run/")
-    assert here.steps() == there.steps() == sorted(map(checkpoint_step, checkpoints(run)))
+    assert here.steps() == there.steps() == sorted(map(checkpoint_step, list_checkpoints(run)))
     curves = here.curves()["curves"]
     for loss, baselines in (("mlm_loss", ["mlm_unigram_loss", "mlm_chance_loss"]), ("nsp_loss", ["nsp_chance_loss"])):
         last = [line for line in lines if line["split"] == "validation"][-1]
@@ -227,7 +227,7 @@ def test_a_run_tells_how_it_learned_here_and_in_s3(run, s3, small):
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(run):
-    first = min(checkpoints(run))
+    first = min(list_checkpoints(run))
     (first / "model.safetensors").write_bytes(b"")
     history = Run(str(run))
     answer = history.answer(body(text="Mary is [MASK] ."), "application/json").body
@@ -235,7 +235,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(run):
     assert len(answer["passed_over"]) == 1
     assert str(first) in answer["passed_over"][0]
     assert history.answer(body(text="Mary is [MASK] .", targets=["xyzzy"]), "application/json").status == 400
-    for folder in checkpoints(run):
+    for folder in list_checkpoints(run):
         shutil.rmtree(folder)
     assert history.steps() == []
     with pytest.raises(DataError, match="no checkpoint there yet"):

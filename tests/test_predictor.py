@@ -4,7 +4,7 @@ import torch
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.model import answers
+from babybert.model import inference as answers
 from babybert.model.bert import BabyBert
 from babybert.serving import predictor as module
 from babybert.serving.predictor import Predictor, Work

@@ -10,9 +10,9 @@ import zstandard
 from conftest import imdb_review_folder
 
 from babybert.config import PrepareConfig
+from babybert.corpus import readers as module
 from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Limited, open_corpus
-from babybert.data import corpus as module
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError
 

@@ -12,7 +12,7 @@ import zstandard
 from babybert.corpus.files import BadRows
 from babybert.data import shards as module
 from babybert.data.shards import FORMATS, CsvSpelling, ShardWriter
-from babybert.data.table import COLUMNS, Examples, join, read_table
+from babybert.data.table import COLUMNS, Examples, concatenate, read_table
 
 VOCABULARY = 123_456
 
@@ -76,7 +76,7 @@ def test_what_is_written_is_read(tmp_path, kind, monkeypatch):
         content = (tmp_path / fact["file"]).read_bytes()
         assert fact["bytes"] == len(content)
         assert fact["sha256"] == hashlib.sha256(content).hexdigest()
-    again = join(chunk for fact in facts for chunk in read_table(tmp_path / fact["file"], VOCABULARY, BadRows()))
+    again = concatenate(chunk for fact in facts for chunk in read_table(tmp_path / fact["file"], VOCABULARY, BadRows()))
     for name, array in vars(examples).items():
         assert (array == getattr(again, name)).all(), name
         assert array.dtype == getattr(again, name).dtype

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from babybert.corpus.files import BadRows
-from babybert.data.table import COLUMNS, Examples, join
+from babybert.data.table import COLUMNS, Examples, concatenate
 from babybert.data.table import read_table as read_chunks
 from babybert.errors import DataError
 
@@ -14,7 +14,7 @@ COURSE = ("Original Text", "BERT Input", "BERT Label", "Segment Label", "Is Next
 
 
 def read_table(path, vocab_size, bad=None):
-    return join(read_chunks(path, vocab_size, bad or BadRows()))
+    return concatenate(read_chunks(path, vocab_size, bad or BadRows()))
 
 
 def write(path, rows, columns=COLUMNS):

@@ -15,8 +15,8 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from babybert.checkpoint.format import TrainState, checkpoints, newest_valid, read_state, restore
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import TrainState, list_checkpoints, load_model, newest_valid, read_state, restore
+from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
@@ -26,7 +26,7 @@ from babybert.settings import add_flags, fill
 from babybert.training import train as trainer
 from babybert.training.distributed import DistributedContext
 from babybert.training.lr_schedule import learning_rate
-from babybert.training.metrics import MetricsLog, RunMetrics, read_metrics
+from babybert.training.metrics import RunMetrics
 from babybert.training.reporter import Reporter
 from babybert.training.train import EagerAdam, load_or_create, make_optimizer, pretrain
 
@@ -106,11 +106,11 @@ def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
 def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
     config = small(checkpoint_every="10", keep_checkpoints=99)
     pretrain(config)
-    steps = [int(path.name[5:]) for path in checkpoints(config.out)]
+    steps = [int(path.name[5:]) for path in list_checkpoints(config.out)]
     assert steps == [56, 48, 38, 28, 20, 10]
     config = small(out=tmp_path / "minutes", checkpoint_every="0.000001m", keep_checkpoints=99, epochs=1)
     pretrain(config)
-    assert len(checkpoints(config.out)) == 28
+    assert len(list_checkpoints(config.out)) == 28
 
 
 def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
@@ -119,7 +119,7 @@ def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
     monkeypatch.setattr(trainer, "evaluate", lambda *rest: replace(original(*rest), mlm_loss=next(losses)))
     config = small(epochs=5, keep_checkpoints=2)
     pretrain(config)
-    assert [int(path.name[5:]) for path in checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]
+    assert [int(path.name[5:]) for path in list_checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]
 
 
 def test_time_can_be_limited_across_processes(small):
@@ -408,7 +408,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(small, monkeypatch
     monkeypatch.setattr(keeper, "save_checkpoint", save)
     outcome = pretrain(small(epochs=4))
     assert capsys.readouterr().err.count("warning: no space left") == 2
-    assert [int(path.name[5:]) for path in checkpoints(small().out)] == [112, 84]
+    assert [int(path.name[5:]) for path in list_checkpoints(small().out)] == [112, 84]
     assert outcome.checkpoint.name == "step-00000112"
 
 

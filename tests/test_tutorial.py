@@ -29,7 +29,7 @@ def render(tmp_path_factory):
         import render
 
         yield render
-    for name in ("render", "walk"):
+    for name in ("render", "tutorial"):
         sys.modules.pop(name, None)
 
 
@@ -59,9 +59,9 @@ def test_a_chapter_runs_and_its_asserts_hold(chapter, render):
 
 def test_the_trained_model_learned(render):
     """120 steps on generated reviews are enough to leave the word counts behind."""
-    import walk
+    import tutorial
 
-    from babybert.training.metrics import read_metrics
+    from babybert.checkpoint.metrics_log import read_metrics
 
     run = tutorial.run_folder("tiny", "demo")
     if not run.is_dir():

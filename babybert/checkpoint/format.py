@@ -18,14 +18,18 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors.torch import load_file, save_file
 
-from babybert.checkpoint.model_files import MODEL_FILES, save_model
+from babybert.config import ModelConfig
+from babybert.data.dataset import Dataset
 from babybert.data.digest import sha256
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError
 from babybert.model.bert import BabyBert
 from babybert.progress import say
 
+WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FORMAT = 2
 STEP_FOLDER = re.compile(r"^step-(\d{8})$")
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
@@ -104,7 +108,7 @@ def save_checkpoint(
     return target
 
 
-def verify(folder: Path) -> str | None:
+def checkpoint_problem(folder: Path) -> str | None:
     """What is wrong with this checkpoint, in a few words; None if it is whole."""
     try:
         manifest = read_manifest(folder)
@@ -125,15 +129,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
 
 
-def checkpoints(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first, whole or not."""
     return sorted((path for path in run.glob("step-*") if STEP_FOLDER.match(path.name)), reverse=True)
 
 
 def newest_valid(run: Path) -> Path | None:
     """The newest checkpoint that verifies; says which it passed over. None if there is none."""
-    for folder in checkpoints(run):
-        problem = verify(folder)
+    for folder in list_checkpoints(run):
+        problem = checkpoint_problem(folder)
         if problem is None:
             return folder
         say(f"warning: passing over {folder}: {problem}")
@@ -143,7 +147,7 @@ def newest_valid(run: Path) -> Path | None:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a user means by `path`: itself, or the newest whole one of a run. Raises DataError."""
     if STEP_FOLDER.match(path.resolve().name):
-        problem = verify(path) if path.is_dir() else "no such folder"
+        problem = checkpoint_problem(path) if path.is_dir() else "no such folder"
         if problem:
             raise DataError(f"{path}: not a whole checkpoint: {problem}")
         return path
@@ -190,7 +194,7 @@ def steps_to_delete(losses: dict[int, float | None], keep: int) -> list[int]:
 def prune(run: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> None:
     """Delete all but the newest `keep` checkpoints, the best, and those in use. Called after a save: the newest is whole."""
     losses = {}
-    for folder in checkpoints(run):
+    for folder in list_checkpoints(run):
         try:
             losses[checkpoint_step(folder)] = read_manifest(folder).get("held_out_loss")
         except (OSError, ValueError, AttributeError):
@@ -208,3 +212,41 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save_model(folder: Path, model: BabyBert, tokenizer: Tokenizer) -> None:
+    """Write the three files into `folder`."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / SIZES).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(folder / TOKENIZER)
+
+
+def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
+    """Read them back, on the CPU. Raises DataError naming the file that is missing, broken, or does not fit."""
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    try:
+        config = ModelConfig(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        detail = error if isinstance(error, UsageError) else " ".join(repr(error).split())
+        raise DataError(f"{folder / SIZES}: not the sizes of a model ({detail})") from error
+    if config.vocab_size != tokenizer.size:
+        raise DataError(
+            f"{folder}: the model has {config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; they are not of one run"
+        )
+    model = BabyBert(config)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise DataError(
+            f"{folder / WEIGHTS}: not the weights of this model ({' '.join(str(error).split())[:300]})"
+        ) from error
+    return model, tokenizer
+
+
+def check_same_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
+    """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
+    if tokenizer.digest != dataset.tokenizer.digest:
+        raise DataError(
+            f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on"
+        )

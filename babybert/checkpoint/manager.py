@@ -16,14 +16,15 @@ from babybert.checkpoint.format import (
     STEP_FOLDER,
     TrainState,
     checkpoint_name,
+    checkpoint_problem,
     checkpoint_step,
-    checkpoints,
     find_checkpoint,
+    list_checkpoints,
     prune,
     save_checkpoint,
-    verify,
 )
-from babybert.checkpoint.storage import Lease, S3Store
+from babybert.checkpoint.lease import Lease
+from babybert.checkpoint.storage import S3Store
 from babybert.checkpoint.uploader import Uploader
 from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
@@ -92,7 +93,7 @@ class CheckpointManager:
         """
         resume, run = self._config.resume, self._config.out
         remote = self._store.steps() if self._store else []
-        local = [checkpoint_step(folder) for folder in checkpoints(run)]
+        local = [checkpoint_step(folder) for folder in list_checkpoints(run)]
         steps = sorted({*local, *remote}, reverse=True)
         if resume == "never":
             if steps:
@@ -128,7 +129,7 @@ class CheckpointManager:
     def _fetch(self, step: int, remote: list[int]) -> Path | None:
         """The local folder of a step, if it is whole here or there; says why not."""
         folder = self._config.out / checkpoint_name(step)
-        problem = verify(folder) if folder.is_dir() else "not here"
+        problem = checkpoint_problem(folder) if folder.is_dir() else "not here"
         if problem is None:
             return folder
         if folder.is_dir():

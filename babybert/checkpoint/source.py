@@ -6,14 +6,20 @@ a run that goes on does; a checkpoint that is not what its manifest says is pass
 
 from pathlib import Path
 
-from babybert.checkpoint.format import STEP_FOLDER, checkpoint_step, checkpoints, find_checkpoint, verify
+from babybert.checkpoint.format import (
+    STEP_FOLDER,
+    checkpoint_problem,
+    checkpoint_step,
+    find_checkpoint,
+    list_checkpoints,
+)
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import DataError
 from babybert.progress import say
 from babybert.s3 import is_s3
 
 
-class Source:
+class CheckpointSource:
     """The checkpoints at one address: a folder, or `s3://bucket/prefix`; of one step where the address ends in `step-00001234`."""
 
     def __init__(self, address: str) -> None:
@@ -48,7 +54,7 @@ class Source:
             return next(
                 (
                     path
-                    for path in checkpoints(Path(self.address))
+                    for path in list_checkpoints(Path(self.address))
                     if checkpoint_step(path) > step and self._is_whole(path)
                 ),
                 None,
@@ -65,7 +71,7 @@ class Source:
         return None
 
     def _is_whole(self, path: Path) -> bool:
-        problem = verify(path)
+        problem = checkpoint_problem(path)
         if problem:
             self._pass_over(f"{path}: {problem}", str(path))
         return not problem

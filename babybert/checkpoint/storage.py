@@ -12,22 +12,17 @@ deletes. Deleting goes the other way round: the manifest first.
 """
 
 import json
-import os
 import re
 import shutil
-import socket
-import threading
-import time
 import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from babybert.checkpoint.format import MANIFEST, checkpoint_name, steps_to_delete, verify
-from babybert.errors import DataError, StorageError, UserError
-from babybert.progress import say
-from babybert.s3 import errors_of, list_keys, make_client, split_address
+from babybert.checkpoint.format import MANIFEST, checkpoint_name, checkpoint_problem, steps_to_delete
+from babybert.errors import DataError, StorageError
+from babybert.s3 import list_keys, make_client, s3_errors, split_address
 
 STEP_MANIFEST = re.compile(r"(?:^|/)step-(\d{8})/manifest\.json$")
 STEP_DATA = re.compile(r"(?:^|/)step-(\d{8})/([0-9a-f]{32})/[^/]+$")
@@ -66,19 +61,19 @@ class S3Store:
             ("read", lambda: client.get_object(Bucket=self.bucket, Key=probe)["Body"].read()),
             ("delete", lambda: client.delete_object(Bucket=self.bucket, Key=probe)),
         ):
-            with errors_of(f"{self.address}: cannot {action} there"):
+            with s3_errors(f"{self.address}: cannot {action} there"):
                 call()
 
     def steps(self) -> list[int]:
         """The steps that have a manifest, newest first."""
-        with errors_of(self.address):
+        with s3_errors(self.address):
             found = [STEP_MANIFEST.search(key) for key, _ in list_keys(self.client, self.bucket, self.key("step-"))]
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
     def manifest(self, step: int) -> dict[str, Any]:
         """The manifest of a step. Raises DataError when it is missing or none."""
         key = self.key(checkpoint_name(step), MANIFEST)
-        with errors_of(f"s3://{self.bucket}/{key}"):
+        with s3_errors(f"s3://{self.bucket}/{key}"):
             content = self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         try:
             manifest = json.loads(content)
@@ -93,7 +88,7 @@ class S3Store:
         """Put a local checkpoint there, the manifest last; `prune` sweeps what earlier tries left of it. Returns the bytes."""
         client, attempt, size = self.client, uuid.uuid4().hex, 0
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        with errors_of(f"{self.address}/{folder.name}"):
+        with s3_errors(f"{self.address}/{folder.name}"):
             for name in manifest["files"]:
                 client.upload_file(str(folder / name), self.bucket, self.key(folder.name, attempt, name))
                 size += (folder / name).stat().st_size
@@ -110,13 +105,13 @@ class S3Store:
             partial.mkdir(parents=True)
             for name in manifest["files"]:
                 key = self.key(target.name, manifest["attempt"], name)
-                with errors_of(f"s3://{self.bucket}/{key}"):
+                with s3_errors(f"s3://{self.bucket}/{key}"):
                     self.client.download_file(self.bucket, key, str(partial / name))
             (partial / MANIFEST).write_text(
                 json.dumps({name: value for name, value in manifest.items() if name != "attempt"}, indent=2) + "\n",
                 encoding="utf-8",
             )
-            problem = verify(partial)
+            problem = checkpoint_problem(partial)
             if problem:
                 raise DataError(f"{self.address}/{target.name}: {problem}")
             shutil.rmtree(target, ignore_errors=True)
@@ -137,7 +132,7 @@ class S3Store:
             except DataError:
                 continue  # none that anybody will read; it is left for a person to look at
         doomed = steps_to_delete({step: manifest.get("held_out_loss") for step, manifest in manifests.items()}, keep)
-        with errors_of(self.address):
+        with s3_errors(self.address):
             self._delete(client, [self.key(checkpoint_name(step), MANIFEST) for step in doomed])
             kept = {step: manifest["attempt"] for step, manifest in manifests.items() if step not in doomed}
             orphans = []
@@ -159,13 +154,13 @@ class S3Store:
     def put_metrics(self, path: Path) -> None:
         """Keep the run's curve there as well."""
         if path.exists():
-            with errors_of(self.address):
+            with s3_errors(self.address):
                 self.client.upload_file(str(path), self.bucket, self.key(METRICS))
 
     def get_metrics(self, path: Path) -> None:
         """Bring the curve back to a machine that has none."""
         try:
-            with errors_of(self.address):
+            with s3_errors(self.address):
                 self.client.download_file(self.bucket, self.key(METRICS), str(path))
         except DataError:
             return
@@ -173,137 +168,3 @@ class S3Store:
     def _delete(self, client: Any, keys: list[str]) -> None:
         for key in keys:
             client.delete_object(Bucket=self.bucket, Key=key)
-
-
-class Lease:
-    """The right to write below a prefix, for `seconds` at a time, renewed by a thread. Use as a context manager.
-
-    One that has not been renewed for as long as it lasts belongs to nobody: it is watched for that time, so that
-    clocks that disagree do no harm. Raises UserError when its owner is alive: exit 1, for an owner that is being
-    evicted will be gone at the next try.
-    """
-
-    def __init__(self, store: S3Store, seconds: float = 45.0) -> None:
-        self._store, self._seconds = store, seconds
-        self._owner = {
-            "owner": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "seconds": seconds,
-        }
-        self._etag = ""
-        self._end = threading.Event()
-        self.lost: str | None = None  # why, once another has it
-
-    def __enter__(self) -> "Lease":
-        with errors_of(f"{self._store.address}: cannot take the lease"):
-            self._take()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
-        if self.lost is None:
-            try:
-                with errors_of(self._store.address):
-                    self._store.client.delete_object(
-                        Bucket=self._store.bucket, Key=self._store.key("lease.json"), IfMatch=self._etag
-                    )
-            except UserError as error:
-                say(
-                    f"warning: the lease could not be given back, and ends by itself in {self._seconds:.0f} s ({error})"
-                )
-
-    def _take(self) -> None:
-        if self._put(IfNoneMatch="*"):
-            return
-        watched, holder = self._read()
-        since = time.monotonic()
-        if holder.get("owner") == self._owner["owner"]:  # a retry of our own put found the first one there
-            self._etag = watched
-            return
-        whose = f"process {holder.get('process')} on {holder.get('host')}"
-        dead = holder.get("host") == self._owner["host"] and not _is_alive(holder.get("process"))
-        lasts = float(holder.get("seconds") or self._seconds)
-        if not dead:
-            say(f"{self._store.address}: in use by {whose}; waiting up to {lasts:.0f} s to see whether it is alive")
-        while not dead and time.monotonic() - since < lasts:
-            time.sleep(min(1.0, lasts / 10))
-            now, _ = self._read()
-            if now != watched:
-                if self._put(IfNoneMatch="*"):  # it was given back
-                    return
-                raise UserError(f"{self._store.address}: {whose} is training there; stop it, or choose another --store")
-        if not self._put(IfMatch=watched):
-            raise UserError(
-                f"{self._store.address}: another process was faster to take over from {whose}; stop it, or choose another --store"
-            )
-
-    def _put(self, **condition: str) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            answer = self._store.client.put_object(
-                Bucket=self._store.bucket, Key=self._store.key("lease.json"), Body=self._body(), **condition
-            )
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in (
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-                "412",
-                "409",
-                "404",
-                "NoSuchKey",
-            ):
-                return False
-            raise
-        self._etag = answer["ETag"]
-        return True
-
-    def _body(self) -> bytes:
-        return json.dumps({**self._owner, "renewed": time.time()}).encode()
-
-    def _read(self) -> tuple[str, dict[str, Any]]:
-        """ETag and content of the lease; empty if there is none."""
-        from botocore.exceptions import ClientError
-
-        try:
-            answer = self._store.client.get_object(Bucket=self._store.bucket, Key=self._store.key("lease.json"))
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
-                return "", {}
-            raise
-        try:
-            content = json.loads(answer["Body"].read())
-        except ValueError:
-            content = {}
-        return answer["ETag"], content if isinstance(content, dict) else {}
-
-    def _renew(self) -> None:
-        while not self._end.wait(self._seconds / 3):
-            try:
-                with errors_of(self._store.address):
-                    if self._put(IfMatch=self._etag):
-                        continue
-                    etag, holder = self._read()
-                    if holder.get("owner") == self._owner["owner"]:  # ours, put by a try whose answer was lost
-                        self._etag = etag
-                        continue
-                    if not holder and self._put(IfNoneMatch="*"):
-                        continue
-                self.lost = (
-                    f"process {holder.get('process')} on {holder.get('host')} has taken over {self._store.address}"
-                )
-                return
-            except UserError:
-                continue  # the server is away; uploads say so
-
-
-def _is_alive(process: Any) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (OSError, TypeError, ValueError) as error:
-        return isinstance(error, PermissionError)
-    return True

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from babybert.errors import DataError, StorageError
 from babybert.progress import Progress, say
-from babybert.s3 import errors_of, is_s3, list_keys, make_client, split_address
+from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
@@ -122,7 +122,7 @@ def _fetch_s3(source: str, suffixes: tuple[str, ...], work: Path) -> list[Path]:
     bucket, key = split_address(source)
     client = make_client()
     pattern = GLOB.search(key)
-    with errors_of(source):
+    with s3_errors(source):
         below = list(list_keys(client, bucket, key[: pattern.start()] if pattern else key))
         if pattern:
             wanted = [(name, size) for name, size in below if fnmatch.fnmatchcase(name, key)]

@@ -96,7 +96,7 @@ def _damaged() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def errors_of(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
     """Errors of the libraries that read and decompress, as one line about the file."""
     try:
         yield

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from babybert.config import PrepareConfig
 from babybert.corpus.download import find_files
-from babybert.corpus.files import COMPRESSED, BadRows, errors_of, read_csv_rows
+from babybert.corpus.files import COMPRESSED, BadRows, file_errors, read_csv_rows
 from babybert.corpus.readers import ENDINGS, open_corpus
 from babybert.errors import DataError
 
@@ -40,7 +40,7 @@ def read_labelled(corpus: str, source: tuple[str, ...], text_column: str, label_
             return
         endings = tuple(ending + packed for ending in ENDINGS["csv"] for packed in COMPRESSED)
         for path in itertools.chain.from_iterable(find_files(name, endings, Path(work)) for name in source):
-            with path.open("rb") as file, errors_of(path):
+            with path.open("rb") as file, file_errors(path):
                 choose = functools.partial(_columns, path, text_column=text_column, label_column=label_column)
                 for row, (text, label) in read_csv_rows(path, file, BadRows(), choose):
                     if not label.strip():

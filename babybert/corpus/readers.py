@@ -20,7 +20,7 @@ import pyarrow.parquet
 from babybert.config import PrepareConfig
 from babybert.corpus.demo import generate_reviews
 from babybert.corpus.download import IMDB, download, find_files
-from babybert.corpus.files import COMPRESSED, BadRows, decompressed, errors_of, read_csv_rows
+from babybert.corpus.files import COMPRESSED, BadRows, decompressed, file_errors, read_csv_rows
 from babybert.errors import DataError
 from babybert.progress import Progress
 
@@ -61,7 +61,7 @@ class Files:
         with Progress(task, sum(path.stat().st_size for path in self.paths), "bytes") as progress:
             for path in self.paths:
                 shown = 0
-                with path.open("rb") as file, errors_of(path):
+                with path.open("rb") as file, file_errors(path):
                     for document in self.read(path, file, self.bad):
                         if _is_text(document, self.bad):
                             yield document

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from babybert.data.table import Examples, join
+from babybert.data.table import Examples, concatenate
 from babybert.progress import say
 
 CACHE_FORMAT = 1
@@ -69,7 +69,7 @@ def build_cache(folder: Path, chunks: Callable[[], Iterator[Examples]], stamps: 
         if (found := open_cache(folder, stamps)) is not None:  # another process was faster
             return found
         say(f"{folder}: cannot be written ({error.strerror}): the data is held in memory, and read anew next time")
-        return join(chunks())
+        return concatenate(chunks())
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)

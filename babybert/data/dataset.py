@@ -57,7 +57,7 @@ class Dataset:
         examples = open_cache(cache, stamps)
         if examples is None:
             for path, shard in zip(self.shards(split), facts, strict=True):
-                verify(path, shard["sha256"])
+                check_sha256(path, shard["sha256"])
             examples = open_cache(cache)
             if examples is not None:
                 stamp_cache(cache, stamps)
@@ -80,7 +80,7 @@ class Dataset:
     def token_counts(self) -> np.ndarray:
         """How often each token stands in the training pairs (int64, one a token id). Raises DataError."""
         path = self.folder / "vocabulary.csv"
-        verify(path, self.facts["files"][path.name]["sha256"])
+        check_sha256(path, self.facts["files"][path.name]["sha256"])
         with path.open(
             newline="", encoding="utf-8"
         ) as file:  # by pandas it would take 40 MB that training has no other use for
@@ -100,7 +100,7 @@ def open_dataset(folder: Path) -> Dataset:
             raise DataError(
                 f"{path}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again"
             )
-        verify(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
+        check_sha256(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
         for split in SPLITS:
             assert facts[split]["pairs"] == sum(shard["rows"] for shard in facts["shards"][split])
     except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -116,7 +116,7 @@ def unigram_entropy(counts: np.ndarray) -> float:
     return -math.fsum((share * np.log(share)).tolist())
 
 
-def verify(path: Path, expected: str) -> None:
+def check_sha256(path: Path, expected: str) -> None:
     """Raise DataError unless `path` has this SHA-256."""
     if not path.is_file():
         raise DataError(f"{path}: missing; prepare the data again")

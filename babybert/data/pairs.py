@@ -12,32 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from babybert.data.sentences import Sentences, TokenizedDocuments
 from babybert.data.tokenizer import CLS, SEP
 
 SPECIALS_IN_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 NEGATIVES_STREAM = 1  # names this use of a seed, so that no other use draws the same numbers
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Token ids of documents end to end: number d is `tokens[offsets[d]:offsets[d + 1]]`."""
-
-    tokens: np.ndarray  # int32
-    offsets: np.ndarray  # int64, one more than there are documents
-    texts: np.ndarray  # a number for each document's text: copies, and the pieces of a long one, share theirs
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentence s is `tokens[start[s]:end[s]]`, in document `document[s]` of the text `text[s]`; in their order."""
-
-    start: np.ndarray
-    end: np.ndarray
-    document: np.ndarray
-    text: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.start)
 
 
 @dataclass(frozen=True)
@@ -52,27 +31,7 @@ class Pairs:
         return len(self.a)
 
 
-def split_sentences(corpus: Corpus, end_ids: np.ndarray) -> Sentences:
-    """Cut documents after each run of sentence ends (`. ! ?`, so that `...` and `?!` end one sentence).
-
-    A sentence of one token, or of nothing but ends, is left out.
-    """
-    if not len(corpus.tokens):
-        empty = np.zeros(0, np.int64)
-        return Sentences(empty, empty, empty, empty)
-    is_end = np.isin(corpus.tokens, end_ids)
-    document_end = np.zeros(len(corpus.tokens), bool)
-    filled = corpus.offsets[1:][np.diff(corpus.offsets) > 0]
-    document_end[filled - 1] = True
-    next_is_end = np.append(is_end[1:], False)
-    end = np.flatnonzero(document_end | (is_end & ~next_is_end)) + 1
-    start = np.concatenate([[0], end[:-1]])
-    document = np.searchsorted(corpus.offsets, start, side="right") - 1
-    keep = (end - start >= 2) & ~is_end[start]
-    return Sentences(start[keep], end[keep], document[keep], corpus.texts[document[keep]])
-
-
-def make_pairs(corpus: Corpus, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
+def make_pairs(corpus: TokenizedDocuments, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
     """Pair neighbouring sentences, then deal the second ones of half the pairs again to other documents.
 
     A dealt sentence is never from the same document or a copy of it, nor word for word the true next one. Pairs for
@@ -120,7 +79,7 @@ def _deal(
     return dealt, ~clashes(dealt)
 
 
-def _content_ids(corpus: Corpus, sentences: Sentences) -> np.ndarray:
+def _content_ids(corpus: TokenizedDocuments, sentences: Sentences) -> np.ndarray:
     """A number for each sentence, the same for the same words."""
     seen: dict[bytes, int] = {}
     bounds = zip(sentences.start, sentences.end, strict=True)
@@ -128,7 +87,7 @@ def _content_ids(corpus: Corpus, sentences: Sentences) -> np.ndarray:
 
 
 def assemble(
-    corpus: Corpus, sentences: Sentences, pairs: Pairs, max_positions: int
+    corpus: TokenizedDocuments, sentences: Sentences, pairs: Pairs, max_positions: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lay out `[CLS] A [SEP] B [SEP]` for every pair, cutting the longer sentence first where it is too long.
 

@@ -30,7 +30,8 @@ from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import FORMAT, SPLITS
 from babybert.data.digest import sha256
 from babybert.data.masking import mask_tokens
-from babybert.data.pairs import Corpus, assemble, make_pairs, split_sentences
+from babybert.data.pairs import assemble, make_pairs
+from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.shards import ShardWriter
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
@@ -140,7 +141,7 @@ def _chunks(documents: Iterator[Document], size: int) -> Iterator[list[Document]
 
 
 def _make_examples(
-    blocks: Iterator[Corpus],
+    blocks: Iterator[TokenizedDocuments],
     tokenizer: Tokenizer,
     config: PrepareConfig,
     split: int,

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import numpy as np
 
-from babybert.data.pairs import Corpus
+from babybert.data.sentences import TokenizedDocuments
 
 BLOCK_TOKENS = 1 << 21  # the tokens that are in memory at once, with the pairs that are made of them
 PIECE_TOKENS = 1 << 16  # a longer document (a book) comes in pieces, so that a block is never of one document alone
@@ -66,7 +66,7 @@ class Spool:
         """How many tokens there are in all."""
         return sum(self.tokens_of.values())
 
-    def blocks(self, held_out: bool, to_id: np.ndarray | None) -> Iterator[Corpus]:
+    def blocks(self, held_out: bool, to_id: np.ndarray | None) -> Iterator[TokenizedDocuments]:
         """The documents of one split, `BLOCK_TOKENS` at a time; `to_id` maps the ids that were added to those to give."""
         self._file.flush()
         places = np.frombuffer(self._places, np.uint64)
@@ -84,7 +84,7 @@ class Spool:
             if first < last:
                 tokens = self._read(starts[first:last], lengths[first:last])
                 offsets = np.concatenate([[0], np.cumsum(lengths[first:last])])
-                yield Corpus(tokens if to_id is None else to_id[tokens], offsets, texts[first:last])
+                yield TokenizedDocuments(tokens if to_id is None else to_id[tokens], offsets, texts[first:last])
 
     def _read(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         pieces = []

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from babybert.corpus.files import BadRows, errors_of, read_csv_rows
+from babybert.corpus.files import BadRows, file_errors, read_csv_rows
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
@@ -67,7 +67,7 @@ class Examples:
         return counts
 
 
-def join(chunks: Iterable[Examples]) -> Examples:
+def concatenate(chunks: Iterable[Examples]) -> Examples:
     """Put examples end to end."""
     parts = list(chunks)
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
@@ -85,7 +85,7 @@ def read_table(path: Path, vocab_size: int, bad: BadRows) -> Iterator[Examples]:
     `is_next` other than 0 and 1.
     """
     empty = True
-    with path.open("rb") as file, errors_of(path):
+    with path.open("rb") as file, file_errors(path):
         for numbers, cells in (
             _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad)
         ):

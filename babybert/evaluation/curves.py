@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from babybert.checkpoint.metrics_log import read_metrics
 from babybert.errors import DataError
 from babybert.figures import open_pyplot, save_figure
-from babybert.training.metrics import read_metrics
 
 SMOOTHED = 15  # points of the running mean
 

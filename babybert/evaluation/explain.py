@@ -23,7 +23,8 @@ from rich.text import Text
 from babybert.config import model_config
 from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.masking import mask_tokens
-from babybert.data.pairs import Corpus, Pairs, Sentences, assemble
+from babybert.data.pairs import Pairs, assemble
+from babybert.data.sentences import Sentences, TokenizedDocuments
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import UsageError
 from babybert.model.bert import BabyBert
@@ -58,7 +59,7 @@ def make_example(
         if not len(ids):
             raise UsageError(f"'{name}' has no words in it")
     offsets = np.array([0, len(encoded[0]), len(encoded[0]) + len(encoded[1])])
-    corpus = Corpus(np.concatenate(encoded), offsets, np.arange(2))
+    corpus = TokenizedDocuments(np.concatenate(encoded), offsets, np.arange(2))
     sentences = Sentences(offsets[:-1], offsets[1:], np.arange(2), np.arange(2))
     ids, segments, ends = assemble(
         corpus, sentences, Pairs(np.array([0]), np.array([1]), np.ones(1, np.int8)), max_positions
@@ -73,7 +74,7 @@ def explain(
 ) -> dict[str, Any]:
     """The example and its losses, as JSON has them. Raises UsageError for a sentence without words."""
     ids, segments, masked, labels = make_example(tokenizer, sentence_a, sentence_b, model.config.max_positions, seed)
-    model = model.eval().choose_kernels("plain")
+    model = model.eval().set_kernels("plain")
     hidden_BTD = model(
         torch.from_numpy(masked.astype(np.int64))[None], torch.from_numpy(segments.astype(np.int64))[None]
     )

@@ -38,7 +38,7 @@ from babybert.evaluation.statistics import (
 )
 from babybert.model.bert import BabyBert
 from babybert.model.loss import IGNORED
-from babybert.model.mlm_head import row_losses
+from babybert.model.mlm_head import mlm_head_token_losses
 from babybert.progress import Progress, say
 
 MASK_SEED = 0
@@ -83,7 +83,7 @@ def ask(model: BabyBert, examples: Examples, batch_size: int, device: torch.devi
             hidden_BTD = model(batch.ids_BT, batch.segments_BT)
             chosen_BT = batch.labels_BT != IGNORED
             transformed_ND = model.mlm_transform(hidden_BTD[chosen_BT])
-            loss_N, rank_N = row_losses(
+            loss_N, rank_N = mlm_head_token_losses(
                 transformed_ND,
                 model.mlm_decoder.weight,
                 model.mlm_decoder.bias,

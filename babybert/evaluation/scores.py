@@ -11,22 +11,19 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from babybert.data.dataset import Dataset
 from babybert.data.loader import ordered_batches
 from babybert.data.table import Examples
-from babybert.data.tokenizer import FIRST_ORDINARY, Tokenizer
-from babybert.errors import DataError
+from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.model.bert import BabyBert
 from babybert.model.loss import mlm_loss, nsp_loss
 from babybert.progress import Progress
 
 
-class Stopped(Exception):
+class EvaluationStopped(Exception):
     """An evaluation was asked to stop before it had its scores."""
 
 
@@ -63,14 +60,6 @@ class Scores:
         return "\n".join([f"held out: {self.pairs:,} pairs, {self.masked_tokens:,} masked tokens", *lines])
 
 
-def check_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
-    """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
-    if tokenizer.digest != dataset.tokenizer.digest:
-        raise DataError(
-            f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on"
-        )
-
-
 def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
     """Natural logs of the words' shares (float64, V), each count one higher; special tokens count as never seen."""
     return np.log((counts_V + 1) / (counts_V.sum() + len(counts_V)))
@@ -88,7 +77,7 @@ def evaluate(
 ) -> Scores:
     """Score `model` on `examples`; `counts_V` are the training pairs' token counts. The model's mode is restored.
 
-    Raises Stopped as soon as `should_stop` says so.
+    Raises EvaluationStopped as soon as `should_stop` says so.
     """
     was_training = model.training
     model.eval()
@@ -123,7 +112,7 @@ def _evaluate(
             nsp_correct += int((nsp_logits_B2.argmax(-1) == batch.is_next_B).sum())
             progress.advance(len(batch.is_next_B))
             if should_stop():
-                raise Stopped
+                raise EvaluationStopped
     rank_N = np.concatenate(ranks)
     return Scores(
         pairs=len(examples),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
 from babybert.model.kernels import cpu_kernels
-from babybert.model.layer import Dropout, EncoderLayer, Rows
+from babybert.model.layer import Dropout, EncoderLayer
+from babybert.model.packing import PackedBatch
 
 MIMETIC_GAIN = 0.7  # more, and a token sees little but itself; tried: 0.7 and 1
 SEGMENTS = 3  # 0 padding, 1 `[CLS] A [SEP]`, 2 `B [SEP]`
@@ -113,7 +114,7 @@ class BabyBert(nn.Module):
     def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
         """Hidden states (B, T, D). Positions that hold `[PAD]` are not attended to, wherever in the row they are."""
         if self.kernels == "auto" and cpu_kernels(ids_BT.device):
-            rows = Rows.of(ids_BT != PAD)
+            rows = PackedBatch.of(ids_BT != PAD)
             x_ND = self._embed_rows(ids_BT, segments_BT, rows)
             for layer in self.encoder.layers:
                 x_ND = layer.forward_rows(x_ND, rows)
@@ -127,18 +128,18 @@ class BabyBert(nn.Module):
 
         All tokens have keys and values in the last layer, but only these need what comes after them.
         """
-        rows = Rows.of(ids_BT != PAD)
+        rows = PackedBatch.of(ids_BT != PAD)
         x_ND = self._embed_rows(ids_BT, segments_BT, rows)
         last = len(self.encoder.layers) - 1
         for index, layer in enumerate(self.encoder.layers):
             x_ND = layer.forward_rows(x_ND, rows, torch.searchsorted(rows.index_N, query_M) if index == last else None)
         return self.dropout(self.encoder_norm(x_ND))
 
-    def _embed_rows(self, ids_BT: Tensor, segments_BT: Tensor, rows: Rows) -> Tensor:
+    def _embed_rows(self, ids_BT: Tensor, segments_BT: Tensor, rows: PackedBatch) -> Tensor:
         position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
         return self.embedding(rows.pack(ids_BT), rows.pack(segments_BT), rows.pack(position_BT))
 
-    def choose_kernels(self, kernels: str) -> "BabyBert":
+    def set_kernels(self, kernels: str) -> "BabyBert":
         """Compute by whatever is fastest here ("auto"), or by PyTorch's own operations ("plain")."""
         for module in self.modules():
             if isinstance(module, (BabyBert, EncoderLayer, Dropout)):

@@ -1,7 +1,7 @@
 """What a trained model says at masks: the likeliest words, and their probabilities.
 
 Two ways to the same numbers. In PyTorch's own operations: a few positions' logits at a time, their softmax, and a search by
-blocks. Compiled (`kernels/cpu_answer.py`), for narrow models on a CPU: two to three times as fast, after seconds of
+blocks. Compiled (`kernels/cpu_top_tokens.py`), for narrow models on a CPU: two to three times as fast, after seconds of
 compiling, which a server can wait for and a command that answers once should not.
 
 Shapes: B rows, T positions, M positions asked for, N masks, V vocabulary, D width, K candidates, X targets, C columns of a block.
@@ -32,7 +32,7 @@ class Answers:
     """A model that is only asked; `compiled` to spend seconds at the first answer and be faster from then on, where that can be had."""
 
     def __init__(self, model: BabyBert, compiled: bool = False, threads: int = 1) -> None:
-        self.model = model.eval().choose_kernels("plain")
+        self.model = model.eval().set_kernels("plain")
         decoder = model.mlm_decoder
         kernels = answer_kernels() if compiled else None
         self.best_words: Any = None

@@ -1,6 +1,6 @@
 """A Transformer layer that is PyTorch's own in name, weights and plain form, and runs on kernels where they are faster.
 
-Where there are CPU kernels, the tokens of all pairs are laid end to end, without padding (`Rows`): attention looks from
+Where there are CPU kernels, the tokens of all pairs are laid end to end, without padding (`PackedBatch`): attention looks from
 `offsets[b]` to `offsets[b + 1]`, and all else is a function of one row. On a GPU a batch stays padded, because how many
 tokens there are would have to be waited for; only the feed-forward is then replaced.
 
@@ -10,35 +10,13 @@ Shapes: B pairs, T positions, N tokens of all pairs (or B x T positions), M of t
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from babybert.model.kernels import as_autocast, cpu_kernels, gpu_kernels
-
-
-class Rows(NamedTuple):
-    """Where the tokens of a padded batch are when they are laid end to end."""
-
-    index_N: Tensor  # in the flattened batch
-    offsets: Tensor  # pair b has the tokens from offsets[b] to offsets[b + 1]
-    shape: torch.Size  # (B, T)
-
-    @classmethod
-    def of(cls, real_BT: Tensor) -> "Rows":
-        """The positions that are not padding."""
-        return cls(real_BT.flatten().nonzero().squeeze(1), F.pad(real_BT.sum(1).cumsum(0), (1, 0)), real_BT.shape)
-
-    def pack(self, x_BT: Tensor) -> Tensor:
-        """Of a padded batch, what is at the tokens."""
-        return x_BT.flatten(0, 1)[self.index_N]
-
-    def pad(self, x_ND: Tensor) -> Tensor:
-        """The padded batch (B, T, D), with zeros where there is no token."""
-        flat = x_ND.new_zeros(self.shape.numel(), x_ND.shape[1]).index_copy(0, self.index_N, x_ND)
-        return flat.view(*self.shape, -1)
+from babybert.model.packing import PackedBatch
 
 
 def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: float, kernels: str = "auto") -> Tensor:
@@ -53,7 +31,7 @@ def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, drop: flo
     return linear2(dropout(F.relu(linear1(x_ND)), drop, kernels))
 
 
-def attention(qkv_N3D: Tensor, rows: Rows, heads: int, drop: float, kernels: str = "auto") -> Tensor:
+def attention(qkv_N3D: Tensor, rows: PackedBatch, heads: int, drop: float, kernels: str = "auto") -> Tensor:
     """Scaled dot-product attention (Vaswani et al., 2017) within each pair, to (N, D)."""
     cpu = cpu_kernels(qkv_N3D.device) if kernels == "auto" else None
     if cpu and cpu.attention.supports(qkv_N3D, heads, drop):
@@ -107,7 +85,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
             feed_forward(x.flatten(0, -2), self.linear1, self.linear2, drop, self.kernels).view(x.shape)
         )
 
-    def forward_rows(self, x_ND: Tensor, rows: Rows, query_M: Tensor | None = None) -> Tensor:
+    def forward_rows(self, x_ND: Tensor, rows: PackedBatch, query_M: Tensor | None = None) -> Tensor:
         """The layer's output for tokens laid end to end, or for those M of them that are asked for."""
         attend = self.self_attn
         qkv_N3D = F.linear(x_ND, attend.in_proj_weight, attend.in_proj_bias)

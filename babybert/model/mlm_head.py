@@ -58,15 +58,15 @@ def mlm_head_loss(
 
 
 @torch.inference_mode()
-def row_losses(
+def mlm_head_token_losses(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, kernels: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Each position's own cross entropy (N, fp32, nats) and rank (N): what `mlm_head_loss` adds up. All have a target."""
     cpu = cpu_kernels(hidden_ND.device) if kernels == "auto" else None
     if cpu and cpu.head.supports(hidden_ND, weight_VD):
-        return cpu.head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
+        return cpu.head.mlm_head_token_losses(hidden_ND, weight_VD, bias_V, targets_N)
     if cpu and cpu.wide_head.supports(hidden_ND, weight_VD):
-        return cpu.wide_head.row_losses(hidden_ND, weight_VD, bias_V, targets_N)
+        return cpu.wide_head.mlm_head_token_losses(hidden_ND, weight_VD, bias_V, targets_N)
     losses, ranks = [targets_N.new_empty(0, dtype=torch.float32)], [targets_N.new_empty(0)]
     for hidden_CD, targets_C in zip(
         *(x.split(max(1, CHUNK // len(bias_V))) for x in (hidden_ND, targets_N)), strict=True

@@ -94,11 +94,11 @@ def open_model(config: PlaygroundConfig) -> Shown:
         name = f"Asks {endpoint.url} over the HTTP API."
     else:
         from babybert.checkpoint.format import STEP_FOLDER
-        from babybert.checkpoint.source import Source
+        from babybert.checkpoint.source import CheckpointSource
         from babybert.serving.predictor import Predictor
 
         with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
-            found = Source(config.checkpoint).find(Path(folder))
+            found = CheckpointSource(config.checkpoint).find(Path(folder))
             model = Local(Predictor.load(found))
         name = f"Checkpoint {found.name} of {config.checkpoint}."
         if run_address is None and not STEP_FOLDER.match(Path(config.checkpoint).resolve().name):

@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from babybert.checkpoint.format import checkpoint_name, checkpoint_step, checkpoints
-from babybert.checkpoint.source import Source
+from babybert.checkpoint.format import checkpoint_name, checkpoint_step, list_checkpoints
+from babybert.checkpoint.source import CheckpointSource
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.curves import read_run, running_mean, series
@@ -42,7 +42,9 @@ class Run:
 
     def steps(self) -> list[int]:
         """The steps of its checkpoints, early to late."""
-        return sorted(self._store.steps() if self._store else map(checkpoint_step, checkpoints(Path(self.address))))
+        return sorted(
+            self._store.steps() if self._store else map(checkpoint_step, list_checkpoints(Path(self.address)))
+        )
 
     def curves(self) -> dict[str, Any]:
         """For each loss: points of the training (as logged, and their running mean), held-out points, baselines.
@@ -103,7 +105,7 @@ class Run:
         if step not in self._loaded:
             with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
                 self._loaded[step] = Predictor.load(
-                    Source(f"{self.address}/{checkpoint_name(step)}").find(Path(folder))
+                    CheckpointSource(f"{self.address}/{checkpoint_name(step)}").find(Path(folder))
                 )
         return self._loaded[step]
 

@@ -26,18 +26,6 @@ HANDLER = "babybert_handler.py"
 SERVED = "served.json"  # {"version": str, "step": int, "digest": SHA-256 of the weights, "files": {name: SHA-256}}
 MANIFEST = "MAR-INF/MANIFEST.json"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
-# What the handler imports, and nothing of training.
-PACKAGE_PARTS = (
-    "__init__.py",
-    "config.py",
-    "errors.py",
-    "data/__init__.py",
-    "data/tokenizer.py",
-    "model",
-    "inference/__init__.py",
-    "inference/predictor.py",
-    "inference/requests.py",
-)
 
 
 def handler_folder() -> Path:
@@ -91,14 +79,10 @@ def pack(content: Path, handler: Path, served: dict[str, Any], out: Path) -> Pat
 
 def _gather(checkpoint: Path, content: Path) -> dict[str, Any]:
     """Copy the model and the code into `content`, and return what `served.json` says of the model."""
-    from babybert.checkpoint.model_files import (  # PyTorch, which a server of an archive has no use for
-        MODEL_FILES,
-        WEIGHTS,
-    )
+    from babybert.checkpoint.format import MODEL_FILES, WEIGHTS  # PyTorch, which a server of an archive has no use for
 
     package = Path(babybert.__file__).parent
-    for part in PACKAGE_PARTS:
-        _copy(package / part, content / "babybert" / part)
+    _copy(package, content / "babybert")
     for name in MODEL_FILES:
         _copy(checkpoint / name, content / name)
     digests = {name: _sha256((content / name).read_bytes()) for name in MODEL_FILES}

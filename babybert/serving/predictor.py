@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import load_model
 from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
 from babybert.model.bert import BabyBert

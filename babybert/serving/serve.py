@@ -34,9 +34,11 @@ def serve(config: ServeConfig) -> int:
         if (archive / f"{MODEL_NAME}.mar").is_file():
             archive = archive / f"{MODEL_NAME}.mar"
         if archive.suffix != ".mar":
-            from babybert.checkpoint.source import Source  # loads PyTorch, which a server of an archive has no use for
+            from babybert.checkpoint.source import (
+                CheckpointSource,  # loads PyTorch, which a server of an archive has no use for
+            )
 
-            source = Source(config.source)
+            source = CheckpointSource(config.source)
             archive = write_archive(source.find(folder), folder)
         server = stack.enter_context(Server(config, archive))
         say(

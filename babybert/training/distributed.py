@@ -20,16 +20,10 @@ from torch import Tensor, nn
 
 from babybert.data.loader import Batch
 from babybert.errors import UsageError
+from babybert.model.device import pick_device
 from babybert.model.loss import IGNORED, LossSums
 
 TIMEOUT = timedelta(minutes=30)  # the others wait while the first process validates, or fetches a checkpoint
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device for "auto", "cpu" or "cuda". Raises UsageError when a GPU is asked for and none is visible."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no GPU is visible to PyTorch; check the driver, or use --device cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

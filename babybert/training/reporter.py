@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from babybert.checkpoint.format import TrainState
+from babybert.checkpoint.metrics_log import MetricsLog
 from babybert.config import PretrainConfig
 from babybert.data.loader import Loader
 from babybert.errors import StorageError, UsageError, UserError
@@ -23,7 +24,7 @@ from babybert.evaluation.scores import Scores, as_dict
 from babybert.model.loss import LossSums
 from babybert.progress import say
 from babybert.training.distributed import DistributedContext
-from babybert.training.metrics import MetricsLog, RunMetrics
+from babybert.training.metrics import RunMetrics
 
 
 class NonFiniteGuard:

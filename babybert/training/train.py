@@ -19,16 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from babybert.checkpoint.format import TrainState, read_state, restore
+from babybert.checkpoint.format import TrainState, check_same_vocabulary, load_model, read_state, restore
 from babybert.checkpoint.manager import CheckpointManager
-from babybert.checkpoint.model_files import load_model
 from babybert.config import PretrainConfig, model_config
 from babybert.data.dataset import SPLITS, Dataset, open_dataset
 from babybert.data.device_loader import DeviceLoader, fits
 from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, pairs_before
 from babybert.data.table import Examples
 from babybert.errors import DataError, UsageError
-from babybert.evaluation.scores import Scores, Stopped, check_vocabulary, evaluate, unigram_log_probs
+from babybert.evaluation.scores import EvaluationStopped, Scores, evaluate, unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
 from babybert.progress import Progress, say
@@ -79,7 +78,7 @@ def _train(
     train, held_out = dataset.examples("train"), dataset.examples("validation").first(config.validation_pairs)
     counts_V = dataset.token_counts()
     bert, optimizer, state, resumed_from = set_up(config, parallel, dataset, counts_V, keeper)
-    model = parallel.wrap(PretrainingModel(bert.choose_kernels(config.kernels)))
+    model = parallel.wrap(PretrainingModel(bert.set_kernels(config.kernels)))
     loader = make_loader(config, train, dataset.tokenizer.size, parallel.device)
     epoch_batches = batches_in_epoch(len(train), config.batch_size)
     total_steps = min(config.epochs * epoch_batches, config.max_steps or math.inf)
@@ -127,7 +126,7 @@ def _train(
                 state.epoch, state.batch = state.epoch + 1, 0
             watch.check()
             if keeper:
-                with contextlib.suppress(Stopped):
+                with contextlib.suppress(EvaluationStopped):
                     scores = None
                     if not stop.signal:
                         scores = evaluate(
@@ -208,7 +207,7 @@ def load_or_create(config: PretrainConfig, dataset: Dataset, counts_V: np.ndarra
             bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probs(counts_V)))
         return bert
     bert, tokenizer = load_model(folder)
-    check_vocabulary(folder, tokenizer, dataset)
+    check_same_vocabulary(folder, tokenizer, dataset)
     check_order(folder, config, dataset)
     if bert.config != sizes:
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")

@@ -8,6 +8,7 @@
 import itertools
 
 import numpy as np
+import tutorial
 
 from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import unigram_entropy

@@ -8,13 +8,15 @@
 import itertools
 
 import numpy as np
+import tutorial
 
-from babybert.data.pairs import Corpus, Pairs, assemble, make_pairs, split_sentences
+from babybert.data.pairs import Pairs, assemble, make_pairs
+from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.tokenizer import CLS, SEP
 
 tokenizer = tutorial.open_data().tokenizer
 documents = tokenizer.encode_documents(list(itertools.islice(tutorial.reviews(), 2000)))
-corpus = Corpus(np.concatenate(documents), np.cumsum([0, *map(len, documents)]), np.arange(len(documents)))
+corpus = TokenizedDocuments(np.concatenate(documents), np.cumsum([0, *map(len, documents)]), np.arange(len(documents)))
 print(f"{len(documents):,} reviews, {len(corpus.tokens):,} tokens end to end")
 
 # %% [markdown]

@@ -6,6 +6,7 @@
 
 # %%
 import numpy as np
+import tutorial
 
 from babybert.data.masking import (
     BECOMES_MASK,

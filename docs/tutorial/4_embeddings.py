@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import torch
+import tutorial
 
 from babybert.config import model_config
 from babybert.model.bert import BabyBert

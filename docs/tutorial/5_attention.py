@@ -10,6 +10,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tutorial
 
 from babybert.config import model_config
 from babybert.data.tokenizer import PAD

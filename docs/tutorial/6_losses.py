@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import torch
+import tutorial
 
 from babybert.config import model_config
 from babybert.data.loader import ordered_batches
@@ -17,7 +18,7 @@ from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
-from babybert.model.mlm_head import row_losses
+from babybert.model.mlm_head import mlm_head_token_losses
 
 # %% [markdown]
 # ## Three words, a pocket calculator
@@ -129,7 +130,9 @@ def prices_of(model: BabyBert) -> np.ndarray:
         chosen = batch.labels_BT > 0
         states = model.mlm_transform(model(batch.ids_BT, batch.segments_BT)[chosen])
         found.append(
-            row_losses(states, model.mlm_decoder.weight, model.mlm_decoder.bias, batch.labels_BT[chosen])[0].numpy()
+            mlm_head_token_losses(states, model.mlm_decoder.weight, model.mlm_decoder.bias, batch.labels_BT[chosen])[
+                0
+            ].numpy()
         )
     return np.concatenate(found)
 

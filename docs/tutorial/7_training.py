@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tutorial
 
-from babybert.checkpoint.format import find_checkpoint
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import find_checkpoint, load_model
+from babybert.checkpoint.metrics_log import read_metrics
 from babybert.cli import main
 from babybert.config import PretrainConfig
 from babybert.data.loader import DynamicMasking, Loader
@@ -22,7 +23,6 @@ from babybert.evaluation.report_figures import plot_attention
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
 from babybert.serving.predictor import Predictor
-from babybert.training.metrics import read_metrics
 from babybert.training.train import load_or_create, make_optimizer
 
 dataset = tutorial.open_data()

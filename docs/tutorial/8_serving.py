@@ -15,8 +15,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from babybert.checkpoint.format import find_checkpoint
-from babybert.checkpoint.model_files import load_model
+import tutorial
+
+from babybert.checkpoint.format import find_checkpoint, load_model
 from babybert.cli import main
 from babybert.config import ServeConfig
 from babybert.serving.archive import check_archive, write_archive

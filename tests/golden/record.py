@@ -91,7 +91,7 @@ def record_prepare(folder: Path, imdb: str | None, wordpiece: str | None) -> dic
         "demo-5-copies": ["--duplicates", "5", "--demo-documents", "50"],
     }
     if imdb:
-        os.symlink(imdb, folder / "aclImdb.tar.gz")
+        (folder / "aclImdb.tar.gz").symlink_to(imdb)
         for form in ("csv", "parquet"):
             source = ["--corpus", "imdb", "--source", "aclImdb.tar.gz", "--limit", "2000", "--format", form]
             kinds[f"imdb-{form}"] = source

@@ -19,7 +19,7 @@ import torch
 from conftest import SMALL
 from faulty_proxy import FaultyProxy
 
-from babybert.checkpoint.format import checkpoint_step, checkpoints, find_checkpoint
+from babybert.checkpoint.format import checkpoint_step, find_checkpoint, list_checkpoints
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.prepare import prepare
 from babybert.evaluation.look import attention_weights, neighbours
@@ -300,7 +300,7 @@ def test_how_it_learned(visit, of_checkpoint, run):
     for row in page.locator("#learned-table tbody tr").all():
         step, cell = row.locator("th, td").all_text_contents()
         found[int(step.replace(",", ""))] = cell
-    steps = sorted(map(checkpoint_step, checkpoints(run)))
+    steps = sorted(map(checkpoint_step, list_checkpoints(run)))
     assert list(found) == spread(steps, 5)
     for step, cell in found.items():
         (mask,) = Predictor.load(run / f"step-{step:08d}").fill_mask(["Mary rides near the [MASK]."], 4)[0]["masks"]

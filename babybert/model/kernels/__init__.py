@@ -20,7 +20,7 @@ def cpu_kernels(device: torch.device) -> ModuleType | None:
 
 def answer_kernels() -> ModuleType | None:
     """The kernels of a server on a CPU, or None where numba cannot be had."""
-    return _load("cpu_answer")
+    return _load("cpu_top_tokens")
 
 
 def gpu_kernels(device: torch.device) -> ModuleType | None:

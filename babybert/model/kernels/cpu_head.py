@@ -180,7 +180,9 @@ def _quick_log_sums(
     return log_sum_N
 
 
-def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def mlm_head_token_losses(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
+) -> tuple[Tensor, Tensor]:
     """Each position's own cross entropy (fp32) and its target's rank."""
     hidden_ND = hidden_ND.float().contiguous()
     own_N = ((hidden_ND * weight_VD[targets_N]).sum(-1) + bias_V[targets_N]).numpy()

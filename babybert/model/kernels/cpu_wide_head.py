@@ -89,7 +89,9 @@ def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[int, Tensor, Tensor]:
     return rows, hidden_ND.new_empty(rows, vocab), hidden_ND.new_zeros(threads_for(rows, 1), vocab)
 
 
-def row_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+def mlm_head_token_losses(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
+) -> tuple[Tensor, Tensor]:
     """Each position's own cross entropy (fp32) and its target's rank."""
     rows, z_CV, d_bias_TV = _chunks(hidden_ND, weight_VD)
     losses, ranks = [], []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from babybert.checkpoint.model_files import load_model
+from babybert.checkpoint.format import load_model
 from babybert.data.tokenizer import CLS, MASK, SEP
 
 
@@ -16,7 +16,7 @@ class Handler:
         """Load the model that lies beside this file."""
         torch.set_num_threads(1)
         self.model, self.tokenizer = load_model(Path(context.system_properties["model_dir"]))
-        self.model.eval().choose_kernels("plain")
+        self.model.eval().set_kernels("plain")
 
     @torch.no_grad()
     def handle(self, rows, context):
