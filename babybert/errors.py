@@ -1,8 +1,8 @@
-"""The errors that are meant for people, and the exit code each one ends a command with.
+"""The errors that are meant for users, and the exit code that each ends a command with.
 
-Exit codes are an interface: a Kubernetes Job decides by them whether to try again. A wrong setting (2) or wrong
-data (3) stays wrong however often it is retried; anything else (1) may be passing. `cli.main` prints these errors
-as one line; every other exception is a defect of ours and keeps its traceback.
+Exit codes are an interface: a Kubernetes Job decides by them whether to retry. A wrong setting (2) or wrong data (3)
+stays wrong however often it is retried. Anything else (1) may be temporary. `cli.main` prints these errors as one line.
+Every other exception is a bug and keeps its traceback.
 """
 
 import errno
@@ -14,30 +14,31 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """Something the user can put right; the message says what is wrong, where, and what to do."""
+    """Something the user can fix. The message says what is wrong, where, and what to do."""
 
     exit_code = EXIT_CRASH
 
 
 class UsageError(UserError):
-    """A bad flag, setting, or combination of them."""
+    """A wrong flag or setting, or a wrong combination of them."""
 
     exit_code = EXIT_USAGE
 
 
 class DataError(UserError):
-    """A file, row or archive that is missing, broken, or not what it should be."""
+    """A file, row or archive that is missing, corrupt or of the wrong kind."""
 
     exit_code = EXIT_DATA
 
 
 class StorageError(UserError):
-    """A disk that is full or fails: worth another try, unlike the two above."""
+    """A disk or server that is full or fails. Unlike with the two above, a retry may help."""
 
     exit_code = EXIT_CRASH
 
 
 def cannot_write(message: str, error: OSError) -> UserError:
-    """StorageError, which is worth another try, or UsageError where the folder is refused for good (permissions, a read-only disk)."""
-    refused = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return (UsageError if refused else StorageError)(message)
+    """UsageError if access is denied for good (permissions, a read-only disk), else StorageError."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UsageError(message)
+    return StorageError(message)

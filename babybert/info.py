@@ -98,13 +98,13 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "path": str(folder),
         "kind": "checkpoint",
         "checkpoints_of_the_run": len(list_checkpoints(folder.parent)),
-        "step": state["step"],
-        "epoch": state["epoch"],
+        "step": state.step,
+        "epoch": state.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "sizes": dataclasses.asdict(model.config),
         "tokenizer_digest": tokenizer.digest,
-        "settings": state["settings"],
-        "scores": state["scores"],
+        "settings": state.settings,
+        "scores": state.scores,
     }
 
 

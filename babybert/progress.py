@@ -1,11 +1,10 @@
-"""Progress of long work: a bar on a terminal, a plain line every few seconds anywhere else.
+"""Progress of long work: a bar on a terminal, a plain log line every few seconds elsewhere.
 
-Both say how far it is, the rate and the time left. Lines go to standard error, so that what a command prints as its
-result can be piped on.
+Both show how far the work is, its rate and the time left.
 """
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,42 +12,40 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import Progress as ProgressBar
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_FRAMES = 0.1  # of the bar: to draw it for each unit would cost more than many a unit does
-
-
-def say(text: str) -> None:
-    """One line to the person who watches, on standard error."""
-    print(text, file=sys.stderr, flush=True)
+SECONDS_BETWEEN_FRAMES = 0.1  # of the bar; drawing it for each unit would cost more than the unit
 
 
 class Progress:
-    """A task of `total` units; `advance` moves it on. Use as a context manager. Bytes are shown as MB.
+    """A task of `total` units. Use as a context manager and call `advance`. Bytes are shown as MB.
 
-    `done` is what an earlier process had done of the same task: it counts in the bar, not in the rate. `json_lines`
-    makes the lines elsewhere than on a terminal JSON objects with the same fields, for whoever collects logs. Without
-    `show` nothing is shown: there is another process that does.
+    Args:
+        done: units that an earlier process has done. They count in the bar, but not in the rate.
+        show: False to show nothing, because another process does.
+        json_lines: where there is no terminal, log JSON objects with the same fields, for log collectors.
     """
 
     def __init__(
         self, task: str, total: int, unit: str, done: int = 0, show: bool = True, json_lines: bool = False
     ) -> None:
-        self.task, self.total, self.unit, self._silent, self._json = task, total, unit, not show, json_lines
+        self.task = task
+        self.total = total
+        self.unit = unit
+        self._show = show
+        self._json_lines = json_lines
         self._values: dict[str, float] = {}
-        self._start_done = self._done = done
-        self._start = self._last_shown = time.monotonic()
-        self._bar: RichProgress | None = None
+        self._done = self._done_at_start = done
+        self._start_time = self._last_shown = time.monotonic()
+        self._bar: ProgressBar | None = None
         console = Console(stderr=True)
         if console.is_terminal and show:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[amount]}  {task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._bar = RichProgress(*columns, console=console)
+            amount_and_note = TextColumn("{task.fields[amount]}  {task.fields[note]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), amount_and_note, TimeRemainingColumn())
+            self._bar = ProgressBar(*columns, console=console)
             self._bar_task = self._bar.add_task(task, total=total, completed=done, amount="", note="")
 
     def __enter__(self) -> "Progress":
@@ -60,51 +57,62 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
-            self._show()
+            self._update_bar(self._bar)
             self._bar.stop()
-        elif kind is None and not self._silent:
-            say(f"{self.task}: {self._amount(self._done)} in {time.monotonic() - self._start:.1f} s")
+        elif kind is None and self._show:
+            seconds = time.monotonic() - self._start_time
+            logger.info(f"{self.task}: {self._format_amount(self._done)} in {seconds:.1f} s")
 
     @property
     def rate(self) -> float:
-        """Units a second since this process began."""
-        return (self._done - self._start_done) / max(time.monotonic() - self._start, 1e-9)
+        """Units per second since this process began."""
+        return (self._done - self._done_at_start) / max(time.monotonic() - self._start_time, 1e-9)
 
     def advance(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
-        """Move on by `units`; `values` (the loss, say) are shown beside the rate until others take their place."""
+        """Move on by `units`. `values`, such as the loss, are shown beside the rate until new ones replace them."""
         self._done += units
         self._values.update(values or {})
         now = time.monotonic()
-        if now - self._last_shown >= (SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES):
-            self._last_shown = now
-            self._show()
-
-    def _show(self) -> None:
-        if self._silent:
+        pause = SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES
+        if not self._show or now - self._last_shown < pause:
             return
-        amount = f"{self._amount(self._done)} of {self._amount(self.total)}"
-        note = "  ".join(
-            [f"{self._amount(self.rate)}/s", *(f"{name} {value:.4g}" for name, value in self._values.items())]
-        )
+        self._last_shown = now
         if self._bar:
-            self._bar.update(self._bar_task, completed=self._done, amount=amount, note=note)
+            self._update_bar(self._bar)
         else:
-            left = (self.total - self._done) / max(self.rate, 1e-9)
-            if self._json:
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                line = {"time": now, "task": self.task, "done": self._done, "total": self.total, "unit": self.unit}
-                say(
-                    json.dumps(
-                        {
-                            **line,
-                            "rate": round(self.rate, 1),
-                            "seconds_left": round(left),
-                            **{k: round(v, 6) for k, v in self._values.items()},
-                        }
-                    )
-                )
-                return
-            say(f"{self.task}: {amount}  {note}  {left:.0f} s left")
+            self._log_line()
 
-    def _amount(self, units: float) -> str:
+    def _update_bar(self, bar: ProgressBar) -> None:
+        bar.update(self._bar_task, completed=self._done, amount=self._describe_amount(), note=self._describe_rate())
+
+    def _log_line(self) -> None:
+        seconds_left = (self.total - self._done) / max(self.rate, 1e-9)
+        if not self._json_lines:
+            logger.info(f"{self.task}: {self._describe_amount()}  {self._describe_rate()}  {seconds_left:.0f} s left")
+            return
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "task": self.task,
+            "done": self._done,
+            "total": self.total,
+            "unit": self.unit,
+            "rate": round(self.rate, 1),
+            "seconds_left": round(seconds_left),
+            **{name: round(value, 6) for name, value in self._values.items()},
+        }
+        logger.info(json.dumps(line))
+
+    def _describe_amount(self) -> str:
+        return f"{self._format_amount(self._done)} of {self._format_amount(self.total)}"
+
+    def _describe_rate(self) -> str:
+        values = [f"{name} {value:.4g}" for name, value in self._values.items()]
+        return "  ".join([f"{self._format_amount(self.rate)}/s", *values])
+
+    def _format_amount(self, units: float) -> str:
         return f"{units / 1e6:,.1f} MB" if self.unit == "bytes" else f"{units:,.0f} {self.unit}"
+
+
+def say(text: str) -> None:
+    """Log one line (use a module's own logger instead)."""
+    logger.info(text)

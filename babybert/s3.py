@@ -1,7 +1,7 @@
-"""S3 as this project uses it: one client, `s3://bucket/key` addresses, and errors that people can act on.
+"""S3 as this project uses it: one client, `s3://bucket/key` addresses, and errors that users can act on.
 
-boto3 finds credentials, region and endpoint by the standard AWS ways (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
-`~/.aws/config`, roles of a cluster), so there are no settings of our own for them.
+boto3 finds credentials, region and endpoint in the standard AWS ways (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
+`~/.aws/config`, roles of a cluster), so the project has no settings for them.
 """
 
 import contextlib
@@ -12,10 +12,12 @@ from typing import Any
 from babybert.errors import DataError, StorageError, UsageError
 
 SCHEME = "s3://"
+MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
 
 def is_s3(address: str) -> bool:
-    """Whether `address` is one of S3."""
+    """Whether `address` is an S3 address."""
     return address.startswith(SCHEME)
 
 
@@ -28,22 +30,26 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def make_client() -> Any:
-    """A boto3 client that retries what may pass. Raises UsageError when its configuration is incomplete."""
-    import boto3  # a quarter of a second, and only those who use S3 pay it
+    """A boto3 client that retries temporary errors. Raises UsageError when its configuration is incomplete."""
+    import boto3  # takes a quarter of a second, which only users of S3 should pay
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    seconds = os.environ.get("BABYBERT_S3_TIMEOUT", "20")  # a server that takes a connection and never answers
+    seconds = os.environ.get("BABYBERT_S3_TIMEOUT", "20")  # for a server that accepts a connection and never answers
     try:
-        waits = {"connect_timeout": min(float(seconds), 5.0), "read_timeout": float(seconds)}
-        return boto3.Session().client("s3", config=Config(retries={"mode": "standard", "max_attempts": 3}, **waits))
+        config = Config(
+            retries={"mode": "standard", "max_attempts": 3},
+            connect_timeout=min(float(seconds), 5.0),
+            read_timeout=float(seconds),
+        )
+        return boto3.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3: {error}; set the AWS variables or ~/.aws/config") from error
 
 
 @contextlib.contextmanager
 def s3_errors(address: str) -> Iterator[None]:
-    """Turn boto3's errors into ours: missing is bad data (3), refused is bad usage (2), the rest may pass (1)."""
+    """Turn boto3's errors into ours: missing is DataError, denied is UsageError, the rest is StorageError."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
@@ -51,11 +57,11 @@ def s3_errors(address: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        if code in ("404", "NoSuchKey", "NoSuchBucket", "NotFound"):
+        if code in MISSING:
             raise DataError(f"{address}: no such object or bucket") from error
-        if code in ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+        if code in DENIED:
             raise UsageError(
-                f"{address}: access refused ({code}); check the AWS credentials and the bucket's policy"
+                f"{address}: access denied ({code}); check the AWS credentials and the bucket's policy"
             ) from error
         raise StorageError(f"{address}: S3 answered {code}: {error}; try again") from error
     except (NoCredentialsError, PartialCredentialsError) as error:

@@ -255,7 +255,7 @@ MISSING = {"AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "no"}
     ("image", "command", "code", "says"),
     [
         (TRAIN, ["pretrain", "--store=s3://no-such-bucket/run"], 3, "no such object or bucket"),
-        (TRAIN, ["pretrain", "--store=s3://{bucket}/run", MISSING], 2, "access refused"),
+        (TRAIN, ["pretrain", "--store=s3://{bucket}/run", MISSING], 2, "access denied"),
         (TRAIN, ["pretrain", "--device=cuda"], 2, "no GPU"),
         (TRAIN, ["pretrain", "--batchsize=3"], 2, "unrecognized arguments"),
         (TRAIN, ["pretrain", "--data=data/none"], 3, "no dataset.json"),
@@ -264,7 +264,7 @@ MISSING = {"AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "no"}
         (SERVE, [{"BABYBERT_MODEL_URI": "/models/none"}], 3, "/models/none"),
         (SERVE, [{"BABYBERT_MODEL_URI": "s3://no-such-bucket/run"}], 3, "no such object or bucket"),
         (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/none"}], 3, "no whole checkpoint there"),
-        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/run", **MISSING}], 2, "access refused"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/run", **MISSING}], 2, "access denied"),
     ],
     ids=lambda value: "-".join(str(part) for part in value)[:60] if isinstance(value, list) else None,
 )

@@ -1,4 +1,4 @@
-"""A run's checkpoints, here and in a real S3 store: found, fetched, passed over, and survived whatever happens."""
+"""The checkpoints of a run, local and in a real S3 store: found, downloaded, skipped, and intact after any kill."""
 
 import errno
 import json
@@ -6,30 +6,34 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlparse
 
 import pytest
-from conftest import Seaweed, aws_variables, run_until_killed
+from conftest import S3, Seaweed, aws_variables
 from faulty_proxy import FaultyProxy
+from processes import TIME_LIMIT, babybert_command, run_babybert, run_until_killed, wait_for_line
 
-from babybert.checkpoint import storage
-from babybert.checkpoint.format import MANIFEST, checkpoint_problem, list_checkpoints, newest_valid, read_state
+from babybert.checkpoint import lease
+from babybert.checkpoint.format import checkpoint_problem, find_checkpoint, list_checkpoints, read_manifest, read_state
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.checkpoint.metrics_log import read_metrics
 from babybert.checkpoint.storage import S3Store
-from babybert.config import PrepareConfig
+from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.s3 import list_keys
 from babybert.training.metrics import RunMetrics
-from babybert.training.train import pretrain
+from babybert.training.train import TrainingResult, pretrain
 
-COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain", "--no-metrics", "--device=cpu", "--log-every=1"]
-SIZES = [
+FLAGS = [
+    "pretrain",
+    "--no-metrics",
+    "--device=cpu",
+    "--log-every=1",
     "--preset=tiny",
     "--width=8",
     "--heads=2",
@@ -38,93 +42,126 @@ SIZES = [
     "--dropout=0.1",
     "--batch-size=8",
 ]
+Small = Callable[..., PretrainConfig]
+
+
+def result_of(config: PretrainConfig) -> TrainingResult:
+    """Train, as rank 0."""
+    result = pretrain(config)
+    assert result is not None
+    return result
+
+
+def flags_of(small: Small, folder: Path, address: str) -> list[str]:
+    """The flags of a small run in `folder` that uploads to `address`."""
+    return [*FLAGS, f"--data={small().data}", f"--out={folder / 'run'}", f"--store={address}"]
+
+
+def start(small: Small, folder: Path, address: str, *flags: str) -> subprocess.Popen[str]:
+    """Start such a run in another process."""
+    command = babybert_command(*flags_of(small, folder, address), *flags)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
-def address(s3):
+def address(s3: S3) -> str:
+    """The address of an empty store."""
     return f"s3://{s3.bucket}/runs/one"
 
 
-def test_a_new_machine_goes_on_from_the_store(small, address, tmp_path):
-    whole = pretrain(small(out=tmp_path / "whole", dropout=0.1)).checkpoint
-    first = pretrain(small(out=tmp_path / "a", dropout=0.1, store=address, max_steps=28, lr=small().lr))
+def test_a_new_machine_resumes_from_the_store(small: Small, address: str, tmp_path: Path) -> None:
+    complete = result_of(small(out=tmp_path / "complete", dropout=0.1)).checkpoint
+    first = result_of(small(out=tmp_path / "a", dropout=0.1, store=address, max_steps=28, lr=small().lr))
     assert S3Store(address).steps() == [28]
     shutil.rmtree(tmp_path / "a")
-    again = pretrain(small(out=tmp_path / "b", dropout=0.1, store=address))
+    resumed = result_of(small(out=tmp_path / "b", dropout=0.1, store=address))
     assert first.checkpoint.name == "step-00000028"
-    assert again.checkpoint.name == whole.name
+    assert resumed.checkpoint.name == complete.name
     lines = read_metrics(tmp_path / "b" / "metrics.jsonl")
-    assert [line["step"] for line in lines if line["split"] == "validation"] == [28, 56]  # the curve came along
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [28, 56]  # the curve was downloaded too
     assert S3Store(address).steps() == [56, 28]
 
 
-def test_what_is_broken_here_is_fetched_and_what_is_broken_there_passed_over(small, address, s3, tmp_path, capsys):
+def test_a_corrupt_local_checkpoint_is_downloaded_and_a_corrupt_remote_one_skipped(
+    small: Small, address: str, s3: S3, caplog: pytest.LogCaptureFixture
+) -> None:
     config = small(store=address, epochs=3, keep_checkpoints=9)
     pretrain(config)
     weights = config.out / "step-00000084" / "model.safetensors"
-    good = sha256(weights)
+    digest = sha256(weights)
     weights.write_bytes(b"broken")
-    outcome = pretrain(small(store=address, epochs=3, keep_checkpoints=9))
-    assert outcome.checkpoint.name == "step-00000084"
-    assert sha256(weights) == good
+    assert result_of(config).checkpoint.name == "step-00000084"
+    assert sha256(weights) == digest
     weights.write_bytes(b"broken")
-    (there,) = [
+    (remote_key,) = [
         key
         for key, _ in list_keys(s3.client, s3.bucket, "runs/one/step-00000084/")
         if key.endswith("model.safetensors")
     ]
-    s3.client.put_object(Bucket=s3.bucket, Key=there, Body=b"broken")
-    capsys.readouterr()
-    outcome = pretrain(small(store=address, epochs=3, max_steps=57, keep_checkpoints=9))
-    assert read_state(outcome.checkpoint)["step"] == 57  # from 56
-    assert capsys.readouterr().err.count("passing over") == 2
+    s3.client.put_object(Bucket=s3.bucket, Key=remote_key, Body=b"broken")
+    caplog.clear()
+    resumed = result_of(small(store=address, epochs=3, max_steps=57, keep_checkpoints=9))
+    assert read_state(resumed.checkpoint).step == 57  # from 56
+    assert caplog.text.count("skipping") == 2
 
 
-def test_a_step_can_be_chosen_and_the_newer_are_set_aside(small):
+def test_a_step_can_be_chosen_and_newer_ones_are_set_aside(small: Small) -> None:
     pretrain(small(epochs=3, keep_checkpoints=9))
-    outcome = pretrain(small(resume="28", max_steps=30, keep_checkpoints=9))
-    assert outcome.checkpoint.name == "step-00000030"
+    resumed = result_of(small(resume="28", max_steps=30, keep_checkpoints=9))
+    assert resumed.checkpoint.name == "step-00000030"
     assert len(list(small().out.glob("aside-*-step-*"))) == 2
-    with pytest.raises(DataError, match="has no whole checkpoint of step 29; it has 30, 28"):
+
+
+def test_a_step_that_cannot_be_resumed_changes_nothing(small: Small, address: str, tmp_path: Path) -> None:
+    """A typo in --resume, a corrupt step, other sizes, other data, newer steps in the store: all fail before a rename."""
+    pretrain(small(epochs=3, keep_checkpoints=9))
+    run = small().out
+    before = sorted(path.name for path in run.glob("*step-*"))
+    prepare(PrepareConfig(out=tmp_path / "other", demo_documents=40, validation_fraction=0.2, min_frequency=3))
+    with pytest.raises(DataError, match="has no checkpoint of step 29; it has 84, 56, 28"):
         pretrain(small(resume="29"))
+    with pytest.raises(UsageError, match="has sizes"):
+        pretrain(small(resume="28", width=16))
+    with pytest.raises(UsageError, match="was trained with batch_size"):
+        pretrain(small(resume="28", batch_size=4))
+    with pytest.raises(DataError, match="another vocabulary"):
+        pretrain(small(resume="28", data=tmp_path / "other"))
+    S3Store(address).upload(run / "step-00000084")
+    with pytest.raises(UsageError, match=r"has newer checkpoints \(84\)"):
+        pretrain(small(resume="56", store=address))
+    (run / "step-00000056" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="the checkpoint of step 56 is corrupt; other steps: 84, 28"):
+        pretrain(small(resume="56"))
+    assert sorted(path.name for path in run.glob("*step-*")) == before
+    resumed = result_of(small(epochs=3, keep_checkpoints=9))
+    assert resumed.checkpoint.name == "step-00000084"
 
 
-def test_another_runs_checkpoint_can_be_gone_on_from(small, address, tmp_path):
+def test_a_run_can_start_from_another_runs_checkpoint(small: Small, address: str, tmp_path: Path) -> None:
     pretrain(small(out=tmp_path / "a", store=address, epochs=1))
     for source in (str(tmp_path / "a"), str(tmp_path / "a" / "step-00000028"), address, f"{address}/step-00000028"):
-        outcome = pretrain(small(out=tmp_path / re.sub(r"\W", "_", source), resume=source, max_steps=30))
-        assert read_state(outcome.checkpoint)["step"] == 30
-        assert read_state(outcome.checkpoint)["restarts"] == 1
-    with pytest.raises(DataError, match="no whole checkpoint"):
+        resumed = result_of(small(out=tmp_path / re.sub(r"\W", "_", source), resume=source, max_steps=30))
+        assert read_state(resumed.checkpoint).step == 30
+        assert read_state(resumed.checkpoint).restarts == 1
+    with pytest.raises(DataError, match="no valid checkpoint"):
         pretrain(small(out=tmp_path / "x", resume=str(tmp_path / "nowhere")))
-    with pytest.raises(DataError, match="no whole checkpoint there"):
+    with pytest.raises(DataError, match="no valid checkpoint there"):
         pretrain(small(out=tmp_path / "y", resume=address + "-nothing"))
 
 
-def test_never_means_never(small, address, tmp_path):
+def test_resume_never_refuses_existing_checkpoints(small: Small, address: str, tmp_path: Path) -> None:
     pretrain(small(out=tmp_path / "a", store=address, epochs=1))
     with pytest.raises(UsageError, match="--resume never"):
         pretrain(small(out=tmp_path / "b", store=address, resume="never"))
 
 
-def test_two_jobs_do_not_share_a_folder_or_a_prefix(small, address, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_is_alive", lambda process: True)
-    job = subprocess.Popen(
-        [
-            *COMMAND,
-            *SIZES,
-            f"--data={small().data}",
-            f"--out={tmp_path / 'run'}",
-            f"--store={address}",
-            "--epochs=100000",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_two_jobs_do_not_share_a_folder_or_a_prefix(
+    small: Small, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_is_dead_process_of_this_host", lambda content: False)
+    job = start(small, tmp_path, address, "--epochs=100000")
     try:
-        for line in job.stderr:
-            if "held-out" in line:
-                break
+        wait_for_line(job, "held-out")
         with pytest.raises(UserError, match="another process is training there"):
             pretrain(small())
         with pytest.raises(
@@ -133,127 +170,111 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(small, address, tmp_path, mo
             pretrain(small(out=tmp_path / "other", store=address))
     finally:
         job.kill()
-        job.wait()
+        job.wait(TIME_LIMIT)
 
 
 @pytest.mark.parametrize(
     ("variables", "store", "message", "code"),
     [
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "cannot list there: access refused", 2),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "cannot list there: access denied", 2),
         (
             {"AWS_ACCESS_KEY_ID": "read-key", "AWS_SECRET_ACCESS_KEY": "read-secret"},
             None,
-            "cannot write there: access refused",
+            "cannot write there: access denied",
             2,
         ),
         ({}, "s3://no-such-bucket/x", "cannot list there: no such object or bucket", 3),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, None, "cannot list there", 1),
     ],
 )
-def test_a_store_that_refuses_is_said_before_the_first_step(small, address, tmp_path, variables, store, message, code):
-    command = [*COMMAND, *SIZES, f"--data={small().data}", f"--out={tmp_path / 'run'}", f"--store={store or address}"]
-    job = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+def test_a_store_that_denies_access_is_reported_before_the_first_step(
+    small: Small, address: str, tmp_path: Path, variables: dict[str, str], store: str | None, message: str, code: int
+) -> None:
+    job = run_babybert(*flags_of(small, tmp_path, store or address), environment=variables)
     assert job.returncode == code, job.stderr
     assert message in job.stderr.splitlines()[-1]
     assert "Traceback" not in job.stderr
     assert not list_checkpoints(tmp_path / "run")
 
 
-KILLED_RUN = ["pretrain", *COMMAND[4:], *SIZES, "--epochs=2", "--checkpoint-every=12", "--keep-checkpoints=1"]
+KILLED_RUN = ["--epochs=2", "--checkpoint-every=12", "--keep-checkpoints=1"]
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(demo_folder, tmp_path_factory):
-    """The last checkpoint of the same run when nobody kills it."""
-    out = tmp_path_factory.mktemp("whole")
-    subprocess.run(
-        [sys.executable, "-m", "babybert.cli", *KILLED_RUN, f"--data={demo_folder}", f"--out={out}"],
-        check=True,
-        capture_output=True,
-    )
-    return newest_valid(out)
+def uninterrupted(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of the same run when nothing kills it."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    job = run_babybert(*FLAGS, *KILLED_RUN, f"--data={demo_folder}", f"--out={out}")
+    assert job.returncode == 0, job.stderr
+    return find_checkpoint(out)
 
 
+# Public functions of the standard library and of the store, each at a call that lies in the named phase.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("function", "calls", "what"),
+    ("function", "calls", "phase"),
     [
-        ("babybert.checkpoint.format:save_model", 2, "in a local save"),
-        ("babybert.checkpoint.format:_flush", 9, "before the local rename"),
+        ("os:fsync", 3, "while the first checkpoint is flushed"),
+        ("os:fsync", 14, "just before the second checkpoint is renamed"),
+        ("pathlib:Path.rename", 2, "at the rename itself"),
+        ("shutil:rmtree", 4, "while old checkpoints are deleted"),
         ("babybert.checkpoint.storage:S3Store.upload", 1, "before an upload"),
-        ("babybert.checkpoint.storage:S3Store.key", 6, "in the middle of an upload, or before it"),
-        ("babybert.checkpoint.storage:S3Store.put_metrics", 1, "after the manifest"),
-        ("babybert.checkpoint.storage:S3Store.prune", 1, "before pruning there"),
-        ("babybert.checkpoint.storage:S3Store._delete", 2, "while pruning there"),
-        ("babybert.checkpoint.manager:prune", 2, "before pruning here"),
-        ("babybert.checkpoint.format:shutil.rmtree", 4, "while pruning or saving here"),
+        ("babybert.checkpoint.storage:S3Store.key", 9, "during an upload"),
+        ("babybert.checkpoint.storage:S3Store.upload_metrics", 1, "after the manifest is uploaded"),
+        ("babybert.checkpoint.storage:S3Store.prune", 1, "before old checkpoints are deleted in the store"),
+        ("babybert.checkpoint.storage:S3Store.delete_objects", 2, "while they are deleted"),
     ],
 )
-def test_killed_anywhere_it_ends_with_the_same_bits(small, uninterrupted, address, tmp_path, function, calls, what):
-    here = [*KILLED_RUN, f"--data={small().data}", f"--out={tmp_path / 'run'}", f"--store={address}"]
-    run_until_killed(function, calls, *here)
-    if calls % 2:  # half the time the machine is gone, and its disk with it
+def test_a_run_killed_at_any_point_ends_with_the_same_bits(
+    small: Small, uninterrupted: Path, address: str, tmp_path: Path, function: str, calls: int, phase: str
+) -> None:
+    flags = [*flags_of(small, tmp_path, address), *KILLED_RUN]
+    run_until_killed(function, calls, *flags)
+    if calls % 2:  # half the time the machine and its disk are gone
         shutil.rmtree(tmp_path / "run")
-    again = subprocess.run([sys.executable, "-m", "babybert.cli", *here], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    one, other = newest_valid(tmp_path / "run"), uninterrupted
-    assert one.name == other.name
+    resumed = run_babybert(*flags)
+    assert resumed.returncode == 0, resumed.stderr
+    newest = find_checkpoint(tmp_path / "run")
+    assert newest.name == uninterrupted.name
     for file in ("model.safetensors", "training.pt"):
-        assert sha256(one / file) == sha256(other / file), what
-    fetched = S3Store(address).download(56, tmp_path)
-    assert checkpoint_problem(fetched) is None
-    assert sha256(fetched / "model.safetensors") == sha256(other / "model.safetensors")
+        assert sha256(newest / file) == sha256(uninterrupted / file), phase
+    downloaded = S3Store(address).download(56, tmp_path)
+    assert checkpoint_problem(downloaded) is None
+    assert sha256(downloaded / "model.safetensors") == sha256(uninterrupted / "model.safetensors")
 
 
 @pytest.fixture
-def proxy(s3, s3_endpoint, monkeypatch):
-    where = urlparse(s3_endpoint)
-    proxy = FaultyProxy((where.hostname, where.port))
+def proxy(s3: S3, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy in front of the S3 server, which the AWS variables point to."""
+    target = urlparse(s3_endpoint)
+    assert target.hostname is not None and target.port is not None
+    proxy = FaultyProxy((target.hostname, target.port))
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     yield proxy
     proxy.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "error", "reset", "hang"])
-def test_training_goes_on_while_the_server_is_bad_and_the_newest_gets_there(
-    small, address, proxy, tmp_path, s3, monkeypatch, fault
-):
+def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_uploaded(
+    small: Small, address: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     monkeypatch.setenv("BABYBERT_S3_TIMEOUT", "1")
-    command = [
-        *COMMAND,
-        *SIZES,
-        f"--data={small().data}",
-        f"--out={tmp_path / 'run'}",
-        f"--store={address}",
-        "--epochs=60",
-        "--checkpoint-every=20",
-    ]
-    job = subprocess.Popen([*command, "--metrics", "--metrics-port=0"], stderr=subprocess.PIPE, text=True)
-    said = []
-    for line in job.stderr:
-        said.append(line)
-        if "step 28:" in line:
-            proxy.mode = fault
-            break
-    failed = epochs = 0
-    for line in job.stderr:
-        said.append(line)
-        failed += "is not uploaded yet" in line
-        epochs += "held-out" in line
-        if (
-            failed and epochs
-        ):  # the order is the machine's: a fast one has trained to the end before the first failure is known
-            proxy.mode = "pass"
-            break
-    said += job.stderr.read().splitlines(keepends=True)
-    assert job.wait(120) == 0, "".join(said)
-    assert failed
-    newest = newest_valid(tmp_path / "run")
+    job = start(small, tmp_path, address, "--epochs=60", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
+    wait_for_line(job, "step 28:")
+    proxy.mode = fault
+    wait_for_line(job, "is not uploaded yet")
+    proxy.mode = "pass"
+    _, errors = job.communicate(timeout=TIME_LIMIT)
+    assert job.returncode == 0, errors
+    newest = find_checkpoint(tmp_path / "run")
     assert S3Store(address).steps()[0] == int(newest.name[5:]) == 60 * 28
-    manifest = S3Store(address).manifest(60 * 28)
-    assert manifest["files"] == json.loads((newest / MANIFEST).read_text())["files"]
+    assert S3Store(address).manifest(60 * 28).files == read_manifest(newest).files
 
 
-def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(small, tmp_path, monkeypatch):
+def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "seaweed").mkdir()
     server = Seaweed(tmp_path / "seaweed")
     server.start()
@@ -262,67 +283,69 @@ def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(sma
             monkeypatch.setenv(name, value)
         store = S3Store("s3://bucket/run")
         store.client.create_bucket(Bucket="bucket")
-        command = [
-            *COMMAND,
-            *SIZES,
-            f"--data={small().data}",
-            f"--out={tmp_path / 'run'}",
-            f"--store={store.address}",
-            "--epochs=40",
-        ]
-        job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        for line in job.stderr:
-            if "step 56:" in line:
-                server.kill()
-            if "is not uploaded yet" in line:
-                server.start()
-                break
-        rest = job.stderr.read()
-        assert job.wait(180) == 0, rest
+        job = start(small, tmp_path, store.address, "--epochs=40")
+        wait_for_line(job, "step 56:")
+        server.kill()
+        wait_for_line(job, "is not uploaded yet")
+        server.start()
+        _, errors = job.communicate(timeout=TIME_LIMIT)
+        assert job.returncode == 0, errors
         assert store.steps()[0] == 40 * 28
         assert checkpoint_problem(store.download(40 * 28, tmp_path)) is None
     finally:
         server.kill()
 
 
-def test_a_server_that_never_comes_back_is_said_and_the_local_copy_is_whole(small, address, proxy, tmp_path):
-    command = [
-        *COMMAND,
-        *SIZES,
-        f"--data={small().data}",
-        f"--out={tmp_path / 'run'}",
-        f"--store={address}",
-        "--epochs=30",
-        "--upload-minutes=0.05",
-    ]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in job.stderr:
-        if "step 28:" in line:
-            proxy.mode = "refuse"
-            break
-    rest = job.stderr.read()
-    assert job.wait(120) == 1, rest
+def test_a_server_that_stays_away_is_reported_and_the_local_copy_is_valid(
+    small: Small, address: str, proxy: FaultyProxy, tmp_path: Path
+) -> None:
+    flags = ["--epochs=30", "--upload-minutes=0.05"]
+    job = start(small, tmp_path, address, *flags)
+    wait_for_line(job, "step 28:")
+    proxy.mode = "refuse"
+    _, errors = job.communicate(timeout=TIME_LIMIT)
+    assert job.returncode == 1, errors
     assert re.search(
-        r"error: .*step-00000840 is whole, but could not be uploaded \(.+\); start again to go on from it",
-        rest.strip().splitlines()[-1],
+        r"error: .*step-00000840 is valid but could not be uploaded \(.+\); start again to continue from it",
+        errors.strip().splitlines()[-1],
     )
     assert checkpoint_problem(tmp_path / "run" / "step-00000840") is None
     proxy.mode = "pass"
-    time.sleep(0.1)
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    resumed = run_babybert(*flags_of(small, tmp_path, address), *flags)
+    assert resumed.returncode == 0, resumed.stderr
     assert S3Store(address).steps()[0] == 840
+
+
+def test_a_job_that_lost_its_lease_stops_and_leaves_the_store_alone(small: Small, address: str, tmp_path: Path) -> None:
+    store = S3Store(address)
+    job = start(small, tmp_path, address, "--epochs=100000", "--checkpoint-every=20")
+    try:
+        wait_for_line(job, "step 28:")
+        content = {"owner": "x", "host": "elsewhere", "process": 1, "seconds": 60.0}
+        store.client.put_object(Bucket=store.bucket, Key=store.key(lease.LEASE), Body=json.dumps(content).encode())
+        _, errors = job.communicate(timeout=TIME_LIMIT)
+    finally:
+        job.kill()
+    assert job.returncode == 1, errors
+    assert "process 1 on elsewhere has taken over" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert store.steps(), "the other job's store is as it was"
 
 
 @pytest.mark.parametrize(
     ("code", "kind"), [(errno.EACCES, UsageError), (errno.EROFS, UsageError), (errno.ENOSPC, StorageError)]
 )
-def test_a_folder_that_is_refused_for_good_is_not_tried_again(small, monkeypatch, code, kind):
-    def refuse(path, *arguments, **named):
+def test_a_folder_without_access_is_a_usage_error_and_a_full_disk_a_storage_error(
+    small: Small, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[UserError]
+) -> None:
+    def refuse(path: Path, *arguments: Any, **named: Any) -> NoReturn:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(kind, match="run: cannot be written: "), CheckpointManager(small(), RunMetrics()):
+    with (
+        pytest.raises(kind, match="run: cannot be written: "),
+        CheckpointManager(small(), RunMetrics().checkpoints),
+    ):
         pass
     with pytest.raises(kind, match="cannot write the data"):
         prepare(PrepareConfig(out=small().out / "data"))

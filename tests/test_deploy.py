@@ -16,8 +16,8 @@ from deployment import OVERLAYS, ROOT, need, only, pod_templates, rendered, writ
 from babybert import __version__, errors
 from babybert.cli import COMMANDS
 from babybert.config import ServeConfig
+from babybert.config.command_line import add_flags, load_config
 from babybert.serving import torchserve as server
-from babybert.settings import add_flags, fill
 
 sys.path.insert(0, str(ROOT / "k8s"))
 KUBERNETES = [f"1.{minor}" for minor in range(29, 38)]
@@ -183,7 +183,7 @@ def run_settings(overlay, command):
 
     arguments = parser.parse_args([])
     arguments.config = Given()
-    return fill(config_class, command, arguments, {})
+    return load_config(config_class, command, arguments, {})
 
 
 def test_every_setting_is_one(overlay):
@@ -357,7 +357,7 @@ def test_compose_names_what_is_there():
     command, *flags = services["playground"]["command"]
     parser = argparse.ArgumentParser()
     add_flags(parser, COMMANDS[command][0])
-    page = fill(COMMANDS[command][0], command, parser.parse_args(flags), {})
+    page = load_config(COMMANDS[command][0], command, parser.parse_args(flags), {})
     assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
     assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
 

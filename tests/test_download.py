@@ -130,7 +130,7 @@ def test_errors_of_s3_are_for_people(s3, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="not an S3 address"):
         find_files("s3://", (".txt",), tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UsageError, match="access refused"):
+    with pytest.raises(UsageError, match="access denied"):
         find_files(f"s3://{s3.bucket}/a.txt", (".txt",), tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="check the endpoint"):

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 from babybert.config import PrepareConfig, PretrainConfig
+from babybert.config.command_line import add_flags, load_config
 from babybert.errors import UsageError
-from babybert.settings import add_flags, fill
 
 
 def pretrain_settings(*flags, environment=None):
     parser = argparse.ArgumentParser()
     add_flags(parser, PretrainConfig)
-    return fill(PretrainConfig, "pretrain", parser.parse_args(flags), environment or {})
+    return load_config(PretrainConfig, "pretrain", parser.parse_args(flags), environment or {})
 
 
 def test_without_anything_the_defaults_hold():
@@ -109,7 +109,7 @@ def test_settings_that_cannot_work_are_refused_by_name(settings):
 def prepare_settings(*flags, environment=None):
     parser = argparse.ArgumentParser()
     add_flags(parser, PrepareConfig)
-    return fill(PrepareConfig, "prepare", parser.parse_args(flags), environment or {})
+    return load_config(PrepareConfig, "prepare", parser.parse_args(flags), environment or {})
 
 
 def test_several_values_from_each_place(tmp_path):

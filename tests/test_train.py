@@ -13,21 +13,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from babybert.training.reporter import Reporter
 from prometheus_client.parser import text_string_to_metric_families
 
 from babybert.checkpoint.format import TrainState, list_checkpoints, load_model, newest_valid, read_state, restore
 from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
 from babybert.config import PrepareConfig, PretrainConfig
+from babybert.config.command_line import add_flags, load_config
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.evaluation.scores import evaluate
-from babybert.settings import add_flags, fill
-from babybert.training import train as trainer
+from babybert.training import train as train_module
 from babybert.training.distributed import DistributedContext
 from babybert.training.lr_schedule import learning_rate
 from babybert.training.metrics import RunMetrics
-from babybert.training.reporter import Reporter
 from babybert.training.train import EagerAdam, load_or_create, make_optimizer, pretrain
 
 COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain"]
@@ -67,7 +67,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, m
     """With dropout, so that what is random counts; cut within epochs and across them."""
     settings = {**settings, "dropout": 0.1, "log_every": 1}
     whole = pretrain(small(out=tmp_path / "whole", **settings)).checkpoint
-    rate_of = trainer.learning_rate
+    rate_of = train_module.learning_rate
     for cut in (*cuts, -1):
 
         def rate_and_stop(step, *rest, cut=cut):
@@ -75,16 +75,16 @@ def test_stopped_and_started_again_it_ends_with_the_same_bits(small, tmp_path, m
                 signal.raise_signal(signal.SIGTERM)
             return rate_of(step, *rest)
 
-        monkeypatch.setattr(trainer, "learning_rate", rate_and_stop)
+        monkeypatch.setattr(train_module, "learning_rate", rate_and_stop)
         outcome = pretrain(small(out=tmp_path / "cut", **settings))
         if cut > 0:
             assert outcome.stopped_by == signal.SIGTERM
-            assert read_state(outcome.checkpoint)["step"] == cut
+            assert read_state(outcome.checkpoint).step == cut
     assert outcome.checkpoint.name == whole.name
     assert sha256(outcome.checkpoint / "model.safetensors") == sha256(whole / "model.safetensors")
     assert sha256(outcome.checkpoint / "training.pt") == sha256(whole / "training.pt")
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
-    assert read_state(outcome.checkpoint)["restarts"] == len(cuts)
+    assert read_state(outcome.checkpoint).restarts == len(cuts)
 
 
 def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
@@ -95,12 +95,12 @@ def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return evaluate(*arguments)
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate_and_stop)
+    monkeypatch.setattr(train_module, "evaluate_held_out", evaluate_and_stop)
     outcome = pretrain(small())
     assert outcome.stopped_by == signal.SIGINT
     assert len(asked) == 1
     assert outcome.scores is None
-    assert read_state(outcome.checkpoint)["epoch"] == 1
+    assert read_state(outcome.checkpoint).epoch == 1
 
 
 def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
@@ -115,8 +115,10 @@ def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
 
 def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
-    original = trainer.evaluate
-    monkeypatch.setattr(trainer, "evaluate", lambda *rest: replace(original(*rest), mlm_loss=next(losses)))
+    original = train_module.evaluate_held_out
+    monkeypatch.setattr(
+        train_module, "evaluate_held_out", lambda *rest: replace(original(*rest), mlm_loss=next(losses))
+    )
     config = small(epochs=5, keep_checkpoints=2)
     pretrain(config)
     assert [int(path.name[5:]) for path in list_checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]
@@ -131,7 +133,7 @@ def test_time_can_be_limited_across_processes(small):
     assert summary["step"] == state["step"]
     again = pretrain(small(epochs=100_000, max_minutes=0.02))
     assert (
-        read_state(again.checkpoint)["step"] == state["step"] + 1
+        read_state(again.checkpoint).step == state["step"] + 1
     )  # there is no time left but for the step that finds it
 
 
@@ -146,7 +148,7 @@ def test_other_schedules(small, schedule):
 def test_the_reference_is_a_recipe():
     parser = argparse.ArgumentParser()
     add_flags(parser, PretrainConfig)
-    config = fill(PretrainConfig, "pretrain", parser.parse_args(["--recipe", "reference", "--lr", "1e-4"]), {})
+    config = load_config(PretrainConfig, "pretrain", parser.parse_args(["--recipe", "reference", "--lr", "1e-4"]), {})
     assert (config.preset, config.batch_size, config.optimizer, config.lr, config.epochs) == (
         "baby",
         6,

@@ -1,17 +1,30 @@
-"""Checkpoints on local disk: `RUN/step-00001234/`, whole or not there at all.
+"""What a checkpoint is: a directory `RUN/step-00001234/`, and how it is saved, verified and loaded.
 
-A checkpoint is the saved model (see `model/saved.py`), `training.pt` (the optimizer's state), `state.json` (where the
-run is, its settings and scores) and `manifest.json` (each file's size and SHA-256). All of it is written into a folder
-with another name, flushed to disk, and renamed at the end: a crash at any moment leaves the older checkpoints and at
-most a `.partial-` folder, which the next save sweeps away. Readers take only folders whose files are what the manifest
-says. There is no random state in it: what is random in a step is a function of the seed and the step.
+| file | content |
+| --- | --- |
+| `model.safetensors` | the weights; reading them runs no code, unlike unpickling |
+| `model.json` | the sizes of the network (`ModelConfig`) |
+| `tokenizer.json` | the tokenizer |
+| `training.pt` | the optimizer's state |
+| `state.json` | where the run is, its settings and its held-out scores (`CheckpointState`) |
+| `manifest.json` | size and SHA-256 of each file above, and of the manifest itself (`Manifest`) |
+
+A checkpoint appears completely or not at all: the files are written into `.partial-step-00001234`, flushed to disk, and
+the directory is renamed at the end. A crash at any moment leaves the older checkpoints and at most a `.partial-`
+directory, which the next save deletes. Readers accept only directories whose files match the manifest.
+
+No random state is saved: what is random in a step is a function of the seed and the step.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,187 +39,178 @@ from babybert.data.digest import sha256
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError
 from babybert.model.bert import BabyBert
-from babybert.progress import say
 
-WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
-MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
+logger = logging.getLogger(__name__)
+
 FORMAT = 2
-STEP_FOLDER = re.compile(r"^step-(\d{8})$")
+WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
+MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FILES = (*MODEL_FILES, TRAINING, STATE)
+STEP_FOLDER = re.compile(r"^step-(\d{8})$")
 
 
 @dataclass
 class TrainState:
-    """Where a run is: `step` steps are done, and the next batch is number `batch` of epoch `epoch`.
+    """How far a run is. The next batch is number `batch` of epoch `epoch`, both counted from 0."""
 
-    `seconds` of training lie behind it, in `restarts` + 1 processes.
-    """
-
-    step: int = 0
+    step: int = 0  # optimizer steps done
     epoch: int = 0
     batch: int = 0
-    seconds: float = 0.0
-    restarts: int = 0
+    seconds: float = 0.0  # of training, in all processes so far
+    restarts: int = 0  # processes before this one
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """The content of `state.json`."""
+
+    step: int
+    epoch: int
+    batch: int
+    seconds: float
+    restarts: int
+    tokenizer_digest: str  # SHA-256 of the tokenizer
+    settings: dict[str, Any]  # the PretrainConfig, as JSON
+    data_digest: str  # SHA-256 of the training shards and the tokenizer
+    scores: dict[str, float] | None  # on held-out pairs; None if the run was stopped within an epoch
+    format: int = FORMAT
+
+    def train_state(self) -> TrainState:
+        """Where the run was."""
+        return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts)
+
+    def held_out_loss(self) -> float | None:
+        """The sum of both held-out losses in nats; None without scores."""
+        return self.scores["mlm_loss"] + self.scores["nsp_loss"] if self.scores else None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and digest of one file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    `held_out_loss` is here so that the best checkpoint is found without reading any. In S3, `attempt` names the upload
+    that the files belong to; a local manifest has none. The JSON also holds a SHA-256 of the other fields except
+    `attempt`. Manifests of earlier versions lack it.
+    """
+
+    step: int
+    held_out_loss: float | None
+    files: dict[str, FileEntry]
+    attempt: str | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        content = self._content()
+        upload = {} if self.attempt is None else {"attempt": self.attempt}
+        return json.dumps({**content, "sha256": _digest_of(content), **upload}, indent=2) + "\n"
+
+    def _content(self) -> dict[str, Any]:
+        files = {name: dataclasses.asdict(entry) for name, entry in self.files.items()}
+        return {"format": self.format, "step": self.step, "held_out_loss": self.held_out_loss, "files": files}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """Parse `manifest.json`. Raises ValueError for anything that is not a valid manifest."""
+        try:
+            content = json.loads(text)
+            loss = content["held_out_loss"]
+            manifest = cls(
+                step=int(content["step"]),
+                held_out_loss=None if loss is None else float(loss),
+                files={name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()},
+                attempt=content.get("attempt"),
+                format=content["format"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a manifest ({error!r})") from error
+        if "sha256" in content and content["sha256"] != _digest_of(manifest._content()):
+            raise ValueError("the manifest differs from its own SHA-256")
+        return manifest
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    """SHA-256 of JSON content, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a step's checkpoint."""
+    """The directory name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The step that a checkpoint's name says."""
+    """The step in a checkpoint's directory name."""
     return int(folder.name.removeprefix("step-"))
 
 
+# Saving
+
+
 def save_checkpoint(
-    run: Path,
-    state: TrainState,
-    model: BabyBert,
-    tokenizer: Tokenizer,
-    optimizer: torch.optim.Optimizer,
-    facts: dict[str, Any],
+    run: Path, state: CheckpointState, model: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write the checkpoint of `state` and return its folder. `facts` (settings, scores) are kept in `state.json`.
+    """Write a checkpoint into the run's folder and return its directory.
 
-    The scores' losses go into the manifest too, so that the best checkpoint is found without reading any.
-
-    Raises StorageError if the disk cannot take it; nothing half-written stays.
+    Raises StorageError if the disk cannot take it. Nothing half-written is left then.
     """
     target = run / checkpoint_name(state.step)
-    partial = run / f".partial-{target.name}"
-    for abandoned in run.glob(".partial-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with _written_atomically(target) as partial:
         save_model(partial, model, tokenizer)
         torch.save({"optimizer": optimizer.state_dict()}, partial / TRAINING)
-        described = {"format": FORMAT, **dataclasses.asdict(state), "tokenizer_digest": tokenizer.digest, **facts}
-        (partial / STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        manifest = {
-            name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)} for name in FILES
-        }
-        scores = facts.get("scores")
-        loss = scores["mlm_loss"] + scores["nsp_loss"] if scores else None
-        whole = {"format": FORMAT, "step": state.step, "held_out_loss": loss, "files": manifest}
-        (partial / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        for name in (*FILES, MANIFEST):
-            _flush(partial / name)
-        if target.exists():  # the same step, from a run that ended and was started again
-            shutil.rmtree(target)
-        partial.rename(target)
-        _flush(run)
-    # safetensors and torch.save wrap a full disk in errors of their own.
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise StorageError(
-            f"{target}: cannot write the checkpoint: {reason}; make room and start again, the run goes on from its last one"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        state_json = {"format": state.format, **{key: value for key, value in vars(state).items() if key != "format"}}
+        (partial / STATE).write_text(json.dumps(state_json, indent=2) + "\n", encoding="utf-8")
+        entries = {name: FileEntry((partial / name).stat().st_size, sha256(partial / name)) for name in FILES}
+        manifest = Manifest(state.step, state.held_out_loss(), entries)
+        (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return target
 
 
-def checkpoint_problem(folder: Path) -> str | None:
-    """What is wrong with this checkpoint, in a few words; None if it is whole."""
+def save_model(folder: Path, model: BabyBert, tokenizer: Tokenizer) -> None:
+    """Write `MODEL_FILES` into `folder`. Weights have the module's own names, without the prefix of a wrapper."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / SIZES).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(folder / TOKENIZER)
+
+
+@contextlib.contextmanager
+def _written_atomically(target: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `target` at the end. Raises StorageError."""
+    run = target.parent
+    partial = run / f".partial-{target.name}"
     try:
-        manifest = read_manifest(folder)
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
-        for name in FILES:
-            if sha256(folder / name) != manifest["files"][name]["sha256"]:
-                return f"{name} differs from the manifest"
-    except FileNotFoundError as error:
-        return f"no {Path(error.filename).name}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({error!r})"
-    return None
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `manifest.json` says. Raises OSError and ValueError."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first, whole or not."""
-    return sorted((path for path in run.glob("step-*") if STEP_FOLDER.match(path.name)), reverse=True)
-
-
-def newest_valid(run: Path) -> Path | None:
-    """The newest checkpoint that verifies; says which it passed over. None if there is none."""
-    for folder in list_checkpoints(run):
-        problem = checkpoint_problem(folder)
-        if problem is None:
-            return folder
-        say(f"warning: passing over {folder}: {problem}")
-    return None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means by `path`: itself, or the newest whole one of a run. Raises DataError."""
-    if STEP_FOLDER.match(path.resolve().name):
-        problem = checkpoint_problem(path) if path.is_dir() else "no such folder"
-        if problem:
-            raise DataError(f"{path}: not a whole checkpoint: {problem}")
-        return path
-    found = newest_valid(path) if path.is_dir() else None
-    if found is None:
-        raise DataError(f"{path}: no whole checkpoint there; train one with `babybert pretrain --out {path}`")
-    return found
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `state.json` of a verified checkpoint says."""
-    return json.loads((folder / STATE).read_text(encoding="utf-8"))
-
-
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Put a verified checkpoint's optimizer back; the weights are `load_model`'s part.
-
-    Raises UsageError if a version wrote it that grouped the parameters differently.
-    """
-    saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-    try:
-        optimizer.load_state_dict(saved["optimizer"])
-    except ValueError as error:
-        raise UsageError(
-            f"{folder}: its optimizer is of another version of babybert; go on with that one, or choose another --out"
+        for abandoned in run.glob(".partial-*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in partial.iterdir():
+            _flush_to_disk(path)
+        if target.exists():  # the same step, from a run that ended and was started again
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush_to_disk(run)
+    # safetensors and torch.save wrap the error of a full disk in errors of their own.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise StorageError(
+            f"{target}: cannot write the checkpoint: {reason}; free some space and start again, "
+            "the run continues from its last checkpoint"
         ) from error
-    return run_state(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def run_state(folder: Path) -> TrainState:
-    """Where the run was at a verified checkpoint."""
-    state = read_state(folder)
-    return TrainState(**{field.name: state[field.name] for field in dataclasses.fields(TrainState)})
-
-
-def steps_to_delete(losses: dict[int, float | None], keep: int) -> list[int]:
-    """The steps to delete: all but the newest `keep` and the one with the lowest held-out loss."""
-    newest = sorted(losses, reverse=True)
-    scored = {step: loss for step, loss in losses.items() if loss is not None}
-    best = min(scored, key=lambda step: (scored[step], -step)) if scored else None
-    return [step for step in newest[keep:] if step != best]
-
-
-def prune(run: Path, keep: int, in_use: frozenset[Path] = frozenset()) -> None:
-    """Delete all but the newest `keep` checkpoints, the best, and those in use. Called after a save: the newest is whole."""
-    losses = {}
-    for folder in list_checkpoints(run):
-        try:
-            losses[checkpoint_step(folder)] = read_manifest(folder).get("held_out_loss")
-        except (OSError, ValueError, AttributeError):
-            losses[checkpoint_step(folder)] = None
-    for step in steps_to_delete(losses, keep):
-        folder = run / checkpoint_name(step)
-        if folder not in in_use:
-            (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-deleted one is never taken for whole
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -214,16 +218,69 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_model(folder: Path, model: BabyBert, tokenizer: Tokenizer) -> None:
-    """Write the three files into `folder`."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / SIZES).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(folder / TOKENIZER)
+# Verifying and finding
+
+
+def checkpoint_problem(folder: Path) -> str | None:
+    """Why this checkpoint is corrupt, in a few words; None if it is valid."""
+    try:
+        manifest = read_manifest(folder)
+        if manifest.format != FORMAT:
+            return f"format {manifest.format}; this version reads format {FORMAT}"
+        for name in FILES:
+            if sha256(folder / name) != manifest.files[name].sha256:
+                return f"{name} differs from the manifest"
+    except FileNotFoundError as error:
+        return f"no {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError) as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises OSError and ValueError."""
+    return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """The `state.json` of a verified checkpoint."""
+    content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    return CheckpointState(**{field.name: content[field.name] for field in dataclasses.fields(CheckpointState)})
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first, valid or not."""
+    return sorted((path for path in run.glob("step-*") if STEP_FOLDER.match(path.name)), reverse=True)
+
+
+def newest_valid(run: Path) -> Path | None:
+    """The newest valid checkpoint of a run; None if there is none. Logs which ones it skips."""
+    for folder in list_checkpoints(run):
+        problem = checkpoint_problem(folder)
+        if problem is None:
+            return folder
+        logger.warning(f"skipping {folder}: {problem}")
+    return None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by `path`: itself, or the newest valid one of a run. Raises DataError."""
+    if STEP_FOLDER.match(path.resolve().name):
+        problem = checkpoint_problem(path) if path.is_dir() else "no such folder"
+        if problem:
+            raise DataError(f"{path}: not a valid checkpoint: {problem}")
+        return path
+    newest = newest_valid(path) if path.is_dir() else None
+    if newest is None:
+        raise DataError(f"{path}: no valid checkpoint there; train one with `babybert pretrain --out {path}`")
+    return newest
+
+
+# Loading
 
 
 def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
-    """Read them back, on the CPU. Raises DataError naming the file that is missing, broken, or does not fit."""
+    """The model, on the CPU, and its tokenizer. Raises DataError naming the file that is missing or corrupt."""
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     try:
         config = ModelConfig(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
@@ -232,21 +289,37 @@ def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
         raise DataError(f"{folder / SIZES}: not the sizes of a model ({detail})") from error
     if config.vocab_size != tokenizer.size:
         raise DataError(
-            f"{folder}: the model has {config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; they are not of one run"
+            f"{folder}: the model has {config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; "
+            "they are not from one run"
         )
     model = BabyBert(config)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
-        raise DataError(
-            f"{folder / WEIGHTS}: not the weights of this model ({' '.join(str(error).split())[:300]})"
-        ) from error
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{folder / WEIGHTS}: not the weights of this model ({reason})") from error
     return model, tokenizer
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Load a verified checkpoint's optimizer state.
+
+    Raises UsageError if it was written by a version that groups the parameters differently.
+    """
+    saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:
+        raise UsageError(
+            f"{folder}: its optimizer state is from another version of babybert; continue with that version, "
+            "or choose another --out"
+        ) from error
 
 
 def check_same_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
     """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
     if tokenizer.digest != dataset.tokenizer.digest:
         raise DataError(
-            f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} ({dataset.tokenizer.size:,}); use the data that it was trained on"
+            f"{folder}: has another vocabulary ({tokenizer.size:,} tokens) than {dataset.folder} "
+            f"({dataset.tokenizer.size:,}); use the data that it was trained on"
         )

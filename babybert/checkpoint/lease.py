@@ -1,6 +1,18 @@
-"""The lease that keeps a second job out of a run in S3."""
+"""The lease that keeps a second job from writing below the same S3 prefix.
 
+`lease.json` names the owner. It is created only if it does not exist, and replaced only if it has not changed (RFC
+9110, If-None-Match and If-Match), so of several jobs exactly one gets it. A thread renews it. A lease that is not
+renewed for as long as it lasts may be taken over. The taker watches it for that time itself, so clocks that disagree
+do no harm.
+
+An owner that was suspended for longer than the lease lasts has lost it without knowing. Therefore `S3Store` asks
+`require_held` before every write and delete (fencing). Between that answer and the write lies the time of one request:
+S3 offers no condition on another object that would close this gap.
+"""
+
+import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -9,140 +21,194 @@ import uuid
 from typing import Any
 
 from babybert.checkpoint.storage import S3Store
-from babybert.errors import UserError
-from babybert.progress import say
+from babybert.errors import StorageError, UserError
 from babybert.s3 import s3_errors
+
+logger = logging.getLogger(__name__)
+
+LEASE = "lease.json"
+# What S3 and its imitations answer when a condition does not hold.
+CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey")
+
+
+class LeaseLost(UserError):
+    """Another job has taken over the store. Exit code 1: a restart waits for it to end."""
 
 
 class Lease:
-    """The right to write below a prefix, for `seconds` at a time, renewed by a thread. Use as a context manager.
+    """The right to write below a prefix, for `seconds` at a time. Use as a context manager.
 
-    One that has not been renewed for as long as it lasts belongs to nobody: it is watched for that time, so that
-    clocks that disagree do no harm. Raises UserError when its owner is alive: exit 1, for an owner that is being
-    evicted will be gone at the next try.
+    Raises UserError when the owner is alive. The exit code is 1, so that a Kubernetes Job tries again: an owner that
+    is being evicted will be gone by then.
     """
 
     def __init__(self, store: S3Store, seconds: float = 45.0) -> None:
-        self._store, self._seconds = store, seconds
-        self._owner = {
-            "owner": uuid.uuid4().hex,
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "seconds": seconds,
-        }
-        self._etag = ""
-        self._end = threading.Event()
-        self.lost: str | None = None  # why, once another has it
+        self._store = store
+        self._seconds = seconds
+        self._owner = uuid.uuid4().hex
+        self._etag = ""  # of the lease as this process wrote it last
+        self._stop = threading.Event()
+        self._lost_to: str | None = None
 
     def __enter__(self) -> "Lease":
         with s3_errors(f"{self._store.address}: cannot take the lease"):
-            self._take()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+            self._acquire()
+        self._store.guard = self.require_held
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end.set()
+        self._stop.set()
         self._thread.join()
-        if self.lost is None:
-            try:
-                with s3_errors(self._store.address):
-                    self._store.client.delete_object(
-                        Bucket=self._store.bucket, Key=self._store.key("lease.json"), IfMatch=self._etag
-                    )
-            except UserError as error:
-                say(
-                    f"warning: the lease could not be given back, and ends by itself in {self._seconds:.0f} s ({error})"
+        if self.is_lost:
+            return
+        try:
+            with s3_errors(self._store.address):
+                self._store.client.delete_object(
+                    Bucket=self._store.bucket, Key=self._store.key(LEASE), IfMatch=self._etag
                 )
+        except UserError as problem:
+            logger.warning(f"the lease could not be released and expires in {self._seconds:.0f} s ({problem})")
 
-    def _take(self) -> None:
+    @property
+    def is_lost(self) -> bool:
+        """Whether another job is known to have taken over."""
+        return self._lost_to is not None
+
+    def raise_if_lost(self) -> None:
+        """Raise LeaseLost if another job is known to have taken over. Costs nothing."""
+        if self._lost_to is not None:
+            raise LeaseLost(
+                f"{self._lost_to} has taken over {self._store.address}: this job stops, so that the two do not mix"
+            )
+
+    def require_held(self) -> None:
+        """Ask the server whether this process still owns the lease.
+
+        Raises LeaseLost if another one does, StorageError if that cannot be known now.
+        """
+        self.raise_if_lost()
+        with s3_errors(self._store.address):
+            _, content = self._read()
+        if content.get("owner") == self._owner:
+            return
+        if not content:
+            raise StorageError(f"{self._store.address}: {LEASE} is missing; waiting until it is renewed")
+        self._lost_to = _describe(content)
+        self.raise_if_lost()
+
+    def _acquire(self) -> None:
+        """Take the lease: at once if it is free or its owner is known to be dead, else after it has expired."""
         if self._put(IfNoneMatch="*"):
             return
-        watched, holder = self._read()
-        since = time.monotonic()
-        if holder.get("owner") == self._owner["owner"]:  # a retry of our own put found the first one there
-            self._etag = watched
+        etag, content = self._read()
+        if content.get("owner") == self._owner:  # a retried request: the first one had succeeded
+            self._etag = etag
             return
-        whose = f"process {holder.get('process')} on {holder.get('host')}"
-        dead = holder.get("host") == self._owner["host"] and not _is_alive(holder.get("process"))
-        lasts = float(holder.get("seconds") or self._seconds)
-        if not dead:
-            say(f"{self._store.address}: in use by {whose}; waiting up to {lasts:.0f} s to see whether it is alive")
-        while not dead and time.monotonic() - since < lasts:
-            time.sleep(min(1.0, lasts / 10))
-            now, _ = self._read()
-            if now != watched:
-                if self._put(IfNoneMatch="*"):  # it was given back
-                    return
-                raise UserError(f"{self._store.address}: {whose} is training there; stop it, or choose another --store")
-        if not self._put(IfMatch=watched):
+        if not _is_dead_process_of_this_host(content) and not self._wait_until_expired(etag, content):
+            return
+        if not self._put(IfMatch=etag):
             raise UserError(
-                f"{self._store.address}: another process was faster to take over from {whose}; stop it, or choose another --store"
+                f"{self._store.address}: another process was faster to take over from {_describe(content)}; "
+                "stop it, or choose another --store"
             )
 
-    def _put(self, **condition: str) -> bool:
-        from botocore.exceptions import ClientError
+    def _wait_until_expired(self, etag: str, content: dict[str, Any]) -> bool:
+        """Watch the lease for as long as it lasts. True if nobody renewed it, False if it was released and is ours.
 
-        try:
-            answer = self._store.client.put_object(
-                Bucket=self._store.bucket, Key=self._store.key("lease.json"), Body=self._body(), **condition
-            )
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in (
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-                "412",
-                "409",
-                "404",
-                "NoSuchKey",
-            ):
+        Raises UserError if its owner renewed it.
+        """
+        lifetime = float(content.get("seconds") or self._seconds)
+        logger.info(
+            f"{self._store.address}: in use by {_describe(content)}; waiting up to {lifetime:.0f} s "
+            "to see whether it is alive"
+        )
+        start = time.monotonic()
+        while time.monotonic() - start < lifetime:
+            time.sleep(min(1.0, lifetime / 10))
+            current_etag, _ = self._read()
+            if current_etag == etag:
+                continue
+            if self._put(IfNoneMatch="*"):  # it was released
                 return False
-            raise
-        self._etag = answer["ETag"]
+            raise UserError(
+                f"{self._store.address}: {_describe(content)} is training there; stop it, or choose another --store"
+            )
         return True
 
-    def _body(self) -> bytes:
-        return json.dumps({**self._owner, "renewed": time.time()}).encode()
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self._seconds / 3):
+            # While the server is away, the lease is neither renewed nor known to be lost. Uploads report the error.
+            with contextlib.suppress(UserError), s3_errors(self._store.address):
+                self._renew()
+            if self.is_lost:
+                return
+
+    def _renew(self) -> None:
+        if self._put(IfMatch=self._etag):
+            return
+        etag, content = self._read()
+        if content.get("owner") == self._owner:  # written by a request whose answer was lost
+            self._etag = etag
+        elif content or not self._put(IfNoneMatch="*"):  # it was not simply deleted
+            self._lost_to = _describe(content)
+
+    def _put(self, **condition: str) -> bool:
+        """Write the lease if `condition` holds; returns whether it did."""
+        from botocore.exceptions import ClientError
+
+        content = {
+            "owner": self._owner,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "seconds": self._seconds,
+            "renewed": time.time(),
+        }
+        try:
+            response = self._store.client.put_object(
+                Bucket=self._store.bucket,
+                Key=self._store.key(LEASE),
+                Body=json.dumps(content).encode(),
+                **condition,
+            )
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in CONDITION_FAILED:
+                return False
+            raise
+        self._etag = response["ETag"]
+        return True
 
     def _read(self) -> tuple[str, dict[str, Any]]:
-        """ETag and content of the lease; empty if there is none."""
+        """ETag and content of the lease; ("", {}) if there is none."""
         from botocore.exceptions import ClientError
 
         try:
-            answer = self._store.client.get_object(Bucket=self._store.bucket, Key=self._store.key("lease.json"))
+            response = self._store.client.get_object(Bucket=self._store.bucket, Key=self._store.key(LEASE))
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
                 return "", {}
             raise
         try:
-            content = json.loads(answer["Body"].read())
+            content = json.loads(response["Body"].read())
         except ValueError:
             content = {}
-        return answer["ETag"], content if isinstance(content, dict) else {}
-
-    def _renew(self) -> None:
-        while not self._end.wait(self._seconds / 3):
-            try:
-                with s3_errors(self._store.address):
-                    if self._put(IfMatch=self._etag):
-                        continue
-                    etag, holder = self._read()
-                    if holder.get("owner") == self._owner["owner"]:  # ours, put by a try whose answer was lost
-                        self._etag = etag
-                        continue
-                    if not holder and self._put(IfNoneMatch="*"):
-                        continue
-                self.lost = (
-                    f"process {holder.get('process')} on {holder.get('host')} has taken over {self._store.address}"
-                )
-                return
-            except UserError:
-                continue  # the server is away; uploads say so
+        return response["ETag"], content if isinstance(content, dict) else {}
 
 
-def _is_alive(process: Any) -> bool:
+def _describe(content: dict[str, Any]) -> str:
+    """The owner of a lease, for messages."""
+    return f"process {content.get('process')} on {content.get('host')}"
+
+
+def _is_dead_process_of_this_host(content: dict[str, Any]) -> bool:
+    """Whether the owner ran on this host and its process is gone: then nobody needs to wait."""
+    if content.get("host") != socket.gethostname():
+        return False
     try:
-        os.kill(int(process), 0)
-    except (OSError, TypeError, ValueError) as error:
-        return isinstance(error, PermissionError)
-    return True
+        os.kill(int(content["process"]), 0)
+    except PermissionError:
+        return False  # it belongs to another user
+    except (OSError, KeyError, TypeError, ValueError):
+        return True
+    return False

@@ -1,235 +1,251 @@
-"""The checkpoints of one run: saved locally, brought to S3 in the background, found again at the start.
+"""The checkpoints of one run: saved locally, uploaded to S3 in the background, and found again at the start.
 
-It also keeps other jobs out: a lock on the run's folder, which the system gives back whatever happens to the process,
-and a lease in S3, which ends by itself.
+The manager also keeps other jobs out. A lock on the run's folder ends with the process, whatever happens to it. A
+lease in S3 expires (see `lease.py`).
 """
 
 import contextlib
 import fcntl
+import logging
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 
+from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
 from babybert.checkpoint.format import (
-    STEP_FOLDER,
-    TrainState,
+    CheckpointState,
     checkpoint_name,
     checkpoint_problem,
     checkpoint_step,
     find_checkpoint,
     list_checkpoints,
-    prune,
     save_checkpoint,
 )
 from babybert.checkpoint.lease import Lease
-from babybert.checkpoint.storage import S3Store
+from babybert.checkpoint.retention import prune_checkpoints
+from babybert.checkpoint.storage import METRICS, S3Store, split_step
 from babybert.checkpoint.uploader import Uploader
 from babybert.config import PretrainConfig
-from babybert.data.dataset import Dataset
+from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError, UserError, cannot_write
-from babybert.evaluation.scores import Scores, as_dict
 from babybert.model.bert import BabyBert
-from babybert.progress import say
 from babybert.s3 import is_s3
-from babybert.training.metrics import RunMetrics
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointManager:
     """Use as a context manager around a run.
 
-    Raises UserError when another process trains in the folder or below the prefix; UsageError when the store or the
-    folder refuses what a run needs; StorageError when the folder cannot be made, or at the end when an upload could not be finished.
+    Raises UserError when another process trains in the folder or below the prefix; UsageError when the folder or the
+    store refuses access; StorageError when the folder cannot be made, or at the end when an upload did not finish;
+    LeaseLost at the end when another job has taken over the store.
     """
 
-    def __init__(self, config: PretrainConfig, metrics: RunMetrics) -> None:
-        self._config, self._metrics = config, metrics
+    def __init__(self, config: PretrainConfig, metrics: CheckpointMetrics) -> None:
+        self._config = config
+        self._run = config.out
+        self._metrics = metrics
         self._store = S3Store(config.store) if config.store else None
-        self._stack = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         self._uploader: Uploader | None = None
         self._lease: Lease | None = None
-        self._saved_step, self._saved_at = 0, time.monotonic()
+        self._last_save_step = 0
+        self._last_save_time = time.monotonic()
+        self._newer_than_resume: list[Path] = []
 
     def __enter__(self) -> "CheckpointManager":
         with contextlib.ExitStack() as stack:
             try:
-                self._config.out.mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((self._config.out / ".lock").open("w"))
+                self._run.mkdir(parents=True, exist_ok=True)
+                lock_file = stack.enter_context((self._run / ".lock").open("w"))
             except OSError as error:
                 raise cannot_write(
-                    f"{self._config.out}: cannot be written: {error.strerror}; choose another --out", error
+                    f"{self._run}: cannot be written: {error.strerror}; choose another --out", error
                 ) from error
-            _lock(lock, self._config.out)
+            _lock(lock_file, self._run)
             if self._store:
-                self._store.check()
+                self._store.check_access()
                 self._lease = stack.enter_context(Lease(self._store))
-                self._uploader = Uploader(
-                    self._store, self._config.keep_checkpoints, self._metrics, self._config.out / "metrics.jsonl"
-                )
-            self._stack = stack.pop_all()
+                keep = self._config.keep_checkpoints
+                self._uploader = Uploader(self._store, keep, self._metrics, self._run / METRICS)
+            self._resources = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if self._uploader and not (self._lease and self._lease.lost):
-                try:
-                    at_once = kind is not None and issubclass(kind, KeyboardInterrupt)
-                    self._uploader.finish(0 if at_once else 60 * self._config.upload_minutes)
-                except StorageError as problem:
-                    if kind is None:
-                        raise
-                    say(f"warning: {problem}")
-        finally:
-            self._stack.close()
+        with self._resources:
+            if not self._uploader:
+                return
+            interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+            try:
+                self._uploader.finish(0 if interrupted else 60 * self._config.upload_minutes)
+            except UserError as problem:
+                if kind is None:
+                    raise
+                if str(problem) != str(error):  # the error that ended the run is reported anyway
+                    logger.warning(str(problem))
 
-    # At the start
+    # At the start of a run
 
-    def find(self) -> Path | None:
-        """The local folder of the checkpoint to go on from, fetched if need be; None to start anew.
+    def find_resume_checkpoint(self) -> Path | None:
+        """The local folder of the checkpoint to resume from, downloaded if necessary; None to start from scratch.
 
-        Raises UsageError when there are checkpoints that `--resume never` would mix with, DataError when the one that
-        is asked for is not there or not whole.
+        Nothing is renamed or deleted here: the caller first checks that the run can use the checkpoint, and then calls
+        `set_aside_newer_checkpoints`.
+
+        Raises UsageError when `--resume never` would mix with existing checkpoints, DataError when the requested
+        checkpoint is missing or corrupt.
         """
-        resume, run = self._config.resume, self._config.out
-        remote = self._store.steps() if self._store else []
-        local = [checkpoint_step(folder) for folder in list_checkpoints(run)]
-        steps = sorted({*local, *remote}, reverse=True)
+        resume = self._config.resume
+        remote_steps = self._store.steps() if self._store else []
+        local_steps = [checkpoint_step(folder) for folder in list_checkpoints(self._run)]
+        steps = sorted({*local_steps, *remote_steps}, reverse=True)
         if resume == "never":
             if steps:
                 raise UsageError(
-                    f"{run}: has checkpoints already; choose another --out (and --store), or drop --resume never to go on from them"
+                    f"{self._run}: already has checkpoints; choose another --out (and --store), "
+                    "or drop --resume never to continue from them"
                 )
             return None
-        if not steps and resume != "auto" and not resume.isdigit():
-            return self._find_elsewhere(resume)
-        if resume.isdigit() and steps:
-            self._set_aside(
-                [step for step in local if step > int(resume)], [step for step in remote if step > int(resume)]
-            )
-            if (folder := self._fetch(int(resume), remote)) is None:
-                raise DataError(
-                    f"{run}: has no whole checkpoint of step {resume}; it has {', '.join(map(str, steps)) or 'none'}"
-                )
-            return folder
         if resume.isdigit():
-            raise DataError(f"{run}: has no checkpoint of step {resume}, nor any other")
+            return self._find_step(int(resume), steps, local_steps, remote_steps)
         if resume != "auto":
-            say(f"{run}: has checkpoints of its own by now: going on from these, not from {resume}")
+            if not steps:
+                return self._find_in_other_run(resume)
+            logger.info(f"{self._run}: has checkpoints by now; resuming from these, not from {resume}")
+        return self._find_newest(steps, remote_steps)
+
+    def set_aside_newer_checkpoints(self) -> None:
+        """After `--resume STEP`: rename the newer local checkpoints, so that no later resume finds them."""
+        for folder in self._newer_than_resume:
+            new_path = folder.with_name(f"aside-{time.time_ns()}-{folder.name}")
+            folder.rename(new_path)
+            logger.info(f"{folder}: newer than --resume {self._config.resume}; renamed to {new_path.name}")
+        self._newer_than_resume = []
+
+    def _find_step(self, step: int, steps: list[int], local_steps: list[int], remote_steps: list[int]) -> Path:
+        """The checkpoint of one step, for `--resume STEP`."""
+        if step not in steps:
+            available = ", ".join(map(str, steps)) or "none"
+            raise DataError(f"{self._run}: has no checkpoint of step {step}; it has {available}")
+        newer_remote = [newer for newer in remote_steps if newer > step]
+        if newer_remote:
+            assert self._store is not None
+            address = self._store.address
+            raise UsageError(
+                f"{address}: has newer checkpoints ({newer_remote[0]}); "
+                f"give --resume {address}/{checkpoint_name(step)} with a new --store"
+            )
+        folder = self._find_valid(step, remote_steps)
+        if folder is None:
+            others = ", ".join(str(other) for other in steps if other != step) or "none"
+            raise DataError(f"{self._run}: the checkpoint of step {step} is corrupt; other steps: {others}")
+        self._newer_than_resume = [self._run / checkpoint_name(newer) for newer in local_steps if newer > step]
+        return folder
+
+    def _find_newest(self, steps: list[int], remote_steps: list[int]) -> Path | None:
+        """The newest valid checkpoint of the run, for `--resume auto`."""
         for step in steps:
-            if (folder := self._fetch(step, remote)) is not None:
-                if self._uploader and step not in remote:
-                    self._uploader.submit(folder)  # the process before this one did not get to it
+            folder = self._find_valid(step, remote_steps)
+            if folder is not None:
+                if self._uploader and step not in remote_steps:
+                    self._uploader.submit(folder)  # the previous process ended before it was uploaded
                 return folder
             self._metrics.fallbacks.inc()
         if steps:
-            say("warning: no checkpoint is whole: starting anew")
+            logger.warning("no checkpoint is valid: starting from scratch")
         return None
 
-    def _fetch(self, step: int, remote: list[int]) -> Path | None:
-        """The local folder of a step, if it is whole here or there; says why not."""
-        folder = self._config.out / checkpoint_name(step)
-        problem = checkpoint_problem(folder) if folder.is_dir() else "not here"
-        if problem is None:
-            return folder
+    def _find_valid(self, step: int, remote_steps: list[int]) -> Path | None:
+        """The local folder of a step, downloaded if it is not valid locally. Logs why a checkpoint is skipped."""
+        folder = self._run / checkpoint_name(step)
         if folder.is_dir():
-            say(f"warning: passing over {folder}: {problem}")
-        if self._store and step in remote:
-            try:
-                fetched = self._store.download(step, self._config.out)
-            except DataError as error:
-                say(f"warning: passing over {error}")
-                return None
-            curve = self._config.out / "metrics.jsonl"
-            if not curve.exists():
-                self._store.get_metrics(curve)
-            return fetched
-        return None
+            problem = checkpoint_problem(folder)
+            if problem is None:
+                return folder
+            logger.warning(f"skipping {folder}: {problem}")
+        if self._store is None or step not in remote_steps:
+            return None
+        try:
+            downloaded = self._store.download(step, self._run)
+        except DataError as error:
+            logger.warning(f"skipping {error}")
+            return None
+        if not (self._run / METRICS).exists():
+            self._store.download_metrics(self._run / METRICS)
+        return downloaded
 
-    def _find_elsewhere(self, source: str) -> Path:
-        """The checkpoint that another run's folder, or one in S3, has."""
-        if not is_s3(source):
-            return find_checkpoint(Path(source))
-        prefix, _, last = source.rstrip("/").rpartition("/")
-        store, steps = (
-            (S3Store(prefix), [checkpoint_step(Path(last))]) if STEP_FOLDER.match(last) else (S3Store(source), None)
-        )
-        for step in steps or store.steps():
+    def _find_in_other_run(self, address: str) -> Path:
+        """The checkpoint of another run's folder or S3 address, for `--resume ADDRESS`. Raises DataError."""
+        if not is_s3(address):
+            return find_checkpoint(Path(address))
+        run_address, single_step = split_step(address)
+        store = S3Store(run_address)
+        for step in store.steps() if single_step is None else [single_step]:
             try:
-                return store.download(step, self._config.out)
+                return store.download(step, self._run)
             except DataError as error:
-                say(f"warning: passing over {error}")
+                logger.warning(f"skipping {error}")
                 self._metrics.fallbacks.inc()
-        raise DataError(f"{source}: no whole checkpoint there")
+        raise DataError(f"{address}: no valid checkpoint there")
 
-    def _set_aside(self, local: list[int], remote: list[int]) -> None:
-        """What is newer than the step that a person chose stays, under a name that no resume looks for."""
-        for step in local:
-            folder = self._config.out / checkpoint_name(step)
-            aside = self._config.out / f"aside-{time.time_ns()}-{folder.name}"
-            folder.rename(aside)
-            say(f"{folder}: newer than --resume {self._config.resume}; it is now {aside.name}")
-        if remote:
-            assert self._store
-            raise UsageError(
-                f"{self._store.address}: has newer checkpoints ({remote[0]}); give --resume {self._store.address}/{checkpoint_name(int(self._config.resume))} with a new --store"
-            )
+    # During a run
 
-    # On the way
+    def start_interval(self, step: int) -> None:
+        """Count `--checkpoint-every` from this step and from now."""
+        self._last_save_step = step
+        self._last_save_time = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether `--checkpoint-every` asks for one now. Raises UserError once another job has taken over the store."""
-        if self._lease and self._lease.lost:
-            raise UserError(f"{self._lease.lost}: this job ends, so that the two do not mix")
+    def is_due(self, step: int) -> bool:
+        """Whether `--checkpoint-every` asks for a checkpoint now. Raises LeaseLost."""
+        if self._lease:
+            self._lease.raise_if_lost()
         steps, minutes = self._config.checkpoint_interval
-        return (steps is not None and step - self._saved_step >= steps) or (
-            minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
-        )
+        if steps is not None:
+            return step - self._last_save_step >= steps
+        return minutes is not None and time.monotonic() - self._last_save_time >= 60 * minutes
 
     def save(
         self,
-        state: TrainState,
-        bert: BabyBert,
-        dataset: Dataset,
+        state: CheckpointState,
+        model: BabyBert,
+        tokenizer: Tokenizer,
         optimizer: torch.optim.Optimizer,
-        scores: Scores | None,
-        last: bool = False,
+        is_last: bool = False,
     ) -> Path | None:
-        """Write the checkpoint, hand it to the uploader, delete old ones. One that is there already is left alone.
+        """Write a checkpoint, submit it for upload, delete old ones. Returns its folder.
 
-        A disk that cannot take it is a warning, and training goes on to the next one; at the end of the run (`last`)
-        StorageError is raised.
+        A checkpoint without scores is not written if the step has one already. If the disk cannot take it, a warning
+        is logged, None is returned, and training continues; at the end of the run (`is_last`) StorageError is raised.
         """
-        start, there = time.monotonic(), self._config.out / checkpoint_name(state.step)
-        if scores is None and state.step == self._saved_step and there.is_dir():
-            return there
-        facts: dict[str, Any] = {
-            "settings": self._config.as_json(),
-            "data_digest": dataset.digest,
-            "scores": as_dict(scores) if scores else None,
-        }
+        existing = self._run / checkpoint_name(state.step)
+        if state.scores is None and state.step == self._last_save_step and existing.is_dir():
+            return existing
+        start = time.monotonic()
         try:
-            folder = save_checkpoint(self._config.out, state, bert, dataset.tokenizer, optimizer, facts)
+            folder = save_checkpoint(self._run, state, model, tokenizer, optimizer)
         except StorageError as error:
-            self._metrics.failures.inc()
-            if last:
+            self._metrics.save_failures.inc()
+            if is_last:
                 raise
-            say(f"warning: {error}")
-            self._saved_step, self._saved_at = state.step, time.monotonic()
+            logger.warning(str(error))
+            self.start_interval(state.step)
             return None
-        self._saved_step, self._saved_at = state.step, time.monotonic()
-        self._metrics.saved(sum(path.stat().st_size for path in folder.iterdir()), self._saved_at - start)
+        self.start_interval(state.step)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        self._metrics.record_save(size, time.monotonic() - start)
+        in_use: frozenset[Path] = frozenset()
         if self._uploader:
             self._uploader.submit(folder)
-        prune(self._config.out, self._config.keep_checkpoints, self._uploader.in_use if self._uploader else frozenset())
+            in_use = self._uploader.in_use
+        prune_checkpoints(self._run, self._config.keep_checkpoints, in_use)
         return folder
-
-    def started_at(self, step: int) -> None:
-        """Count `--checkpoint-every` from here."""
-        self._saved_step, self._saved_at = step, time.monotonic()
 
 
 def _lock(file: IO[str], run: Path) -> None:
+    """Lock the run's folder until `file` is closed. Raises UserError if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

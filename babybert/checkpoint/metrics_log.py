@@ -1,4 +1,8 @@
-"""`metrics.jsonl`: the curve of a run, kept beside its checkpoints."""
+"""`metrics.jsonl`: the curve of a run, one JSON object per line, kept beside its checkpoints.
+
+Lines are only ever appended. When a run resumes from a checkpoint, a line with `"split": "resume"` says from which
+step. Lines of later steps that were written before it no longer count, because those steps are done again.
+"""
 
 import contextlib
 import json
@@ -11,10 +15,7 @@ from babybert.errors import StorageError
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """`metrics.jsonl` in the run's folder: one JSON object a line, only ever appended to.
-
-    Where a run goes on from a checkpoint, a line says from which step; what was logged beyond it before has been undone.
-    """
+    """The `metrics.jsonl` of the run in folder `run`."""
 
     run: Path
 
@@ -24,39 +25,41 @@ class MetricsLog:
         return self.run / "metrics.jsonl"
 
     def write(self, split: str, **values: Any) -> None:
-        """Append one line, whole whatever was there before. Raises StorageError."""
+        """Append one line. A line that a crash cut short is ended first. Raises StorageError."""
         try:
             with self.path.open("ab+") as file:
-                torn = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-                file.write((b"\n" if torn else b"") + json.dumps({"split": split, **values}).encode() + b"\n")
+                is_cut_short = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
+                separator = b"\n" if is_cut_short else b""
+                file.write(separator + json.dumps({"split": split, **values}).encode() + b"\n")
         except OSError as error:
             raise StorageError(
-                f"{self.path}: cannot be written: {error.strerror}; the run goes on from its last checkpoint once there is room"
+                f"{self.path}: cannot be written: {error.strerror}; free some space, "
+                "the run continues from its last checkpoint"
             ) from error
 
-    def bad_steps(self, beyond: int) -> list[int]:
-        """The steps after this one at which a process before us ended, because the loss was no number."""
+    def nonfinite_steps(self, after: int) -> list[int]:
+        """The steps after this one at which an earlier process ended because of a non-finite loss."""
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        found = []
+        steps = []
         for text in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was cut short
                 line = json.loads(text)
-                if line["split"] == "nonfinite" and line["step"] > beyond:
-                    found.append(line["step"])
-        return found
+                if line["split"] == "nonfinite" and line["step"] > after:
+                    steps.append(line["step"])
+        return steps
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines that count: none that is torn, none that a resume has undone; the resumes are among them. Raises OSError."""
+    """The lines of a `metrics.jsonl` that count, `resume` lines included. Raises OSError."""
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
             step, split = line["step"], line["split"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # a line that was cut short
             continue
         if split == "resume":
             lines = [earlier for earlier in lines if earlier["step"] <= step]

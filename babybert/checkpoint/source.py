@@ -1,82 +1,80 @@
-"""Where a model to be served comes from: a checkpoint, a run, or either of them in S3.
+"""Where a model is read from: a checkpoint or a run, in a folder or in S3.
 
-A run stands for its newest whole checkpoint. What comes from S3 is fetched into a folder of ours and verified there, as
-a run that goes on does; a checkpoint that is not what its manifest says is passed over, and said once.
+A run stands for its newest valid checkpoint. Checkpoints from S3 are downloaded into a folder of the caller and
+verified there. A corrupt checkpoint is skipped, and logged once.
 """
 
+import logging
 from pathlib import Path
 
-from babybert.checkpoint.format import (
-    STEP_FOLDER,
-    checkpoint_problem,
-    checkpoint_step,
-    find_checkpoint,
-    list_checkpoints,
-)
-from babybert.checkpoint.storage import S3Store
+from babybert.checkpoint.format import checkpoint_problem, checkpoint_step, find_checkpoint, list_checkpoints
+from babybert.checkpoint.storage import S3Store, split_step
 from babybert.errors import DataError
-from babybert.progress import say
 from babybert.s3 import is_s3
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointSource:
-    """The checkpoints at one address: a folder, or `s3://bucket/prefix`; of one step where the address ends in `step-00001234`."""
+    """The checkpoints at one address: a folder or `s3://bucket/prefix`. An address may also name a single step."""
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._refused: set[str] = set()
         self._store: S3Store | None = None
-        self._only: int | None = None
+        self._single_step: int | None = None
+        self._skipped: set[str] = set()
         if is_s3(address):
-            prefix, _, last = address.rstrip("/").rpartition("/")
-            if match := STEP_FOLDER.match(last):
-                self._only = int(match[1])
-            self._store = S3Store(prefix if match else address)
+            run_address, self._single_step = split_step(address)
+            self._store = S3Store(run_address)
 
     def find(self, folder: Path) -> Path:
-        """The checkpoint; one from S3 is put below `folder`. Raises DataError when there is none that is whole."""
+        """The checkpoint. One from S3 is downloaded into `folder`. Raises DataError when there is no valid one."""
         if self._store is None:
             return find_checkpoint(Path(self.address))
-        if self._only is not None:
-            return self._store.download(self._only, folder)
-        found = self.newer(-1, folder)
-        if found is None:
+        if self._single_step is not None:
+            return self._store.download(self._single_step, folder)
+        newest = self.newer(-1, folder)
+        if newest is None:
             raise DataError(
-                f"{self.address}: no whole checkpoint there; train one with `babybert pretrain --store {self.address}`"
+                f"{self.address}: no valid checkpoint there; train one with `babybert pretrain --store {self.address}`"
             )
-        return found
+        return newest
 
     def newer(self, step: int, folder: Path) -> Path | None:
-        """The newest whole checkpoint above `step`, or None. Raises what S3 raises."""
-        if self._only is not None:
-            return None
+        """The newest valid checkpoint above `step`, or None. One from S3 is downloaded into `folder`.
+
+        Raises UsageError or StorageError when S3 cannot be read.
+        """
         if self._store is None:
-            return next(
-                (
-                    path
-                    for path in list_checkpoints(Path(self.address))
-                    if checkpoint_step(path) > step and self._is_whole(path)
-                ),
-                None,
-            )
-        for newer in self._store.steps():
-            if newer <= step:
-                break
-            try:
-                attempt = f"{newer} {self._store.manifest(newer)['attempt']}"
-                if attempt not in self._refused:
-                    return self._store.download(newer, folder)
-            except DataError as error:
-                self._pass_over(str(error), attempt)
+            return self._newer_local(step)
+        if self._single_step is not None:
+            return None
+        return self._newer_remote(self._store, step, folder)
+
+    def _newer_local(self, step: int) -> Path | None:
+        for path in list_checkpoints(Path(self.address)):
+            if checkpoint_step(path) <= step:
+                return None
+            problem = checkpoint_problem(path)
+            if problem is None:
+                return path
+            self._log_skipped(f"{path}: {problem}", key=str(path))
         return None
 
-    def _is_whole(self, path: Path) -> bool:
-        problem = checkpoint_problem(path)
-        if problem:
-            self._pass_over(f"{path}: {problem}", str(path))
-        return not problem
+    def _newer_remote(self, store: S3Store, step: int, folder: Path) -> Path | None:
+        for newer_step in store.steps():
+            if newer_step <= step:
+                return None
+            key = str(newer_step)
+            try:
+                key = f"{newer_step} {store.manifest(newer_step).attempt}"
+                if key not in self._skipped:  # another attempt of a corrupt step may be valid
+                    return store.download(newer_step, folder)
+            except DataError as error:
+                self._log_skipped(str(error), key)
+        return None
 
-    def _pass_over(self, what: str, key: str) -> None:
-        if key not in self._refused:
-            say(f"warning: passing over {what}")
-            self._refused.add(key)
+    def _log_skipped(self, description: str, key: str) -> None:
+        if key not in self._skipped:
+            logger.warning(f"skipping {description}")
+            self._skipped.add(key)

@@ -51,7 +51,7 @@ class DeviceLoader(Loader):
         return Batch(ids_BT, labels_BT, segments_BT, is_next[rows_B].long())
 
 
-def fits(examples: Examples, device: torch.device) -> bool:
+def fits_on_device(examples: Examples, device: torch.device) -> bool:
     """Whether the arrays take at most a quarter of what is free on a GPU; False for a CPU, where they are already."""
     if device.type != "cuda":
         return False

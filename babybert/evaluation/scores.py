@@ -45,6 +45,10 @@ class Scores:
     nsp_accuracy: float
     nsp_chance_accuracy: float
 
+    def as_dict(self) -> dict[str, float]:
+        """The scores by name, for JSON."""
+        return {name: round(value, 6) for name, value in dataclasses.asdict(self).items()}
+
     def table(self) -> str:
         """The scores for people, the model's beside the baselines'."""
         rows = [
@@ -66,7 +70,7 @@ def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def evaluate(
+def evaluate_held_out(
     model: BabyBert,
     examples: Examples,
     counts_V: np.ndarray,
@@ -144,6 +148,6 @@ def _share(flags: np.ndarray) -> float:
     return float(flags.mean()) if len(flags) else 0.0
 
 
-def as_dict(scores: Scores) -> dict[str, float]:
-    """The scores by name, for JSON."""
-    return {name: round(value, 6) for name, value in dataclasses.asdict(scores).items()}
+def format_scores(scores: Scores) -> str:
+    """The scores as a table."""
+    return scores.table()

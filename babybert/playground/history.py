@@ -55,7 +55,7 @@ class Run:
             run = Path(self.address)
             if self._store:
                 run = Path(folder)
-                self._store.get_metrics(run / "metrics.jsonl")
+                self._store.download_metrics(run / "metrics.jsonl")
                 if not (run / "metrics.jsonl").exists():
                     raise DataError(
                         f"{self.address}: has no metrics.jsonl yet; a run brings it there with its first checkpoint"

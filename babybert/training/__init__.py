@@ -1,1 +1,1 @@
-"""From batches to checkpoints: the loop, its schedule, parallel strategies, checkpoints, metrics, evaluation."""
+"""Pretraining: the loop, its steps, optimizer, learning-rate schedule, distributed strategies and metrics."""

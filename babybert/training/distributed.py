@@ -1,10 +1,9 @@
-"""Where a run computes: one device, all GPUs of one machine in one process, or a process for each GPU.
+"""Where a run computes: on one device, on all GPUs of a machine in one process, or in one process per GPU.
 
-The strategy is picked, not configured: under `torchrun`, DistributedDataParallel (NCCL on GPUs, gloo on CPUs, one node
-or several); else with several GPUs visible, `DataParallel`; else one device. `--parallel` overrides.
+The strategy is picked, not configured. Under `torchrun` it is DistributedDataParallel (NCCL on GPUs, gloo on CPUs, one
+node or several); else `DataParallel` if several GPUs are visible; else one device. `--parallel` overrides this.
 
-Whichever it is, a step has the same global batch, loss and gradient. Losses leave the model as sums, and are divided
-by the counts of the *global* batch, which are known before the first backward: never a mean of means.
+A step has the same global batch, loss and gradient with every strategy (see `step.py`).
 """
 
 import contextlib
@@ -18,136 +17,135 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from babybert.data.loader import Batch
 from babybert.errors import UsageError
 from babybert.model.device import pick_device
-from babybert.model.loss import IGNORED, LossSums
 
-TIMEOUT = timedelta(minutes=30)  # the others wait while the first process validates, or fetches a checkpoint
+TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 validates or downloads a checkpoint
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """One process' part in a run. With one process, what it asks of the others is answered by itself."""
+    """One process's part in a run. In a single process, every collective operation returns its input."""
 
-    strategy: str
+    strategy: str  # "single", "dp" or "ddp"
     device: torch.device
-    bf16: bool
+    bf16: bool  # whether the forward pass runs under bf16 autocast
     rank: int = 0
-    world: int = 1
-    control: Any = None  # a gloo group for what the processes tell each other apart from gradients
+    world_size: int = 1
+    control_group: Any = None  # a gloo group for everything except gradients, which works on the CPU
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes, prints and serves for all of them."""
+        """Whether this process logs, saves and serves metrics for all of them."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` on the device, wrapped as the strategy wants it. Its weights stay `model`'s own, and are then the first process'."""
+        """`model` on the device, wrapped for the strategy. Parameters are shared with `model`, and equal rank 0's."""
         model.to(self.device)
         if self.strategy == "dp":
             return nn.DataParallel(model)
         if self.strategy == "ddp":
-            return nn.parallel.DistributedDataParallel(
-                model, device_ids=[self.device.index] if self.device.type == "cuda" else None
-            )
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
         return model
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of this tensor over all processes."""
-        if self.world > 1:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum of this tensor over all ranks, in place."""
+        if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
-        if self.world == 1:
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.world_size == 1:
             return flag
-        up = torch.tensor([int(flag)])
-        dist.all_reduce(up, dist.ReduceOp.MAX, group=self.control)
-        return bool(up.item())
+        flag_tensor = torch.tensor([int(flag)])
+        dist.all_reduce(flag_tensor, dist.ReduceOp.MAX, group=self.control_group)
+        return bool(flag_tensor.item())
 
-    def tell(self, thing: Any) -> Any:
-        """What the first process has, to all of them."""
-        if self.world == 1:
-            return thing
-        box = [thing]
-        dist.broadcast_object_list(box, 0, group=self.control)
-        return box[0]
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's `value`, on all ranks."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self.control_group)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        self.broadcast_object(None)
 
     def seed_step(self, seed: int, step: int) -> None:
-        """Make the dropout of a step a function of (seed, step, process, GPU): a resume has no random state to restore."""
-        torch.manual_seed(_mixed(seed, step, self.rank, 0))
+        """Make the dropout of a step a function of (seed, step, rank, GPU), so that a resume restores no random state."""
+        torch.manual_seed(_mix_seeds(seed, step, self.rank, 0))
         if self.strategy == "dp":
-            for number in range(torch.cuda.device_count()):
-                with torch.cuda.device(number):
-                    torch.cuda.manual_seed(_mixed(seed, step, self.rank, number))
+            for gpu in range(torch.cuda.device_count()):
+                with torch.cuda.device(gpu):
+                    torch.cuda.manual_seed(_mix_seeds(seed, step, self.rank, gpu))
 
     def describe(self) -> str:
-        """A phrase for the log: the devices and the strategy."""
+        """The devices and the strategy, for the log."""
         precision = ", bf16" if self.bf16 else ""
         if self.device.type == "cpu":
-            return (
-                f"CPU, {torch.get_num_threads()} threads"
-                + (f" each in {self.world} processes (DistributedDataParallel)" if self.world > 1 else "")
-                + precision
-            )
-        count = {"single": 1, "dp": torch.cuda.device_count(), "ddp": self.world}[self.strategy]
-        name = {"single": "", "dp": " (DataParallel)", "ddp": " (DistributedDataParallel)"}[self.strategy]
-        return f"{count} x {torch.cuda.get_device_name(self.device)}{name}{precision}"
+            processes = f" each in {self.world_size} processes (DistributedDataParallel)" if self.world_size > 1 else ""
+            return f"CPU, {torch.get_num_threads()} threads{processes}{precision}"
+        counts = {"single": 1, "dp": torch.cuda.device_count(), "ddp": self.world_size}
+        names = {"single": "", "dp": " (DataParallel)", "ddp": " (DistributedDataParallel)"}
+        gpu_name = torch.cuda.get_device_name(self.device)
+        return f"{counts[self.strategy]} x {gpu_name}{names[self.strategy]}{precision}"
 
 
 @contextlib.contextmanager
-def start(strategy: str, device: str, precision: str) -> Iterator[DistributedContext]:
-    """Take this process' part, and leave it at the end. Raises UsageError for what cannot be had here."""
-    launched = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"))
+def start_distributed(strategy: str, device: str, precision: str) -> Iterator[DistributedContext]:
+    """Join the run, and leave it at the end. Raises UsageError for what is not available here.
+
+    Args:
+        strategy: "auto", "single", "dp" or "ddp".
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "fp32" or "bf16".
+    """
+    launched = all(name in os.environ for name in TORCHRUN_VARIABLES)
+    _check_strategy(strategy, launched)
+    base_device = pick_device(device)
+    on_gpu = base_device.type == "cuda"
+    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
+    if strategy == "dp" and not on_gpu:
+        raise UsageError("--parallel dp: DataParallel needs GPUs, and none is used here")
+    if launched and strategy in ("auto", "ddp"):
+        with _process_group(base_device, bf16) as context:
+            yield context
+    else:
+        use_all_gpus = strategy == "dp" or (strategy == "auto" and on_gpu and torch.cuda.device_count() > 1)
+        yield DistributedContext("dp" if use_all_gpus else "single", base_device, bf16)
+
+
+def _check_strategy(strategy: str, launched: bool) -> None:
+    """Raise UsageError if the strategy does not fit the way this process was started."""
     if strategy == "ddp" and not launched:
         raise UsageError("--parallel ddp: start it with `torchrun --nproc-per-node N -m babybert.cli pretrain ...`")
     if launched and strategy not in ("auto", "ddp") and int(os.environ["WORLD_SIZE"]) > 1:
-        raise UsageError(f"--parallel {strategy}: under torchrun with several processes it must be ddp, or auto")
-    base = pick_device(device)
-    bf16 = precision == "bf16" or (
-        precision == "auto" and base.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    if strategy == "dp" and base.type == "cpu":
-        raise UsageError("--parallel dp: DataParallel is of GPUs, and none is used here")
-    if launched and strategy in ("auto", "ddp"):
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if base.type == "cuda" else base
-        if own.type == "cuda":
-            torch.cuda.set_device(own)
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=TIMEOUT)
-        try:
-            control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-            yield DistributedContext("ddp", own, bf16, dist.get_rank(), dist.get_world_size(), control)
-        finally:
-            dist.destroy_process_group()
-        return
-    several = base.type == "cuda" and torch.cuda.device_count() > 1
-    yield DistributedContext("dp" if strategy == "dp" or (strategy == "auto" and several) else "single", base, bf16)
+        raise UsageError(f"--parallel {strategy}: under torchrun with several processes it must be ddp or auto")
 
 
-def backward(model: nn.Module, batch: Batch, parallel: DistributedContext, accumulate: int = 1) -> LossSums:
-    """Add the gradient of the global batch's mean loss to the parameters, this process' `batch` in `accumulate` parts.
-
-    Returns this process' sums. DistributedDataParallel averages gradients over processes, hence the factor.
-    """
-    counts = torch.stack([(batch.labels_BT != IGNORED).sum(), (batch.is_next_B >= 0).sum()])
-    mlm_count, nsp_count = parallel.sum(counts).clamp(min=1)
-    parts = batch.split(accumulate)
-    totals = None
-    for number, part in enumerate(parts, start=1):
-        alone = isinstance(model, nn.parallel.DistributedDataParallel) and number < len(parts)
-        with model.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            with torch.autocast(parallel.device.type, torch.bfloat16, enabled=parallel.bf16):
-                own = LossSums.of(model(*part))
-            ((own.mlm_sum / mlm_count + own.nsp_sum / nsp_count) * parallel.world).backward()
-        totals = own.detach() if totals is None else totals + own.detach()
-    assert totals is not None
-    return totals
+@contextlib.contextmanager
+def _process_group(base_device: torch.device, bf16: bool) -> Iterator[DistributedContext]:
+    """This process as one rank of a `torchrun` job."""
+    device, backend = base_device, "gloo"
+    if base_device.type == "cuda":
+        device, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl"
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        control_group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield DistributedContext("ddp", device, bf16, dist.get_rank(), dist.get_world_size(), control_group)
+    finally:
+        dist.destroy_process_group()
 
 
-def _mixed(*numbers: int) -> int:
-    """One seed of several numbers (FNV-1a, 64 bits)."""
+def _mix_seeds(*numbers: int) -> int:
+    """One 63-bit seed from several numbers (FNV-1a; Fowler, Noll and Vo, 1991)."""
     mixed = 0xCBF29CE484222325
     for number in numbers:
         for byte in number.to_bytes(8, "little"):

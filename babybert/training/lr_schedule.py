@@ -1,16 +1,27 @@
 """The learning rate of each step: linear warm-up, then linear decay to zero (Devlin et al., 2019, appendix A.2).
 
-Or, after the warm-up, half of a cosine's wave down to zero (Loshchilov and Hutter, 2017), or no decay. A function
-of the step, with no state of its own: after a resume there is nothing to restore.
+Alternatives after the warm-up: a cosine decay to zero (Loshchilov and Hutter, 2017), or no decay. The rate is a function
+of the step and has no state, so a resume has nothing to restore.
 """
 
 import math
 
 
 def learning_rate(step: int, total_steps: int, peak: float, warmup_fraction: float, schedule: str = "linear") -> float:
-    """The rate of step `step` (0 is the first) of `total_steps`, by "linear", "cosine" or "constant" decay."""
+    """The learning rate of step `step` (the first is 0) of `total_steps`.
+
+    Args:
+        peak: the rate at the end of the warm-up.
+        warmup_fraction: the share of the steps in which the rate rises linearly to the peak.
+        schedule: the decay after it, "linear", "cosine" or "constant".
+    """
     warmup_steps = round(total_steps * warmup_fraction)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    left = (total_steps - step) / max(total_steps - warmup_steps, 1)
-    return peak * {"linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left), "constant": 1.0}[schedule]
+    remaining = (total_steps - step) / max(total_steps - warmup_steps, 1)  # from 1 down to 0
+    if schedule == "linear":
+        return peak * remaining
+    if schedule == "cosine":
+        return peak * (0.5 - 0.5 * math.cos(math.pi * remaining))
+    assert schedule == "constant", schedule
+    return peak

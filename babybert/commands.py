@@ -1,0 +1,254 @@
+"""What each command does: call the package, and print the result on standard output.
+
+Each function takes the command's config and its positional arguments, and returns the exit code. The functions import
+what they need when they run, so that `--help` and a wrong flag answer at once, without loading PyTorch.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from babybert.config import (
+    ArchiveConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    FillMaskConfig,
+    InfoConfig,
+    LookConfig,
+    NextSentenceConfig,
+    PlaygroundConfig,
+    PlotConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ServeConfig,
+)
+from babybert.errors import UsageError
+
+if TYPE_CHECKING:
+    from babybert.serving.predictor import Predictor
+
+
+def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
+    """`babybert prepare`."""
+    from babybert.data.dataset import open_dataset, unigram_entropy
+    from babybert.data.prepare import prepare
+
+    facts = prepare(config)
+    corpus = ""
+    if "documents" in facts:
+        kind = "generated reviews" if facts["generated"] else "documents"
+        corpus = f"{facts['documents']:,} {kind}, {facts['tokens']:,} tokens, "
+    print(f"{config.out}: {corpus}vocabulary {facts['vocabulary']:,}")
+    for split in ("train", "validation"):
+        statistics = facts[split]
+        documents = f"{statistics['documents']:>8,} documents " if "documents" in statistics else ""
+        masked = statistics["masked_tokens"] / statistics["tokens_in_pairs"]
+        print(
+            f"  {split:<11}{documents}{statistics['pairs']:>9,} pairs, mean length {statistics['mean_length']}, "
+            f"{masked:.1%} of tokens masked"
+        )
+    if facts["skipped_rows"]:
+        print(f"  skipped: {facts['skipped_rows']:,} bad rows or files")
+    entropy = unigram_entropy(open_dataset(config.out).token_counts())
+    print(f"  MLM loss of the unigram baseline: {entropy:.3f} nats; of chance: {math.log(facts['vocabulary']):.3f}")
+    return 0
+
+
+def run_pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
+    """`babybert pretrain`."""
+    from babybert.evaluation.scores import format_scores
+    from babybert.training.train import pretrain
+
+    result = pretrain(config)
+    if result is None:  # rank 0 prints for all ranks
+        return 0
+    print(f"checkpoint: {result.checkpoint}")
+    if result.stopped_by:
+        print("stopped before the end; the same command continues from here")
+        return 128 + result.stopped_by
+    if result.scores:
+        print(format_scores(result.scores))
+    return 0
+
+
+def run_evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
+    """`babybert evaluate`."""
+    from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
+    from babybert.data.dataset import open_dataset
+    from babybert.evaluation.report import report
+    from babybert.evaluation.report_figures import plot_report
+    from babybert.evaluation.report_table import format_report
+    from babybert.figures import open_pyplot
+    from babybert.model.device import pick_device
+
+    if config.plot:
+        open_pyplot()  # fails before the work, not after it
+    device = pick_device(config.device)
+    folder = find_checkpoint(config.checkpoint)
+    dataset = open_dataset(config.data)
+    model, tokenizer = load_model(folder)
+    check_same_vocabulary(folder, tokenizer, dataset)
+    results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
+    if config.json:
+        print_json({"checkpoint": str(folder), **results})
+    else:
+        print(f"{folder}\n{format_report(results)}")
+    if config.plot:
+        for path in plot_report(results, config.plot):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def run_probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
+    """`babybert probe`."""
+    from babybert.checkpoint.format import find_checkpoint, load_model
+    from babybert.corpus.labelled import read_labelled, sample
+    from babybert.evaluation.probe import format_probe, probe
+    from babybert.model.device import pick_device
+
+    device = pick_device(config.device)
+    folder = find_checkpoint(config.checkpoint)
+    model, tokenizer = load_model(folder)
+    documents = read_labelled(config.corpus, config.source, config.text_column, config.label_column)
+    train, test = sample(documents, config.documents, config.seed)
+    results = probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
+    if config.json:
+        print_json({"checkpoint": str(folder), **results})
+    else:
+        print(f"{folder}\n{format_probe(results)}")
+    return 0
+
+
+def run_look(config: LookConfig, arguments: argparse.Namespace) -> int:
+    """`babybert look`."""
+    from babybert.checkpoint.format import find_checkpoint, load_model
+    from babybert.evaluation.look import attention_weights, encode, format_look, look
+    from babybert.evaluation.report_figures import plot_attention
+    from babybert.figures import open_pyplot
+    from babybert.model.inference import InferenceModel
+
+    if config.plot:
+        open_pyplot()
+    model, tokenizer = load_model(find_checkpoint(config.checkpoint))
+    model = InferenceModel(model).model
+    ids_1T, segments_1T = encode(model, tokenizer, config.text)
+    results = look(model, tokenizer, config.words, config.among)
+    print_json(results) if config.json else print(format_look(results))
+    if config.plot:
+        weights_LHTT = attention_weights(model, ids_1T, segments_1T)[:, 0].numpy()
+        for path in plot_attention(tokenizer.tokens(ids_1T[0].tolist()), weights_LHTT, config.plot):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
+    """`babybert explain`."""
+    from babybert.checkpoint.format import find_checkpoint, load_model
+    from babybert.evaluation.explain import explain, format_explanation, untrained
+
+    sentences = arguments.sentence_a, arguments.sentence_b
+    if config.checkpoint:
+        folder = find_checkpoint(config.checkpoint)
+        model, tokenizer = load_model(folder)
+        model_name = str(folder)
+    else:
+        model, tokenizer = untrained(*sentences, config.seed)
+        model_name = f"untrained, of the reference's sizes (weights of seed {config.seed})"
+    results = explain(model, tokenizer, *sentences, config.is_next, config.seed)
+    if config.json:
+        print_json({"model": model_name, **results})
+    else:
+        print(format_explanation(results, model_name))
+    return 0
+
+
+def run_info(config: InfoConfig, arguments: argparse.Namespace) -> int:
+    """`babybert info`."""
+    from babybert.info import describe, format_description
+
+    description = describe(Path(arguments.path), config)
+    print_json(description) if config.json else print(format_description(description))
+    return 0
+
+
+def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
+    """`babybert plot`."""
+    from babybert.evaluation.curves import plot_curves
+
+    for path in plot_curves([Path(run) for run in arguments.runs], config.out):
+        print(path)
+    return 0
+
+
+def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
+    """`babybert fill-mask`."""
+    answer = _load_predictor(config.checkpoint).fill_mask([arguments.text], config.top_k, config.targets or None)[0]
+    if config.json:
+        print_json(answer)
+        return 0
+    for mask in answer["masks"]:
+        if len(answer["masks"]) > 1:
+            print(f"mask at token {mask['position']}:")
+        for candidate in mask["candidates"]:
+            print(f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}")
+    return 0
+
+
+def run_next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
+    """`babybert next-sentence`."""
+    answer = _load_predictor(config.checkpoint).next_sentence([(arguments.sentence_a, arguments.sentence_b)])[0]
+    if config.json:
+        print_json(answer)
+    else:
+        verdict = "B follows A" if answer["is_next"] else "B does not follow A"
+        print(f'{verdict}: the model gives {answer["probability"]:.1%} to "B is the next sentence"')
+    return 0
+
+
+def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
+    """`babybert archive`."""
+    from babybert.checkpoint.source import CheckpointSource
+    from babybert.serving.archive import check_archive, write_archive
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_archive(CheckpointSource(config.source).find(Path(folder)), config.out)
+    megabytes = path.stat().st_size / 1e6
+    print(
+        f"{path}: version {check_archive(path)['version']}, {megabytes:.1f} MB; serve it with `babybert serve {path}`"
+    )
+    return 0
+
+
+def run_serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
+    """`babybert serve`."""
+    from babybert.serving.serve import serve
+
+    return serve(config)
+
+
+def run_playground(config: PlaygroundConfig, arguments: argparse.Namespace) -> int:
+    """`babybert playground`."""
+    try:
+        from babybert.playground.app import playground
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise UsageError("the page needs starlette and uvicorn: pip install 'babybert-pretrain[playground]'") from error
+    return playground(config)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print a result as indented JSON."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _load_predictor(checkpoint: Path) -> "Predictor":
+    from babybert.checkpoint.format import find_checkpoint
+    from babybert.serving.predictor import Predictor
+
+    return Predictor.load(find_checkpoint(checkpoint))

@@ -1,0 +1,96 @@
+"""The settings of `babybert prepare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from babybert.config.fields import option, require, require_at_least, require_seed
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Turn a corpus into a tokenizer, a training table and a validation table."""
+
+    corpus: Literal["demo", "imdb", "text", "csv", "jsonl", "parquet", "table"] = option(
+        "demo",
+        "demo: generated reviews; imdb: the public reviews; text, csv, jsonl, parquet: your own documents; "
+        "table: pairs that are masked already",
+    )
+    source: tuple[str, ...] = option(
+        (), "files, folders, globs or s3:// addresses; for imdb, the public archive is downloaded if none is given"
+    )
+    validation_source: tuple[str, ...] = option((), "table: the held-out rows")
+    out: Path = option(Path("data/demo"), "folder for the prepared data")
+    text_column: str = option("text", "csv, jsonl, parquet: the column or key that holds the documents")
+    documents: Literal["files", "blank-lines"] = option(
+        "files", "text: a document is a whole file, or a paragraph between blank lines"
+    )
+    limit: int | None = option(
+        None,
+        "use at most this many documents, for a quick try: the first ones (imdb is sorted by rating: evenly spaced ones)",
+    )
+    demo_documents: int = option(4000, "demo: reviews to generate; enough for a tiny model to learn NSP")
+    skip_bad_rows: bool = option(False, "count and skip rows and files that cannot be read; the default is to stop")
+    download_folder: Path = option(Path("data/downloads"), "folder for the public archive")
+    tokenizer: Path | None = option(None, "a tokenizer.json to reuse, so that the data fits an existing model")
+    train_tokenizer: bool = option(
+        False, "build the tokenizer from this corpus; the default unless --tokenizer is given"
+    )
+    tokenizer_kind: Literal["basic-english", "wordpiece"] = option(
+        "basic-english", "basic-english: whole words, as the reference; wordpiece: BERT's subwords, no unknown words"
+    )
+    vocab_size: int | None = option(
+        None,
+        "vocabulary limit, special tokens included; none: all words (basic-english) or 30,522 (wordpiece, as BERT)",
+    )
+    min_frequency: int = option(1, "rarer words become [UNK]; 1 keeps all, as the reference does")
+    validation_fraction: float = option(0.05, "share of documents held out; copies of a text are all on one side")
+    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs are shorter than 80")
+    duplicates: int = option(
+        1, "copies of each training pair with different masks; BERT used 10, --masking dynamic needs only 1"
+    )
+    format: Literal["csv", "csv.gz", "csv.zst", "parquet"] = option(
+        "csv", "format of the table; every tool opens csv, the others are smaller"
+    )
+    shard_mb: int = option(64, "start a new file when one has grown to this many MB")
+    seed: int = option(0, "seed of the split, the pairs and the masks; the same seed writes the same files")
+    overwrite: bool = option(False, "replace data that is already in the folder")
+
+    def __post_init__(self) -> None:
+        self._check_sources()
+        require(not (self.tokenizer and self.train_tokenizer), "--tokenizer and --train-tokenizer exclude each other")
+        require(self.limit is None or self.limit >= 2, f"limit is {self.limit}; it must be at least 2 documents")
+        require_at_least(self, 2, "demo_documents")
+        require(
+            0 < self.validation_fraction < 1,
+            f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1",
+        )
+        require(
+            8 <= self.max_positions <= 512,
+            f"max_positions is {self.max_positions}; it must be from 8 to 512, the model's positions",
+        )
+        require(
+            self.vocab_size is None or 5 < self.vocab_size < 10**7,
+            f"vocab_size is {self.vocab_size}; it must be above 5 and below 10,000,000",
+        )
+        require_at_least(self, 1, "min_frequency", "duplicates", "shard_mb")
+        require_seed(self.seed)
+
+    def _check_sources(self) -> None:
+        """Raise UsageError unless the sources fit the kind of corpus."""
+        require(self.corpus in ("demo", "imdb") or bool(self.source), f"--corpus {self.corpus} needs --source")
+        require(
+            self.corpus != "demo" or not self.source,
+            "--corpus demo takes no --source; name the kind of your files with --corpus",
+        )
+        if self.corpus == "table":
+            require(
+                bool(self.validation_source),
+                "--corpus table needs --validation-source: pairs can no longer be held out by document",
+            )
+            require(self.tokenizer is not None, "--corpus table needs --tokenizer: the one that its ids come from")
+        else:
+            require(
+                not self.validation_source,
+                f"--validation-source is for --corpus table; --corpus {self.corpus} holds out documents itself",
+            )

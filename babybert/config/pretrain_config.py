@@ -1,0 +1,289 @@
+"""The settings of `babybert pretrain`, in groups, and the recipes that set several of them at once.
+
+A `PretrainConfig` resolves its recipe when it is made, so `PretrainConfig(preset="baby")` in Python and
+`--preset baby` on the command line are the same training. A value that is given wins over the recipe, the recipe over
+the default. `docs/learning.md` says how the recipes' values were found.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from babybert.config.fields import UNSET, option, recipe_option, require, require_at_least, require_seed
+from babybert.config.model_config import PRESETS, ModelConfig, model_config
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network and its initial weights."""
+
+    preset: str = recipe_option("tiny", f"model sizes: {', '.join(PRESETS)} (baby is the reference)")
+    width: int | None = option(None, "replaces the preset's value")
+    layers: int | None = option(None, "replaces the preset's value")
+    heads: int | None = option(None, "replaces the preset's value")
+    feed_forward: int | None = option(None, "replaces the preset's value")
+    dropout: float | None = recipe_option(None, "replaces the preset's value")
+    init_decoder_bias: bool = recipe_option(
+        True, "initialize the MLM bias with log word frequencies: the loss starts at the unigram baseline"
+    )
+    initial_weights: Literal["xavier", "mimetic"] = recipe_option(
+        "xavier", "xavier: random; mimetic: tokens first attend to similar tokens, better from mini's width on"
+    )
+
+    def sizes(self, vocab_size: int) -> ModelConfig:
+        """The network's sizes for this vocabulary. Raises UsageError if they do not fit together."""
+        names = ("width", "layers", "heads", "feed_forward", "dropout")
+        return model_config(self.preset, vocab_size, **{name: getattr(self, name) for name in names})
+
+    def check_model(self) -> None:
+        """Raise UsageError for sizes that do not fit together."""
+        self.sizes(vocab_size=6)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The training pairs and how batches are made of them."""
+
+    data: Path = option(Path("data/demo"), "folder that `babybert prepare` wrote")
+    batch_size: int = recipe_option(64, "pairs per step over all devices; the reference's 6 leaves the machine idle")
+    accumulate: int = option(1, "split a step into this many micro-batches: less memory, the same gradient")
+    masking: Literal["static", "dynamic"] = recipe_option(
+        "dynamic", "dynamic: new masks each epoch (the demo's loss ends at 0.50, not 0.59); static: the table's masks"
+    )
+    masked_share: float = option(0.15, "share of tokens masked by --masking dynamic; evaluation always masks 15 %")
+    bucketing: bool = recipe_option(True, "batch pairs of similar length together: little padding")
+    resident: Literal["auto", "always", "never"] = option(
+        "auto", "keep the data on the training device; auto: on a GPU, if it fits beside the model"
+    )
+    validation_pairs: int = option(2000, "held-out pairs scored after each epoch; `babybert evaluate` scores all")
+    seed: int = option(0, "seed of the weights, dropout, masks and the order of pairs")
+
+    def check_data(self) -> None:
+        """Raise UsageError for values that cannot work."""
+        require_at_least(self, 1, "batch_size", "accumulate", "validation_pairs")
+        require(0 < self.masked_share < 1, f"masked_share is {self.masked_share}; it must be between 0 and 1")
+        require(
+            self.masking == "dynamic" or self.masked_share == 0.15,
+            "masked_share is for --masking dynamic; static masks are those of the table",
+        )
+        require_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """The optimizer and its learning rates."""
+
+    optimizer: Literal["adamw", "adam"] = recipe_option(
+        "adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words"
+    )
+    lr: float = recipe_option(
+        5e-3, "peak learning rate; other presets have their own. The reference's 5e-5 hardly moves a model this small"
+    )
+    decoder_lr_factor: float = recipe_option(1.0, "learning rate of the MLM decoder's rows relative to the layers'")
+    embedding_lr_factor: float = recipe_option(
+        1.0, "learning rate of the token embeddings relative to the layers'; rare words are seldom updated"
+    )
+    decoder_epsilon: float = recipe_option(
+        1e-8, "Adam's epsilon for the MLM decoder; one above rare words' gradients keeps noise from moving them"
+    )
+    weight_decay: float = option(0.01, "the reference's value")
+    decay_vectors: bool = recipe_option(False, "apply weight decay to biases and norms as well")
+    clip_norm: float = option(1.0, "clip gradients to this norm")
+
+    def check_optimizer(self) -> None:
+        """Raise UsageError for values that cannot work."""
+        for name in ("lr", "decoder_lr_factor", "embedding_lr_factor", "decoder_epsilon", "clip_norm"):
+            value = getattr(self, name)
+            require(0 < value < float("inf"), f"{name} is {value}; it must be a number above 0")
+        require(0 <= self.weight_decay < float("inf"), f"weight_decay is {self.weight_decay}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """The length of the run and the course of the learning rate."""
+
+    epochs: int = recipe_option(15, "passes over the pairs; the reference made 100 over its 10,000")
+    max_steps: int | None = option(None, "stop after this many steps; the schedule is fitted to them")
+    max_minutes: float | None = option(
+        None, "stop after this much training, earlier processes included; the schedule is not fitted to it"
+    )
+    schedule: Literal["linear", "cosine", "constant"] = option(
+        "linear", "decay of the learning rate after the warm-up: to zero, or none"
+    )
+    warmup_fraction: float = option(0.1, "share of the steps in which the learning rate rises to its peak")
+
+    def check_schedule(self) -> None:
+        """Raise UsageError for values that cannot work."""
+        require_at_least(self, 1, "epochs")
+        require(self.max_steps is None or self.max_steps >= 1, f"max_steps is {self.max_steps}; it must be at least 1")
+        require(
+            self.max_minutes is None or self.max_minutes > 0, f"max_minutes is {self.max_minutes}; it must be above 0"
+        )
+        require(
+            0 <= self.warmup_fraction <= 1, f"warmup_fraction is {self.warmup_fraction}; it must be between 0 and 1"
+        )
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where and how the training is computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: all visible GPUs (DataParallel), else the CPU")
+    parallel: Literal["auto", "single", "dp", "ddp"] = option(
+        "auto", "auto: DDP under torchrun, else DataParallel with several GPUs, else one device"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 autocast on GPUs that support it")
+    kernels: Literal["auto", "plain", "triton"] = option(
+        "auto",
+        "auto: the fastest implementation measured on this kind of device; plain: PyTorch's operations only; "
+        "triton: the Triton kernels, not yet measured on a GPU",
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """The run's folder, its checkpoints and where they are stored."""
+
+    out: Path = option(Path("runs/demo"), "folder of the run: checkpoints and metrics.jsonl")
+    store: str | None = option(
+        None, "s3://bucket/prefix: checkpoints are uploaded there in the background, and looked for at the start"
+    )
+    resume: str = option(
+        "auto",
+        "auto: the newest valid checkpoint of the run, local or in the store; never; a step; "
+        "or another run's folder or s3:// address",
+    )
+    checkpoint_every: str | None = option(
+        None, "save after this many steps (500) or minutes (10m), in addition to each epoch's end"
+    )
+    keep_checkpoints: int = option(3, "newest checkpoints to keep; the best one is always kept, older ones are deleted")
+    upload_minutes: float = option(
+        5.0, "wait this long at the end for the upload, then exit 1; the local copy is valid"
+    )
+
+    @property
+    def checkpoint_interval(self) -> tuple[int | None, float | None]:
+        """`checkpoint_every` as (steps, minutes); at most one of them is set."""
+        every = self.checkpoint_every
+        if every is None:
+            return None, None
+        if every.endswith("m"):
+            return None, float(every[:-1])
+        return int(every), None
+
+    def check_checkpoints(self) -> None:
+        """Raise UsageError for values that cannot work."""
+        require_at_least(self, 1, "keep_checkpoints")
+        require(self.upload_minutes >= 0, f"upload_minutes is {self.upload_minutes}; it must not be negative")
+        require(
+            self.store is None or bool(re.match("s3://[^/]+", self.store)),
+            f"store is '{self.store}'; it must look like s3://bucket/prefix",
+        )
+        every = self.checkpoint_every
+        require(
+            every is None or bool(re.fullmatch(r"[1-9]\d*|(\d+(\.\d*)?|\.\d+)m", every)),
+            f"checkpoint_every is '{every}'; it must be steps (500) or minutes (10m)",
+        )
+
+
+@dataclass(frozen=True)
+class MetricsOptions:
+    """What a run reports while it trains."""
+
+    log_every: int = option(20, "steps between two lines of metrics.jsonl; reading the loss makes a GPU wait")
+    metrics: bool = option(True, "serve Prometheus metrics while training")
+    metrics_host: str = option(
+        "127.0.0.1", "address of the metrics; in a container 0.0.0.0, so that Prometheus reaches it"
+    )
+    metrics_port: int | None = option(
+        None, "port of the metrics; none: 9109, or a free port if it is taken; 0: a free port. The port is logged"
+    )
+    pushgateway: str | None = option(None, "host:port of a Prometheus Pushgateway that gets the last values at the end")
+    tensorboard: bool = option(False, "also write the curves for TensorBoard, into the run's folder")
+
+    def check_metrics(self) -> None:
+        """Raise UsageError for values that cannot work."""
+        require_at_least(self, 1, "log_every")
+        require(
+            self.metrics_port is None or 0 <= self.metrics_port < 65536,
+            f"metrics_port is {self.metrics_port}; it must be from 0 to 65535",
+        )
+
+
+# What learns best with each preset, where it differs from the defaults.
+PRESET_RECIPES: dict[str, dict[str, Any]] = {
+    "baby": {
+        "lr": 2e-3,
+        "decoder_lr_factor": 50.0,
+        "embedding_lr_factor": 20.0,
+        "decoder_epsilon": 1e-3,
+        "dropout": 0.0,
+        "batch_size": 32,
+    },
+    "mini": {
+        "lr": 1e-3,
+        "decoder_lr_factor": 3.0,
+        "embedding_lr_factor": 3.0,
+        "batch_size": 32,
+        "initial_weights": "mimetic",
+    },
+}
+
+# The course's notebook, except for its data: PyTorch's Adam, no word frequencies, masks drawn once.
+REFERENCE_RECIPE: dict[str, Any] = {
+    "preset": "baby",
+    "batch_size": 6,
+    "optimizer": "adam",
+    "lr": 5e-5,
+    "decay_vectors": True,
+    "epochs": 100,
+    "init_decoder_bias": False,
+    "masking": "static",
+    "bucketing": False,
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig(
+    ModelOptions,
+    DataOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+    DeviceOptions,
+    CheckpointOptions,
+    MetricsOptions,
+):
+    """Train a model on prepared data, from random weights or from the run's newest checkpoint."""
+
+    recipe: Literal["default", "reference"] = option(
+        "default",
+        "default: the best known values for the preset; reference: the course's. Given settings win over both",
+    )
+
+    def __post_init__(self) -> None:
+        self._resolve_recipe()
+        self.check_model()
+        self.check_data()
+        self.check_optimizer()
+        self.check_schedule()
+        self.check_checkpoints()
+        self.check_metrics()
+
+    def _resolve_recipe(self) -> None:
+        """Give every field that is `UNSET` its value: the recipe's, or the field's default."""
+        if self.recipe == "reference":
+            values = REFERENCE_RECIPE
+        else:
+            preset = "tiny" if self.preset is UNSET else self.preset
+            values = PRESET_RECIPES.get(preset, {})
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is UNSET:
+                value = values.get(field.name, field.metadata["default"])
+                object.__setattr__(self, field.name, value)  # the dataclass is frozen
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings as `state.json` and `summary.json` keep them."""
+        settings = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}

@@ -1,0 +1,104 @@
+"""The settings of the commands that ask a model or serve it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from babybert.config.evaluation_config import CHECKPOINT_HELP
+from babybert.config.fields import option, require
+
+SOURCE_HELP = f"{CHECKPOINT_HELP}, in a folder or at s3://bucket/prefix"
+
+
+@dataclass(frozen=True)
+class FillMaskConfig:
+    """Ask a checkpoint which words fit at each [MASK]."""
+
+    checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
+    top_k: int = option(5, "candidates per mask")
+    targets: tuple[str, ...] = option((), "score only these words")
+    json: bool = option(False, "print JSON, as the HTTP endpoint answers")
+
+
+@dataclass(frozen=True)
+class NextSentenceConfig:
+    """Ask a checkpoint how likely it is that sentence B follows sentence A."""
+
+    checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
+    json: bool = option(False, "print JSON, as the HTTP endpoint answers")
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """Pack a checkpoint, the handler and the package into babybert.mar for TorchServe."""
+
+    source: str = option("runs/demo", SOURCE_HELP)
+    out: Path = option(Path("model-store"), "folder for babybert.mar; an existing file is replaced")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Run TorchServe on a run, a checkpoint or an archive until Ctrl-C or SIGTERM."""
+
+    source: str = option("runs/demo", f"{SOURCE_HELP}; or FILE.mar, or a folder with babybert.mar")
+    watch: bool = option(False, "serve each newer valid checkpoint of the run as soon as it appears")
+    watch_seconds: float = option(15.0, "seconds between two looks for a newer checkpoint; each is a request to S3")
+    workers: int = option(
+        1, "worker processes, each with its own copy of the model and one thread; at most one per core is useful"
+    )
+    token_auth: bool = option(
+        False, "require a TorchServe token with every request on the inference port, including /ping; not for /metrics"
+    )
+    token_minutes: int = option(60, "lifetime of a token; TorchServe's default")
+    host: str = option("127.0.0.1", "address of predictions and metrics; management always stays on loopback")
+    inference_port: int = option(8080, "port of /predictions/babybert; TorchServe's default, as the next two")
+    management_port: int = option(8081, "port of the management API")
+    metrics_port: int = option(8082, "port of /metrics")
+    start_seconds: float = option(120.0, "give up if no worker is ready by then")
+    drain_seconds: float = option(
+        30.0, "after SIGTERM, keep answering this long while requests arrive; without requests, end after a second"
+    )
+
+    def __post_init__(self) -> None:
+        ports = (self.inference_port, self.management_port, self.metrics_port)
+        require(
+            all(0 < port < 65536 for port in ports) and len(set(ports)) == 3,
+            f"ports {ports} must differ and be from 1 to 65535",
+        )
+        for name in ("start_seconds", "watch_seconds", "token_minutes", "workers"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
+        require(self.drain_seconds >= 0, f"drain_seconds is {self.drain_seconds}; it must not be negative")
+        require(
+            not (self.watch and self.source.endswith(".mar")),
+            f"an archive does not change: watch a run, not {self.source}",
+        )
+
+
+@dataclass(frozen=True)
+class PlaygroundConfig:
+    """Show a model in the browser: what it predicts, how it reads a text, and how it learned."""
+
+    endpoint: str | None = option(
+        None, "a served model, such as http://127.0.0.1:8080; only its public HTTP API is used"
+    )
+    checkpoint: str | None = option(
+        None, f"instead of an endpoint: {SOURCE_HELP}; attention and embeddings are shown as well"
+    )
+    run: str | None = option(
+        None, "run whose curves and checkpoints are shown, a folder or s3://bucket/prefix; default: --checkpoint's run"
+    )
+    host: str = option("127.0.0.1", "address of the page; whoever reaches it may ask the model")
+    port: int | None = option(
+        None, "port of the page; none: 7860, or a free port if it is taken; 0: a free port. The port is logged"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            (self.endpoint is None) != (self.checkpoint is None), "give one of --endpoint URL and --checkpoint PATH"
+        )
+        address = self.endpoint
+        require(
+            address is None or bool(re.match("https?://[^/]", address)),
+            f"endpoint is '{address}'; it must look like http://127.0.0.1:8080",
+        )
+        require(self.port is None or 0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")

@@ -1,0 +1,60 @@
+"""One optimizer step's forward and backward pass, on one device or many, in one pass or several micro-batches.
+
+Every strategy gives the same gradient. The model returns its losses as sums, and these are divided by the counts of the
+*global* batch, which are known before the first backward pass. A mean of the replicas' means would weight the tokens of
+a small replica more.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from babybert.data.loader import Batch
+from babybert.model.loss import IGNORED, LossSums
+from babybert.training.distributed import DistributedContext
+
+
+def forward_backward(model: nn.Module, batch: Batch, context: DistributedContext, micro_batches: int = 1) -> LossSums:
+    """Add the gradient of the global batch's mean loss to the parameters.
+
+    Args:
+        model: a `PretrainingModel`, possibly wrapped by `DistributedContext.wrap`.
+        batch: this rank's part of the global batch, on its device.
+        micro_batches: the number of passes that `batch` is split into; more need less memory.
+
+    Returns:
+        This rank's sums, detached.
+    """
+    mlm_count, nsp_count = _global_counts(batch, context)
+    batches = batch.split(micro_batches)
+    total: LossSums | None = None
+    for index, micro_batch in enumerate(batches):
+        is_last = index == len(batches) - 1
+        with _gradient_sync(model, is_last):
+            with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+                sums = LossSums.of(model(*micro_batch))
+            loss = sums.mlm_sum / mlm_count + sums.nsp_sum / nsp_count
+            # DistributedDataParallel averages the ranks' gradients; this makes the average a sum.
+            (loss * context.world_size).backward()
+        total = sums.detach() if total is None else total + sums.detach()
+    assert total is not None, "a batch has at least one pair"
+    return total
+
+
+def _global_counts(batch: Batch, context: DistributedContext) -> Tensor:
+    """Masked positions and labelled pairs of the global batch (2,), each at least 1."""
+    masked_positions = (batch.labels_BT != IGNORED).sum()
+    labelled_pairs = (batch.is_next_B >= 0).sum()
+    return context.all_reduce_sum(torch.stack([masked_positions, labelled_pairs])).clamp(min=1)
+
+
+@contextlib.contextmanager
+def _gradient_sync(model: nn.Module, is_last: bool) -> Iterator[None]:
+    """Let DistributedDataParallel exchange gradients after the last micro-batch only."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and not is_last:
+        with model.no_sync():
+            yield
+    else:
+        yield
