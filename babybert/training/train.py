@@ -23,7 +23,7 @@ from babybert.checkpoint.format import TrainState, check_same_vocabulary, load_m
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import PretrainConfig, model_config
 from babybert.data.dataset import SPLITS, Dataset, open_dataset
-from babybert.data.device_loader import DeviceLoader, fits
+from babybert.data.device_loader import DeviceLoader, fits_on_device
 from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, pairs_before
 from babybert.data.table import Examples
 from babybert.errors import DataError, UsageError
@@ -233,7 +233,7 @@ def check_order(folder: Path, config: PretrainConfig, dataset: Dataset) -> None:
 def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
     """The training batches, from arrays on the host or on the device."""
     remask = DynamicMasking(vocab_size, config.seed, config.masked_share) if config.masking == "dynamic" else None
-    if config.resident == "always" or (config.resident == "auto" and fits(train, device)):
+    if config.resident == "always" or (config.resident == "auto" and fits_on_device(train, device)):
         return DeviceLoader(train, config.batch_size, config.seed, config.bucketing, remask, device)
     return Loader(train, config.batch_size, config.seed, config.bucketing, remask)
 
