@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from babybert.config import PrepareConfig, PretrainConfig
-from babybert.corpus.files import BadRows
 from babybert.corpus.documents import open_corpus
+from babybert.corpus.files import BadRows
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.tokenizer import Tokenizer

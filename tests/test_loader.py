@@ -19,7 +19,7 @@ def same(one, other):
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_batch_is_the_pairs_padded_with_zeros(examples):
+def test_a_batch_is_the_pairs_padded_with_zeros(examples: Examples) -> None:
     rows = np.array([3, 0, 7])
     batch = collate(examples, rows)
     longest = max(examples.offsets[r + 1] - examples.offsets[r] for r in rows)
@@ -33,7 +33,7 @@ def test_a_batch_is_the_pairs_padded_with_zeros(examples):
 
 
 @pytest.mark.parametrize("bucketing", [True, False])
-def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples, bucketing):
+def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples: Examples, bucketing: bool) -> None:
     loader = Loader(examples, 8, seed=0, bucketing=bucketing)
     assert sorted(loader.order(0)) == list(range(len(examples)))
     batches = list(loader.epoch(0))
@@ -43,7 +43,7 @@ def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples, bucke
 
 
 @pytest.mark.parametrize("bucketing", [True, False])
-def test_the_order_is_a_function_of_seed_and_epoch(examples, bucketing):
+def test_the_order_is_a_function_of_seed_and_epoch(examples: Examples, bucketing: bool) -> None:
     def order(seed, epoch):
         return Loader(examples, 8, seed, bucketing).order(epoch).tolist()
 
@@ -52,7 +52,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(examples, bucketing):
     assert order(0, 0) != order(1, 0)
 
 
-def test_buckets_leave_little_padding(examples):
+def test_buckets_leave_little_padding(examples: Examples) -> None:
     def padding(bucketing):
         batches = Loader(examples, 8, 0, bucketing).epoch(0)
         return sum(int((batch.ids_BT == 0).sum()) for batch in batches)
@@ -60,7 +60,7 @@ def test_buckets_leave_little_padding(examples):
     assert padding(bucketing=True) < padding(bucketing=False) / 3
 
 
-def test_short_batches_do_not_come_first(examples):
+def test_short_batches_do_not_come_first(examples: Examples) -> None:
     """Sorted pairs in shuffled batches: lengths say nothing about when a pair comes."""
     lengths = [batch.ids_BT.shape[1] for batch in Loader(examples, 8, 0).epoch(0)][:-1]
     assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.6
@@ -69,7 +69,9 @@ def test_short_batches_do_not_come_first(examples):
 
 @pytest.mark.parametrize("kind", [Loader, DeviceLoader])
 @pytest.mark.parametrize("remask", [None, DynamicMasking(209, 5)])
-def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, kind, remask):
+def test_starting_at_a_batch_gives_the_rest_across_epochs_too(
+    examples: Examples, demo: Dataset, kind: str, remask: TODO
+) -> None:
     remask = remask and DynamicMasking(demo.tokenizer.size, remask.seed)
     loader = kind(examples, 8, 0, True, remask)
     whole = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
@@ -82,7 +84,7 @@ def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, ki
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
-def test_readers_share_the_very_same_batches(examples, demo, readers):
+def test_readers_share_the_very_same_batches(examples: Examples, demo: Dataset, readers: int) -> None:
     loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 1))
     shares = [list(loader.epoch(1, start=2, reader=r, readers=readers)) for r in range(readers)]
     for number, batch in enumerate(loader.epoch(1, start=2)):
@@ -94,7 +96,7 @@ def test_readers_share_the_very_same_batches(examples, demo, readers):
             assert not batch.ids_BT[r::readers, longest:].any()
 
 
-def test_both_labels_come_from_the_first_batches_on(examples):
+def test_both_labels_come_from_the_first_batches_on(examples: Examples) -> None:
     """The same seed that dealt the negatives must not put them all into the first half of the first epoch."""
     for bucketing in (True, False):
         half = list(Loader(examples, 8, 0, bucketing).epoch(0))[: len(examples) // 16]
@@ -102,7 +104,7 @@ def test_both_labels_come_from_the_first_batches_on(examples):
         assert 0.3 < share < 0.7
 
 
-def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
+def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples: Examples, demo: Dataset) -> None:
     loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 3))
     rows = np.array([4, 1, 9])
     first, second = loader.batch(rows, 0), loader.batch(rows, 1)
@@ -121,7 +123,9 @@ def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
 
 
 @pytest.mark.parametrize(("remask", "share"), [(None, 0.15), (0, 0.15), (2**32 - 1, 0.4)])
-def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask, share):
+def test_resident_batches_equal_those_of_the_host_to_the_bit(
+    examples: Examples, demo: Dataset, remask: TODO, share: float
+) -> None:
     remask = None if remask is None else DynamicMasking(demo.tokenizer.size, remask, share)
     host, resident = Loader(examples, 8, 0, True, remask), DeviceLoader(examples, 8, 0, True, remask)
     for epoch in (0, 7):
@@ -130,7 +134,7 @@ def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, rem
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_made_on_a_gpu_equal_those_of_the_host(examples, demo):
+def test_batches_made_on_a_gpu_equal_those_of_the_host(examples: Examples, demo: Dataset) -> None:
     remask = DynamicMasking(demo.tokenizer.size, 3)
     host, resident = (
         Loader(examples, 8, 0, True, remask),
@@ -140,12 +144,12 @@ def test_batches_made_on_a_gpu_equal_those_of_the_host(examples, demo):
         assert same(one, other.to(torch.device("cpu")))
 
 
-def test_pairs_are_counted_with_the_smaller_last_batches(examples):
+def test_pairs_are_counted_with_the_smaller_last_batches(examples: Examples) -> None:
     sizes = [len(batch.is_next_B) for epoch in range(2) for batch in Loader(examples, 8, 0).epoch(epoch)]
     for step in range(len(sizes) + 1):
         assert pairs_before(step, batches_in_epoch(len(examples), 8), len(examples), 8) == sum(sizes[:step])
 
 
-def test_in_order(demo):
+def test_in_order(demo: Dataset) -> None:
     examples = demo.examples("validation")
     assert torch.cat([batch.is_next_B for batch in ordered_batches(examples, 7)]).tolist() == examples.is_next.tolist()

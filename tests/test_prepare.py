@@ -25,14 +25,14 @@ def files_of(folder):
     return {path.name: sha256(path) for path in folder.iterdir() if path.is_file()}
 
 
-def test_the_same_seed_writes_the_same_files(tmp_path):
+def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prepare(PrepareConfig(out=tmp_path / name, demo_documents=40, validation_fraction=0.2, seed=seed))
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     assert files_of(tmp_path / "a")["train-00000.csv"] != files_of(tmp_path / "c")["train-00000.csv"]
 
 
-def test_facts_are_those_of_the_files(demo):
+def test_facts_are_those_of_the_files(demo: Dataset) -> None:
     facts = demo.facts
     assert facts["generated"] is True
     for split in ("train", "validation"):
@@ -43,7 +43,7 @@ def test_facts_are_those_of_the_files(demo):
     assert (demo.token_counts() == demo.examples("train").token_counts(demo.tokenizer.size)).all()
 
 
-def test_copies_of_a_document_are_on_one_side(tmp_path):
+def test_copies_of_a_document_are_on_one_side(tmp_path: Path) -> None:
     texts = generate_reviews(60, seed=0)
     prepare(
         PrepareConfig(
@@ -65,7 +65,7 @@ def test_copies_of_a_document_are_on_one_side(tmp_path):
     assert not sides["train"] & sides["validation"]
 
 
-def test_prepared_data_is_not_replaced_unasked(tmp_path):
+def test_prepared_data_is_not_replaced_unasked(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path, demo_documents=40, validation_fraction=0.2))
     before = files_of(tmp_path)
     with pytest.raises(UsageError, match="--overwrite"):
@@ -75,7 +75,7 @@ def test_prepared_data_is_not_replaced_unasked(tmp_path):
     assert open_dataset(tmp_path).facts["train"]["documents"] > 40
 
 
-def test_a_failed_prepare_leaves_nothing(tmp_path):
+def test_a_failed_prepare_leaves_nothing(tmp_path: Path) -> None:
     source = imdb_review_folder(tmp_path / "source", ["Too short"] * 10)
     with pytest.raises(DataError, match="give no sentence pairs"):
         prepare(PrepareConfig(corpus="imdb", source=(str(source),), out=tmp_path / "data"))
@@ -102,8 +102,8 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
     ],
 )
 def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(
-    tmp_path, demo_folder, function, calls
-):
+    tmp_path: Path, demo_folder: Path, function: str, calls: int
+) -> None:
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
     run_until_killed(function, calls, *flags)
@@ -117,7 +117,7 @@ def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_cl
 
 
 @pytest.mark.parametrize("calls", [1, 4, 5])
-def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls):
+def test_data_that_is_replaced_is_whole_or_no_data(tmp_path: Path, demo_folder: Path, calls: int) -> None:
     """Killed between the last of the old and the last of the new files."""
     shutil.copytree(demo_folder, tmp_path / "data")
     flags = ["prepare", "--demo-documents=60", "--overwrite", f"--out={tmp_path / 'data'}"]
@@ -127,7 +127,7 @@ def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls)
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet"])
-def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path, kind):
+def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path: Path, kind: str) -> None:
     """A limit on the size of files stands in for the full disk: writing fails in the same place, in the same way."""
     prepare(PrepareConfig(out=tmp_path / "data", demo_documents=40, validation_fraction=0.2))
     before = files_of(tmp_path / "data")
@@ -173,8 +173,8 @@ PUNCTUATED = st.lists(
     st.sampled_from(["basic-english", "wordpiece"]),
 )
 def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
-    tmp_path_factory, texts, kind, tokenizer_kind
-):
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], kind: str, tokenizer_kind: str
+) -> None:
     folder = tmp_path_factory.mktemp("any")
     texts += [f"this is review {i} . it has a second sentence {i} ." for i in range(30)]
     with (folder / "in.jsonl").open("w") as file:
@@ -209,7 +209,7 @@ def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
     shutil.rmtree(folder)
 
 
-def test_format_alone_does_not_tell_the_label(tmp_path):
+def test_format_alone_does_not_tell_the_label(tmp_path: Path) -> None:
     """Reviews as people write them: openings, verdicts at the end, sentences that grow shorter, unequal reviews.
 
     A classifier that sees lengths, last tokens and positions of specials, but no words, must stay at chance. Fitted
@@ -276,7 +276,7 @@ def fitted(features, labels):
     return lambda new: (np.column_stack([new, np.ones(len(new))]) @ weights > 0).astype(int)
 
 
-def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp_path):
+def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp_path: Path) -> None:
     for copies in (1, 3):
         prepare(
             PrepareConfig(out=tmp_path / str(copies), demo_documents=60, validation_fraction=0.3, duplicates=copies)
@@ -292,7 +292,7 @@ def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp
         assert 0.05 < both < 0.35  # about 0.15 of ordinary tokens, more in short rows
 
 
-def test_a_tokenizer_is_reused(tmp_path):
+def test_a_tokenizer_is_reused(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path / "a", demo_documents=60, validation_fraction=0.3))
     first = open_dataset(tmp_path / "a")
     (tmp_path / "t.txt").write_text("\n\n".join(f"The unheard {i} is good. It is a western ." for i in range(40)))
@@ -311,7 +311,7 @@ def test_a_tokenizer_is_reused(tmp_path):
     assert (second.examples("train").original_ids() == UNK).sum() == facts["train"]["unknown_tokens"]
 
 
-def test_tables_of_other_hands_are_imported_and_checked(tmp_path):
+def test_tables_of_other_hands_are_imported_and_checked(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path / "a", demo_documents=60, validation_fraction=0.3))
     first = open_dataset(tmp_path / "a")
     for split in ("train", "validation"):
@@ -346,7 +346,7 @@ def test_tables_of_other_hands_are_imported_and_checked(tmp_path):
     assert facts["shards"] == first.facts["shards"]
 
 
-def test_skipped_rows_are_counted_once(tmp_path):
+def test_skipped_rows_are_counted_once(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         "".join(json.dumps({"text": f"Number {i} is good. It is a film." if i % 10 else 7}) + "\n" for i in range(60))
     )
