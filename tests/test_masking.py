@@ -34,11 +34,11 @@ def mask(
 
 def is_close(share: float, expected: float, count: int) -> bool:
     """Within five standard deviations of a binomial: a correct implementation fails for one seed in two million."""
-    return abs(share - expected) < 5 * (expected * (1 - expected) / count) ** 0.5
+    return bool(abs(share - expected) < 5 * (expected * (1 - expected) / count) ** 0.5)
 
 
 @pytest.mark.parametrize(("settings", "share"), [({}, 0.15), ({"share": 0.4}, 0.4)])
-def test_shares_are_those_of_the_paper_or_of_the_caller(rows: Rows, settings: dict[str, float], share: float) -> None:
+def test_shares_are_those_of_the_paper_or_of_the_caller(rows: Rows, settings: dict[str, Any], share: float) -> None:
     ids, offsets = rows
     masked, labels = mask(ids, offsets, seed=0, **settings)
     ordinary = ids >= FIRST_ORDINARY
