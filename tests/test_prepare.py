@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -195,8 +196,8 @@ def test_for_any_text_the_tokens_in_the_table_are_those_of_the_tokenizer(
     encoded = dataset.tokenizer.encode_documents(texts)
     assert facts["tokens"] == sum(map(len, encoded))
     end_ids = set(dataset.tokenizer.sentence_end_ids().tolist())
-    sentences = set()
-    neighbours = set()
+    sentences: set[tuple[int, ...]] = set()
+    neighbours: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
     for document_ids in encoded:
         document_sentences = [tuple(sentence) for sentence in plain_split(document_ids.tolist(), end_ids)]
         sentences.update(document_sentences)
