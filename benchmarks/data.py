@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from babybert.config import PrepareConfig, PretrainConfig
+from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
-from babybert.corpus.readers import open_corpus
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.tokenizer import Tokenizer
@@ -262,7 +262,7 @@ def measure_loading(archive: str, work: Path, repeat: int) -> dict[str, float]:
     )
     dataset = open_dataset(work / "short")
     train, vocab = dataset.examples("train"), dataset.tokenizer.size
-    static, dynamic = Loader(train, BATCH, 0), Loader(train, BATCH, 0, remask=DynamicMasking(vocab, 0))
+    static, dynamic = Loader(train, BATCH, 0), Loader(train, BATCH, 0, masking=DynamicMasking(vocab, 0))
     ways: dict[str, tuple[Callable[[], Iterator[Any]], int]] = {
         "ours, static masks": (lambda: static.epoch(1), 400),
         "ours, dynamic masks": (lambda: dynamic.epoch(1), 400),

@@ -1,3 +1,5 @@
+"""The one-pass tokenizer gives the words, ids and vocabulary of the `tokenizers` library."""
+
 import numpy as np
 import pytest
 import tokenizers
@@ -16,8 +18,8 @@ TEXT = st.lists(
 ).map("".join)
 
 
-def trained(texts, min_frequency=1, vocab_size=2**31 - 1):
-    """The oracle: the library's own tokenizer with these rules, and its own training."""
+def train_with_library(texts: list[str], min_frequency: int = 1, vocab_size: int = 2**31 - 1) -> tokenizers.Tokenizer:
+    """The oracle: the library's tokenizer with these rules, and its training."""
     backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)])
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -30,18 +32,20 @@ def trained(texts, min_frequency=1, vocab_size=2**31 - 1):
 
 @settings(max_examples=300)
 @given(TEXT)
-def test_words_are_those_of_the_library(text):
-    backend = trained([])
+def test_words_are_those_of_the_library(text: str) -> None:
+    backend = train_with_library([])
     expected = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
     assert [word.decode() for word in BasicEnglishTokenizer().split(text)] == expected
 
 
 @given(st.lists(TEXT, max_size=6), st.integers(1, 3), st.one_of(st.none(), st.integers(6, 20)))
-def test_vocabulary_and_ids_are_those_of_the_library(texts, min_frequency, vocab_size):
+def test_vocabulary_and_ids_are_those_of_the_library(
+    texts: list[str], min_frequency: int, vocab_size: int | None
+) -> None:
     words = BasicEnglishTokenizer()
     provisional = [words.add(text) for text in texts]
     tokenizer, to_id = words.finish(min_frequency, vocab_size)
-    backend = trained(texts, min_frequency, vocab_size or 2**31 - 1)
+    backend = train_with_library(texts, min_frequency, vocab_size or 2**31 - 1)
     backend.encode_special_tokens = True
     assert tokenizer.tokens(range(tokenizer.size)) == [backend.id_to_token(i) for i in range(backend.get_vocab_size())]
     for text, ids in zip(texts, provisional, strict=True):
@@ -49,7 +53,7 @@ def test_vocabulary_and_ids_are_those_of_the_library(texts, min_frequency, vocab
         assert tokenizer.encode_documents([text])[0].tolist() == to_id[ids].tolist()
 
 
-def test_special_tokens_come_first_and_words_by_frequency_then_spelling():
+def test_special_tokens_come_first_and_words_by_frequency_then_spelling() -> None:
     words = BasicEnglishTokenizer()
     for text in ("b a b", "b a d c"):
         words.add(text)
@@ -60,13 +64,13 @@ def test_special_tokens_come_first_and_words_by_frequency_then_spelling():
     assert to_id.tolist() == [5, 6, UNK, UNK]
 
 
-def test_provisional_ids_are_of_words_that_were_seen():
+def test_provisional_ids_are_of_words_that_were_seen() -> None:
     words = BasicEnglishTokenizer()
     words.add("one . two ?")
     assert words.provisional_ids((".", "!", "?")).tolist() == [1, 3]
 
 
-def test_counts_grow_with_the_words():
+def test_counts_grow_with_the_words() -> None:
     words = BasicEnglishTokenizer()
     text = " ".join(f"w{i}" for i in range(5000))
     words.add(text)
@@ -77,6 +81,6 @@ def test_counts_grow_with_the_words():
 
 
 @pytest.mark.parametrize("text", ["", " \n ", '""'])
-def test_nothing_gives_nothing(text):
+def test_nothing_gives_nothing(text: str) -> None:
     assert BasicEnglishTokenizer().add(text).tolist() == []
     assert BasicEnglishTokenizer().add(text).dtype == np.int32

@@ -1,54 +1,67 @@
+"""A dataset is verified, cached, and refused if a file of it is missing or changed."""
+
 import json
 import os
 import re
 import shutil
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
+from babybert.config import PrepareConfig
 from babybert.data import dataset as module
-from babybert.data.dataset import open_dataset, unigram_entropy
+from babybert.data.dataset import Dataset, open_dataset, unigram_entropy
+from babybert.data.prepare import prepare
 from babybert.data.table import Examples
 from babybert.errors import DataError
 
 
 @pytest.fixture
-def folder(demo_folder, tmp_path):
-    """A copy that a test may harm, without a cache."""
+def folder(demo_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage, without a cache."""
     shutil.copytree(demo_folder, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
     return tmp_path / "data"
 
 
-def same(one: Examples, other: Examples):
+def are_equal(one: Examples, other: Examples) -> bool:
     return all(
         (array == getattr(other, name)).all() and array.dtype == getattr(other, name).dtype
         for name, array in vars(one).items()
     )
 
 
-def no_reading(*arguments):
-    raise AssertionError("the table was read though it is cached")
+def must_not_be_called(*arguments: Any) -> NoReturn:
+    raise AssertionError("the table was read although it is cached")
 
 
-def test_the_second_time_the_table_is_not_read(folder, demo, monkeypatch):
-    assert same(open_dataset(folder).examples("train"), demo.examples("train"))
-    monkeypatch.setattr(module, "read_table", no_reading)
-    monkeypatch.setattr(module, "verify", lambda path, digest: None if path.name == "tokenizer.json" else no_reading())
+def refuse_shards(path: Path, expected: str) -> None:
+    """In place of `check_sha256`: only the tokenizer may be verified."""
+    assert path.name == "tokenizer.json", path
+
+
+def test_the_second_time_the_table_is_not_read(folder: Path, demo: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
+    monkeypatch.setattr(module, "read_table", must_not_be_called)
+    monkeypatch.setattr(module, "check_sha256", refuse_shards)
     again = open_dataset(folder).examples("train")
     assert isinstance(again.ids, np.memmap)
-    assert same(again, demo.examples("train"))
+    assert are_equal(again, demo.examples("train"))
 
 
-def test_a_touched_shard_is_verified_but_not_read_again(folder, demo, monkeypatch):
+def test_a_touched_shard_is_verified_but_not_read_again(
+    folder: Path, demo: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_dataset(folder).examples("train")
     os.utime(folder / "train-00000.csv", (1, 1))
-    monkeypatch.setattr(module, "read_table", no_reading)
-    assert same(open_dataset(folder).examples("train"), demo.examples("train"))
-    monkeypatch.setattr(module, "verify", lambda path, digest: None if path.name == "tokenizer.json" else no_reading())
-    assert same(open_dataset(folder).examples("train"), demo.examples("train"))
+    monkeypatch.setattr(module, "read_table", must_not_be_called)
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
+    monkeypatch.setattr(module, "check_sha256", refuse_shards)
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
 
 
-def test_a_changed_shard_is_refused_though_it_was_cached(folder):
+def test_a_changed_shard_is_refused_even_if_it_is_cached(folder: Path) -> None:
     open_dataset(folder).examples("train")
     path = folder / "train-00000.csv"
     path.write_bytes(path.read_bytes().replace(b",1\n", b",0\n", 1))
@@ -56,41 +69,43 @@ def test_a_changed_shard_is_refused_though_it_was_cached(folder):
         open_dataset(folder).examples("train")
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "description"])
-def test_a_broken_cache_is_made_again(folder, demo, harm):
+@pytest.mark.parametrize("damage", ["cut", "gone", "description"])
+def test_a_damaged_cache_is_built_again(folder: Path, demo: Dataset, damage: str) -> None:
     open_dataset(folder).examples("train")
     (cache,) = (folder / ".cache").iterdir()
-    if harm == "cut":
+    if damage == "cut":
         (cache / "ids").write_bytes((cache / "ids").read_bytes()[:-4])
-    elif harm == "gone":
+    elif damage == "gone":
         (cache / "offsets").unlink()
     else:
         (cache / "cache.json").write_text("{")
-    assert same(open_dataset(folder).examples("train"), demo.examples("train"))
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
     assert [path.name for path in (folder / ".cache").iterdir()] == [cache.name]
 
 
-def test_what_a_killed_reader_left_is_not_taken(folder, demo):
+def test_what_a_killed_process_left_of_a_cache_is_ignored(folder: Path, demo: Dataset) -> None:
     partial = folder / ".cache" / ".partial-x"
     partial.mkdir(parents=True)
     (partial / "ids").write_bytes(b"half")
-    assert same(open_dataset(folder).examples("train"), demo.examples("train"))
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
 
 
-def test_a_volume_that_cannot_be_written_is_read_into_memory(folder, demo, capsys):
+def test_a_volume_that_cannot_be_written_is_read_into_memory(
+    folder: Path, demo: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / ".cache").write_text("in the way")
     examples = open_dataset(folder).examples("train")
     assert not isinstance(examples.ids, np.memmap)
-    assert same(examples, demo.examples("train"))
-    assert "held in memory" in capsys.readouterr().err
+    assert are_equal(examples, demo.examples("train"))
+    assert "held in memory" in caplog.text
 
 
 @pytest.mark.parametrize(
     "name", ["train-00000.csv", "validation-00000.csv", "vocabulary.csv", "tokenizer.json", "dataset.json"]
 )
-@pytest.mark.parametrize("harm", ["missing", "changed"])
-def test_a_harmed_file_is_named(folder, name, harm):
-    if harm == "missing":
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_missing_or_changed_file_is_named(folder: Path, name: str, damage: str) -> None:
+    if damage == "missing":
         (folder / name).unlink()
     else:
         (folder / name).write_bytes((folder / name).read_bytes()[:-30])
@@ -99,13 +114,13 @@ def test_a_harmed_file_is_named(folder, name, harm):
         dataset.examples("train"), dataset.examples("validation"), dataset.token_counts()
 
 
-def test_another_format_is_refused(tmp_path):
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="format 99"):
         open_dataset(tmp_path)
 
 
-def test_a_description_that_contradicts_itself_is_refused(folder):
+def test_a_description_that_contradicts_itself_is_refused(folder: Path) -> None:
     facts = json.loads((folder / "dataset.json").read_text())
     facts["shards"]["train"] = []
     (folder / "dataset.json").write_text(json.dumps(facts))
@@ -113,10 +128,7 @@ def test_a_description_that_contradicts_itself_is_refused(folder):
         open_dataset(folder)
 
 
-def test_words_that_pandas_would_take_for_nothing_have_their_counts(tmp_path):
-    from babybert.config import PrepareConfig
-    from babybert.data.prepare import prepare
-
+def test_words_that_pandas_would_read_as_missing_have_counts(tmp_path: Path) -> None:
     for i in range(40):
         (tmp_path / f"{i}.txt").write_text(f"null is nan number {i} . it is n/a and none {i} .")
     prepare(PrepareConfig(corpus="text", source=(str(tmp_path),), out=tmp_path / "data", validation_fraction=0.3))
@@ -125,6 +137,6 @@ def test_words_that_pandas_would_take_for_nothing_have_their_counts(tmp_path):
     assert dataset.token_counts()[dataset.tokenizer.id_of("nan")] == dataset.facts["train"]["documents"]
 
 
-def test_entropy_of_known_shares():
+def test_entropy_of_known_shares() -> None:
     assert unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
     assert unigram_entropy(np.array([0, 0, 8])) == 0

@@ -1,10 +1,14 @@
-"""Against a real HTTP server that breaks off, and a real S3 server."""
+"""Downloads from an HTTP server that breaks connections off, and files from a real S3 server."""
 
 import hashlib
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import S3
 
 from babybert.config import PrepareConfig
 from babybert.corpus.download import Download, download, find_files
@@ -14,14 +18,37 @@ from babybert.errors import DataError, StorageError, UsageError
 CONTENT = bytes(range(256)) * 8000  # 2 MB
 
 
-class Unsteady(BaseHTTPRequestHandler):
-    """Serves CONTENT with ranges, and hangs up after `steady` bytes of each of the first `breaks` answers."""
+class UnsteadyServer(ThreadingHTTPServer):
+    """Serves CONTENT, and breaks off the first `breaks` answers after `steady_bytes`.
 
-    breaks, steady, ranges, status = 0, 700_000, True, None
+    Attributes:
+        breaks: how many answers are broken off.
+        steady_bytes: how much of them arrives.
+        ranges: whether the server honours the Range header.
+        status: an error status to answer with.
+        requested: the Range header of each request.
+    """
 
-    def do_GET(self):
+    breaks = 0
+    steady_bytes = 700_000
+    ranges = True
+    status: int | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), UnsteadyHandler)
+        self.requested: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/data.bin"
+        self.source = Download(self.url, len(CONTENT), hashlib.md5(CONTENT).hexdigest())
+
+
+class UnsteadyHandler(BaseHTTPRequestHandler):
+    """One request to an `UnsteadyServer`."""
+
+    server: UnsteadyServer
+
+    def do_GET(self) -> None:
         server = self.server
-        server.asked.append(self.headers["Range"])
+        server.requested.append(self.headers["Range"])
         if server.status:
             self.send_error(server.status)
             return
@@ -29,79 +56,76 @@ class Unsteady(BaseHTTPRequestHandler):
         self.send_response(206 if server.ranges else 200)
         self.send_header("Content-Length", str(len(CONTENT) - first))
         self.end_headers()
-        broken = len(server.asked) <= server.breaks
-        self.wfile.write(CONTENT[first : first + server.steady] if broken else CONTENT[first:])
+        is_broken = len(server.requested) <= server.breaks
+        self.wfile.write(CONTENT[first : first + server.steady_bytes] if is_broken else CONTENT[first:])
 
-    def log_message(self, *arguments):
+    def log_message(self, *arguments: Any) -> None:
         pass
 
 
 @pytest.fixture
-def web():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Unsteady)
-    server.asked, server.breaks, server.steady, server.ranges, server.status = [], 0, 700_000, True, None
-    server.wanted = Download(
-        f"http://127.0.0.1:{server.server_port}/data.bin", len(CONTENT), hashlib.md5(CONTENT).hexdigest()
-    )
+def web() -> Iterator[UnsteadyServer]:
+    server = UnsteadyServer()
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def test_a_download_arrives_once(web, tmp_path):
-    path = download(web.wanted, tmp_path / "new" / "folder")
+def test_a_download_arrives_once(web: UnsteadyServer, tmp_path: Path) -> None:
+    path = download(web.source, tmp_path / "new" / "folder")
     assert path.read_bytes() == CONTENT
-    assert download(web.wanted, tmp_path / "new" / "folder") == path
-    assert web.asked == ["bytes=0-"]
+    assert download(web.source, tmp_path / "new" / "folder") == path
+    assert web.requested == ["bytes=0-"]
     assert [entry.name for entry in path.parent.iterdir()] == ["data.bin"]
 
 
-def test_a_broken_download_goes_on_where_it_stopped(web, tmp_path):
+def test_a_broken_download_is_resumed(web: UnsteadyServer, tmp_path: Path) -> None:
     web.breaks = 2
-    assert download(web.wanted, tmp_path, pause=0).read_bytes() == CONTENT
-    assert web.asked == ["bytes=0-", "bytes=700000-", "bytes=1400000-"]
+    assert download(web.source, tmp_path, pause=0).read_bytes() == CONTENT
+    assert web.requested == ["bytes=0-", "bytes=700000-", "bytes=1400000-"]
 
 
-def test_a_later_process_goes_on_too(web, tmp_path):
+def test_a_later_command_resumes_too(web: UnsteadyServer, tmp_path: Path) -> None:
     web.breaks = 99
-    web.steady = 1000
-    with pytest.raises(StorageError, match="5,000 of 2,048,000 bytes have come: start again"):
-        download(web.wanted, tmp_path, pause=0)
+    web.steady_bytes = 1000
+    with pytest.raises(StorageError, match="5,000 of 2,048,000 bytes downloaded: run the command again to resume"):
+        download(web.source, tmp_path, pause=0)
     web.breaks = 0
-    assert download(web.wanted, tmp_path, pause=0).read_bytes() == CONTENT
-    assert web.asked[-1] == "bytes=5000-"
+    assert download(web.source, tmp_path, pause=0).read_bytes() == CONTENT
+    assert web.requested[-1] == "bytes=5000-"
 
 
-def test_a_server_without_ranges_starts_anew(web, tmp_path):
-    web.ranges, web.breaks = False, 1
-    assert download(web.wanted, tmp_path, pause=0).read_bytes() == CONTENT
+def test_without_ranges_the_download_starts_again(web: UnsteadyServer, tmp_path: Path) -> None:
+    web.ranges = False
+    web.breaks = 1
+    assert download(web.source, tmp_path, pause=0).read_bytes() == CONTENT
 
 
-def test_another_file_is_refused_and_deleted(web, tmp_path):
-    wrong = Download(web.wanted.url, len(CONTENT), "0" * 32)
-    with pytest.raises(DataError, match="not the file that was expected"):
+def test_another_file_is_refused_and_deleted(web: UnsteadyServer, tmp_path: Path) -> None:
+    wrong = Download(web.source.url, len(CONTENT), "0" * 32)
+    with pytest.raises(DataError, match="not the expected one"):
         download(wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_not_there_is_not_asked_for_again(web, tmp_path):
+def test_a_missing_file_is_not_requested_again(web: UnsteadyServer, tmp_path: Path) -> None:
     web.status = 404
     with pytest.raises(StorageError, match=r"404.*--source"):
-        download(web.wanted, tmp_path, pause=0)
-    assert len(web.asked) == 1
+        download(web.source, tmp_path, pause=0)
+    assert len(web.requested) == 1
 
 
-def put(s3, **objects):
+def put(s3: S3, **objects: str) -> None:
     for name, text in objects.items():
         s3.client.put_object(Bucket=s3.bucket, Key=name.replace("__", "/") + ".txt", Body=text.encode())
 
 
-def test_objects_prefixes_and_globs_of_s3(s3, tmp_path):
+def test_objects_prefixes_and_globs_of_s3(s3: S3, tmp_path: Path) -> None:
     put(s3, in__a="A", in__b="B", in__deep__c="C", inside="D")
     s3.client.put_object(Bucket=s3.bucket, Key="in/no.md", Body=b"E")
 
-    def texts(source):
+    def texts(source: str) -> list[str]:
         return [path.read_text() for path in find_files(f"s3://{s3.bucket}/{source}", (".txt",), tmp_path)]
 
     assert texts("in/a.txt") == ["A"]
@@ -109,11 +133,11 @@ def test_objects_prefixes_and_globs_of_s3(s3, tmp_path):
     assert texts("in") == texts("in/") == ["A", "B", "C"]
     assert texts("in/[b-z]*.txt") == ["B", "C"]
     assert sorted(texts("")) == ["A", "B", "C", "D"]
-    with pytest.raises(DataError, match="no such object, nor one below it"):
+    with pytest.raises(DataError, match="no such object, and no object below it"):
         texts("nowhere")
 
 
-def test_a_corpus_in_s3_is_prepared(s3, tmp_path):
+def test_a_corpus_in_s3_is_prepared(s3: S3, tmp_path: Path) -> None:
     for i in range(20):
         put(s3, **{f"train__pos__{i}_7": f"Review {i} is good. It is number {i}."})
     facts = prepare(
@@ -123,7 +147,7 @@ def test_a_corpus_in_s3_is_prepared(s3, tmp_path):
     assert not (tmp_path / "data" / ".work").exists()
 
 
-def test_errors_of_s3_are_for_people(s3, tmp_path, monkeypatch):
+def test_errors_of_s3_say_what_to_do(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(s3, a="A")
     with pytest.raises(DataError, match="no such object or bucket"):
         find_files("s3://no-such-bucket-here/x", (".txt",), tmp_path)

@@ -1,4 +1,7 @@
+"""Labelled documents for the probe: reading and sampling."""
+
 import random
+from pathlib import Path
 
 import pytest
 from conftest import imdb_review_folder
@@ -7,20 +10,19 @@ from babybert.corpus.labelled import Labelled, read_labelled, sample
 from babybert.errors import DataError
 
 
-def test_imdb_folders_give_labels_and_parts(tmp_path):
-    imdb_review_folder(tmp_path, [f"review {number}" for number in range(8)])
-    found = {
-        document.text: (document.part, document.label) for document in read_labelled("imdb", (str(tmp_path),), "", "")
-    }
-    assert found["review 0"] == ("train", "pos") and found["review 3"] == ("test", "neg")
-    assert len(found) == 8
+def test_imdb_folders_give_labels_and_splits(tmp_path: Path) -> None:
+    imdb_review_folder(tmp_path, [f"review {index}" for index in range(8)])
+    documents = {document.text: document for document in read_labelled("imdb", (str(tmp_path),), "", "")}
+    assert len(documents) == 8
+    assert documents["review 0"] == Labelled("review 0", "pos", "train")
+    assert documents["review 3"] == Labelled("review 3", "neg", "test")
 
 
-def test_csv_columns_and_what_is_wrong_with_them(tmp_path):
+def test_csv_columns_and_their_errors(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("review,id,sentiment\ngood film,1,positive\nbad film,2, negative\n", encoding="utf-8")
-    found = list(read_labelled("csv", (str(path),), "review", "sentiment"))
-    assert found == [Labelled("good film", "positive", None), Labelled("bad film", "negative", None)]
+    documents = list(read_labelled("csv", (str(path),), "review", "sentiment"))
+    assert documents == [Labelled("good film", "positive", None), Labelled("bad film", "negative", None)]
     with pytest.raises(
         DataError, match="no column 'label'; it has review, id, sentiment; choose one with --label-column"
     ):
@@ -30,15 +32,15 @@ def test_csv_columns_and_what_is_wrong_with_them(tmp_path):
         list(read_labelled("csv", (str(path),), "text", "label"))
 
 
-def test_the_imdb_csv_without_labels_is_refused(tmp_path):
+def test_the_imdb_csv_without_labels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reviews.txt"
     path.write_text("no label here", encoding="utf-8")
     with pytest.raises(DataError, match="not IMDB's reviews"):
         list(read_labelled("imdb", (str(path),), "", ""))
 
 
-def test_a_sample_depends_on_the_texts_alone():
-    documents = [Labelled(f"text {number}", "ab"[number % 2], None) for number in range(500)]
+def test_a_sample_depends_on_the_texts_alone() -> None:
+    documents = [Labelled(f"text {index}", "ab"[index % 2], None) for index in range(500)]
     train, test = sample(iter(documents), 50, 0)
     assert len(train) == len(test) == 50
     assert not {document.text for document in train} & {document.text for document in test}
@@ -49,17 +51,15 @@ def test_a_sample_depends_on_the_texts_alone():
     assert sample(iter(documents), 20, 0)[0] == train[:20]  # a smaller sample is part of a larger one
 
 
-def test_parts_of_the_source_are_kept():
-    documents = [
-        Labelled(f"text {number}", "ab"[number % 2], "train" if number < 30 else "test") for number in range(40)
-    ]
+def test_splits_of_the_source_are_kept() -> None:
+    documents = [Labelled(f"text {index}", "ab"[index % 2], "train" if index < 30 else "test") for index in range(40)]
     train, test = sample(iter(documents), 100, 0)
-    assert {document.text for document in train} == {f"text {number}" for number in range(30)}
+    assert {document.text for document in train} == {f"text {index}" for index in range(30)}
     assert len(test) == 10
 
 
-def test_labels_that_are_not_two_are_refused():
+def test_other_than_two_labels_are_refused() -> None:
     for labels in ("a", "abc"):
-        documents = [Labelled(f"text {number}", labels[number % len(labels)], None) for number in range(60)]
+        documents = [Labelled(f"text {index}", labels[index % len(labels)], None) for index in range(60)]
         with pytest.raises(DataError, match="needs the same two in both"):
             sample(iter(documents), 30, 0)

@@ -1,39 +1,44 @@
+"""Batches: their content, their order, and that both are functions of (seed, epoch, index) alone."""
+
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 import torch
 
+from babybert.data.dataset import Dataset
 from babybert.data.device_loader import DeviceLoader
 from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, collate, ordered_batches, pairs_before
 from babybert.data.masking import mask_tokens
+from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
 
 @pytest.fixture
-def examples(demo):
+def examples(demo: Dataset) -> Examples:
     return demo.examples("train")
 
 
-def same(one, other):
+def are_equal(one: Iterable[torch.Tensor], other: Iterable[torch.Tensor]) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_batch_is_the_pairs_padded_with_zeros(examples):
+def test_a_batch_is_the_pairs_padded_with_zeros(examples: Examples) -> None:
     rows = np.array([3, 0, 7])
     batch = collate(examples, rows)
     longest = max(examples.offsets[r + 1] - examples.offsets[r] for r in rows)
-    for number, row in enumerate(rows):
-        i, j = examples.offsets[row], examples.offsets[row + 1]
-        padding = [0] * (longest - (j - i))
-        assert batch.ids_BT[number].tolist() == examples.ids[i:j].tolist() + padding
-        assert batch.labels_BT[number].tolist() == examples.labels[i:j].tolist() + padding
-        assert batch.segments_BT[number].tolist() == examples.segments[i:j].tolist() + padding
-        assert batch.is_next_B[number] == examples.is_next[row]
+    for index, row in enumerate(rows):
+        start, end = examples.offsets[row : row + 2]
+        padding = [0] * (longest - (end - start))
+        assert batch.ids_BT[index].tolist() == examples.ids[start:end].tolist() + padding
+        assert batch.labels_BT[index].tolist() == examples.labels[start:end].tolist() + padding
+        assert batch.segments_BT[index].tolist() == examples.segments[start:end].tolist() + padding
+        assert batch.is_next_B[index] == examples.is_next[row]
 
 
 @pytest.mark.parametrize("bucketing", [True, False])
-def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples, bucketing):
+def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples: Examples, bucketing: bool) -> None:
     loader = Loader(examples, 8, seed=0, bucketing=bucketing)
     assert sorted(loader.order(0)) == list(range(len(examples)))
     batches = list(loader.epoch(0))
@@ -43,24 +48,24 @@ def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples, bucke
 
 
 @pytest.mark.parametrize("bucketing", [True, False])
-def test_the_order_is_a_function_of_seed_and_epoch(examples, bucketing):
-    def order(seed, epoch):
-        return Loader(examples, 8, seed, bucketing).order(epoch).tolist()
+def test_the_order_is_a_function_of_seed_and_epoch(examples: Examples, bucketing: bool) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return list(Loader(examples, 8, seed, bucketing).order(epoch))
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
 
 
-def test_buckets_leave_little_padding(examples):
-    def padding(bucketing):
+def test_buckets_leave_little_padding(examples: Examples) -> None:
+    def padding(bucketing: bool) -> int:
         batches = Loader(examples, 8, 0, bucketing).epoch(0)
         return sum(int((batch.ids_BT == 0).sum()) for batch in batches)
 
     assert padding(bucketing=True) < padding(bucketing=False) / 3
 
 
-def test_short_batches_do_not_come_first(examples):
+def test_short_batches_do_not_come_first(examples: Examples) -> None:
     """Sorted pairs in shuffled batches: lengths say nothing about when a pair comes."""
     lengths = [batch.ids_BT.shape[1] for batch in Loader(examples, 8, 0).epoch(0)][:-1]
     assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.6
@@ -68,42 +73,46 @@ def test_short_batches_do_not_come_first(examples):
 
 
 @pytest.mark.parametrize("kind", [Loader, DeviceLoader])
-@pytest.mark.parametrize("remask", [None, DynamicMasking(209, 5)])
-def test_starting_at_a_batch_gives_the_rest_across_epochs_too(examples, demo, kind, remask):
-    remask = remask and DynamicMasking(demo.tokenizer.size, remask.seed)
-    loader = kind(examples, 8, 0, True, remask)
-    whole = [batch for epoch in (0, 1) for batch in loader.epoch(epoch)]
+@pytest.mark.parametrize("masking", [None, DynamicMasking(209, 5)])
+def test_starting_at_a_batch_gives_the_remaining_batches(
+    examples: Examples, demo: Dataset, kind: type[Loader], masking: DynamicMasking | None
+) -> None:
+    masking = masking and DynamicMasking(demo.tokenizer.size, masking.seed)
+    loader = kind(examples, 8, 0, True, masking)
+    all_batches = [*loader.epoch(0), *loader.epoch(1)]
     per_epoch = batches_in_epoch(len(examples), 8)
     for position in (0, 5, per_epoch - 1, per_epoch, per_epoch + 3):
-        again = kind(examples, 8, 0, True, remask)
-        epoch, batch = divmod(position, per_epoch)
-        rest = [*again.epoch(epoch, start=batch), *(b for later in range(epoch + 1, 2) for b in again.epoch(later))]
-        assert all(same(one, other) for one, other in itertools.zip_longest(whole[position:], rest))
+        resumed = kind(examples, 8, 0, True, masking)
+        epoch, start = divmod(position, per_epoch)
+        rest = list(resumed.epoch(epoch, start))
+        if epoch == 0:
+            rest += resumed.epoch(1)
+        assert all(are_equal(one, other) for one, other in itertools.zip_longest(all_batches[position:], rest))
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
-def test_readers_share_the_very_same_batches(examples, demo, readers):
-    loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 1))
-    shares = [list(loader.epoch(1, start=2, reader=r, readers=readers)) for r in range(readers)]
-    for number, batch in enumerate(loader.epoch(1, start=2)):
-        for r in range(readers):
-            share = shares[r][number]
+def test_readers_share_the_same_batches(examples: Examples, demo: Dataset, readers: int) -> None:
+    loader = Loader(examples, 8, 0, masking=DynamicMasking(demo.tokenizer.size, 1))
+    shares = [list(loader.epoch(1, start=2, reader=reader, readers=readers)) for reader in range(readers)]
+    for index, batch in enumerate(loader.epoch(1, start=2)):
+        for reader in range(readers):
+            share = shares[reader][index]
             longest = share.ids_BT.shape[1]
-            assert torch.equal(share.ids_BT, batch.ids_BT[r::readers, :longest])
-            assert torch.equal(share.labels_BT, batch.labels_BT[r::readers, :longest])
-            assert not batch.ids_BT[r::readers, longest:].any()
+            assert torch.equal(share.ids_BT, batch.ids_BT[reader::readers, :longest])
+            assert torch.equal(share.labels_BT, batch.labels_BT[reader::readers, :longest])
+            assert not batch.ids_BT[reader::readers, longest:].any()
 
 
-def test_both_labels_come_from_the_first_batches_on(examples):
-    """The same seed that dealt the negatives must not put them all into the first half of the first epoch."""
+def test_both_labels_come_from_the_first_batches_on(examples: Examples) -> None:
+    """The order must not repeat the permutation that chose the negatives with the same seed."""
     for bucketing in (True, False):
         half = list(Loader(examples, 8, 0, bucketing).epoch(0))[: len(examples) // 16]
         share = torch.cat([batch.is_next_B for batch in half]).float().mean()
         assert 0.3 < share < 0.7
 
 
-def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
-    loader = Loader(examples, 8, 0, remask=DynamicMasking(demo.tokenizer.size, 3))
+def test_dynamic_masking_chooses_other_tokens_in_each_epoch(examples: Examples, demo: Dataset) -> None:
+    loader = Loader(examples, 8, 0, masking=DynamicMasking(demo.tokenizer.size, 3))
     rows = np.array([4, 1, 9])
     first, second = loader.batch(rows, 0), loader.batch(rows, 1)
     assert not torch.equal(first.labels_BT, second.labels_BT)
@@ -114,38 +123,18 @@ def test_dynamic_masks_hide_the_original_tokens_anew_each_epoch(examples, demo):
         assert (batch.labels_BT > 0).any(1).all()
         assert (batch.labels_BT[recovered < FIRST_ORDINARY] == 0).all()
         assert (batch.ids_BT == MASK).any()
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         ids = examples.original_ids()[examples.offsets[row] : examples.offsets[row + 1]]
         masked, _ = mask_tokens(ids, np.array([0, len(ids)]), demo.tokenizer.size, 3, 1, np.array([row]))
-        assert second.ids_BT[number, : len(ids)].tolist() == masked.tolist()
+        assert second.ids_BT[index, : len(ids)].tolist() == masked.tolist()
 
 
-@pytest.mark.parametrize(("remask", "share"), [(None, 0.15), (0, 0.15), (2**32 - 1, 0.4)])
-def test_resident_batches_equal_those_of_the_host_to_the_bit(examples, demo, remask, share):
-    remask = None if remask is None else DynamicMasking(demo.tokenizer.size, remask, share)
-    host, resident = Loader(examples, 8, 0, True, remask), DeviceLoader(examples, 8, 0, True, remask)
-    for epoch in (0, 7):
-        for one, other in itertools.zip_longest(host.epoch(epoch), resident.epoch(epoch)):
-            assert same(one, other)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_made_on_a_gpu_equal_those_of_the_host(examples, demo):
-    remask = DynamicMasking(demo.tokenizer.size, 3)
-    host, resident = (
-        Loader(examples, 8, 0, True, remask),
-        DeviceLoader(examples, 8, 0, True, remask, torch.device("cuda")),
-    )
-    for one, other in itertools.zip_longest(host.epoch(2), resident.epoch(2)):
-        assert same(one, other.to(torch.device("cpu")))
-
-
-def test_pairs_are_counted_with_the_smaller_last_batches(examples):
+def test_pairs_are_counted_with_the_smaller_last_batches(examples: Examples) -> None:
     sizes = [len(batch.is_next_B) for epoch in range(2) for batch in Loader(examples, 8, 0).epoch(epoch)]
     for step in range(len(sizes) + 1):
         assert pairs_before(step, batches_in_epoch(len(examples), 8), len(examples), 8) == sum(sizes[:step])
 
 
-def test_in_order(demo):
+def test_ordered_batches_keep_the_order(demo: Dataset) -> None:
     examples = demo.examples("validation")
     assert torch.cat([batch.is_next_B for batch in ordered_batches(examples, 7)]).tolist() == examples.is_next.tolist()

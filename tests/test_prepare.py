@@ -1,9 +1,14 @@
+"""`babybert prepare` end to end: the same files for the same seed, nothing half-written, tokens of the texts."""
+
+import dataclasses
 import itertools
 import json
 import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,28 +16,30 @@ import pytest
 from conftest import imdb_review_folder, run_until_killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_pairs import plain_split
+from test_sentences import plain_split
 
 from babybert.config import PrepareConfig
 from babybert.corpus.demo import generate_reviews
-from babybert.data.dataset import open_dataset, sha256
+from babybert.data.dataset import Dataset, open_dataset
+from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import CLS, SEP, UNK
 from babybert.errors import DataError, StorageError, UsageError
 
 
-def files_of(folder):
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file."""
     return {path.name: sha256(path) for path in folder.iterdir() if path.is_file()}
 
 
-def test_the_same_seed_writes_the_same_files(tmp_path):
+def test_the_same_seed_writes_the_same_files(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         prepare(PrepareConfig(out=tmp_path / name, demo_documents=40, validation_fraction=0.2, seed=seed))
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert files_of(tmp_path / "a")["train-00000.csv"] != files_of(tmp_path / "c")["train-00000.csv"]
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    assert digests(tmp_path / "a")["train-00000.csv"] != digests(tmp_path / "c")["train-00000.csv"]
 
 
-def test_facts_are_those_of_the_files(demo):
+def test_facts_are_those_of_the_files(demo: Dataset) -> None:
     facts = demo.facts
     assert facts["generated"] is True
     for split in ("train", "validation"):
@@ -43,7 +50,7 @@ def test_facts_are_those_of_the_files(demo):
     assert (demo.token_counts() == demo.examples("train").token_counts(demo.tokenizer.size)).all()
 
 
-def test_copies_of_a_document_are_on_one_side(tmp_path):
+def test_copies_of_a_document_are_in_one_split(tmp_path: Path) -> None:
     texts = generate_reviews(60, seed=0)
     prepare(
         PrepareConfig(
@@ -54,28 +61,28 @@ def test_copies_of_a_document_are_on_one_side(tmp_path):
         )
     )
     dataset = open_dataset(tmp_path / "data")
-    sides = {}
+    pairs = {}
     for split in ("train", "validation"):
         examples = dataset.examples(split)
         ids = examples.original_ids()
         positive = np.flatnonzero(examples.is_next == 1)
-        sides[split] = {ids[examples.offsets[p] : examples.offsets[p + 1]].tobytes() for p in positive}
-    assert sides["train"]
-    assert sides["validation"]
-    assert not sides["train"] & sides["validation"]
+        pairs[split] = {ids[examples.offsets[p] : examples.offsets[p + 1]].tobytes() for p in positive}
+    assert pairs["train"]
+    assert pairs["validation"]
+    assert not pairs["train"] & pairs["validation"]
 
 
-def test_prepared_data_is_not_replaced_unasked(tmp_path):
+def test_prepared_data_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path, demo_documents=40, validation_fraction=0.2))
-    before = files_of(tmp_path)
+    before = digests(tmp_path)
     with pytest.raises(UsageError, match="--overwrite"):
         prepare(PrepareConfig(out=tmp_path, demo_documents=50, validation_fraction=0.2))
-    assert files_of(tmp_path) == before
+    assert digests(tmp_path) == before
     prepare(PrepareConfig(out=tmp_path, demo_documents=60, validation_fraction=0.2, overwrite=True))
     assert open_dataset(tmp_path).facts["train"]["documents"] > 40
 
 
-def test_a_failed_prepare_leaves_nothing(tmp_path):
+def test_a_failed_prepare_leaves_nothing(tmp_path: Path) -> None:
     source = imdb_review_folder(tmp_path / "source", ["Too short"] * 10)
     with pytest.raises(DataError, match="give no sentence pairs"):
         prepare(PrepareConfig(corpus="imdb", source=(str(source),), out=tmp_path / "data"))
@@ -92,18 +99,18 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
         ("babybert.data.basic_english:BasicEnglishTokenizer.finish", 1),
         ("babybert.data.shards:Shard.write_csv", 1),
         ("babybert.data.shards:Shard.close", 1),
-        ("babybert.data.prepare:_write_vocabulary", 1),
+        ("babybert.data.dataset_writer:DatasetWriter._write_vocabulary", 1),
         ("babybert.data.shards:Shard.close", 2),
-        ("babybert.data.prepare:_finish", 1),
-        ("babybert.data.prepare:_replace", 1),
+        ("babybert.data.dataset_writer:DatasetWriter.finish", 1),
+        ("babybert.data.prepare:_move_into_place", 1),
         ("pathlib:Path.replace", 1),
         ("pathlib:Path.replace", 3),
         ("pathlib:Path.replace", 5),
     ],
 )
-def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_clean(
-    tmp_path, demo_folder, function, calls
-):
+def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_clean(
+    tmp_path: Path, demo_folder: Path, function: str, calls: int
+) -> None:
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
     run_until_killed(function, calls, *flags)
@@ -111,13 +118,13 @@ def test_a_killed_prepare_leaves_nothing_that_looks_whole_and_the_next_starts_cl
     with pytest.raises(DataError, match=r"no dataset.json"):
         open_dataset(out)
     prepare(PrepareConfig(out=out, demo_documents=80, validation_fraction=0.2))
-    assert files_of(out) == files_of(demo_folder)
+    assert digests(out) == digests(demo_folder)
     assert not (out / ".partial").exists()
     assert not (out / ".work").exists()
 
 
 @pytest.mark.parametrize("calls", [1, 4, 5])
-def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls):
+def test_half_replaced_data_is_no_dataset(tmp_path: Path, demo_folder: Path, calls: int) -> None:
     """Killed between the last of the old and the last of the new files."""
     shutil.copytree(demo_folder, tmp_path / "data")
     flags = ["prepare", "--demo-documents=60", "--overwrite", f"--out={tmp_path / 'data'}"]
@@ -127,10 +134,10 @@ def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls)
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet"])
-def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path, kind):
-    """A limit on the size of files stands in for the full disk: writing fails in the same place, in the same way."""
+def test_a_full_disk_is_reported_in_one_line_and_keeps_the_earlier_data(tmp_path: Path, kind: str) -> None:
+    """A limit on the size of files simulates the full disk: writing fails in the same place, in the same way."""
     prepare(PrepareConfig(out=tmp_path / "data", demo_documents=40, validation_fraction=0.2))
-    before = files_of(tmp_path / "data")
+    before = digests(tmp_path / "data")
     command = [
         sys.executable,
         "-m",
@@ -142,21 +149,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path, kind):
         f"--out={tmp_path / 'data'}",
     ]
     for limit in (50_000, 450_000):  # within the spool, within the table
-        full = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
-        if limit > 50_000 and kind != "csv" and full.returncode == 0:
+
+        def limit_file_size(limit: int = limit) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+        process = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit_file_size)
+        if limit > 50_000 and kind != "csv" and process.returncode == 0:
             continue  # compressed, the table fits
-        assert full.returncode == 1, full.stderr
-        assert (
-            full.stderr.strip()
-            .splitlines()[-1]
-            .startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data:")
-        ), full.stderr
-        assert files_of(tmp_path / "data") == before
+        assert process.returncode == 1, process.stderr
+        last_line = process.stderr.strip().splitlines()[-1]
+        assert last_line.startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data:"), last_line
+        assert digests(tmp_path / "data") == before
         assert not (tmp_path / "data" / ".partial").exists()
 
 
@@ -172,9 +175,9 @@ PUNCTUATED = st.lists(
     st.sampled_from(["csv", "parquet"]),
     st.sampled_from(["basic-english", "wordpiece"]),
 )
-def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
-    tmp_path_factory, texts, kind, tokenizer_kind
-):
+def test_for_any_text_the_tokens_in_the_table_are_those_of_the_tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], file_format: Any, tokenizer_kind: Any
+) -> None:
     folder = tmp_path_factory.mktemp("any")
     texts += [f"this is review {i} . it has a second sentence {i} ." for i in range(30)]
     with (folder / "in.jsonl").open("w") as file:
@@ -184,7 +187,7 @@ def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
         source=(str(folder / "in.jsonl"),),
         out=folder / "out",
         validation_fraction=0.3,
-        format=kind,
+        format=file_format,
         tokenizer_kind=tokenizer_kind,
         max_positions=512,
     )
@@ -192,99 +195,38 @@ def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
     dataset = open_dataset(folder / "out")
     encoded = dataset.tokenizer.encode_documents(texts)
     assert facts["tokens"] == sum(map(len, encoded))
-    ends = set(dataset.tokenizer.sentence_end_ids().tolist())
-    sentences = [tuple(sentence) for ids in encoded for sentence in plain_split(ids.tolist(), ends)]
-    neighbours = {pair for ids in encoded for pair in itertools.pairwise(map(tuple, plain_split(ids.tolist(), ends)))}
+    end_ids = set(dataset.tokenizer.sentence_end_ids().tolist())
+    sentences: set[tuple[int, ...]] = set()
+    neighbours: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+    for document_ids in encoded:
+        document_sentences = [tuple(sentence) for sentence in plain_split(document_ids.tolist(), end_ids)]
+        sentences.update(document_sentences)
+        neighbours.update(itertools.pairwise(document_sentences))
     for split in ("train", "validation"):
         examples = dataset.examples(split)
         for row in range(len(examples)):
             ids = examples.rows(row, row + 1).original_ids().tolist()
             middle = ids.index(SEP)
-            a, b = tuple(ids[1:middle]), tuple(ids[middle + 1 : -1])
+            a = tuple(ids[1:middle])
+            b = tuple(ids[middle + 1 : -1])
             assert ids == [CLS, *a, SEP, *b, SEP]
-            if len(ids) < 512:
+            if len(ids) < 512:  # not truncated
                 assert a in sentences
                 assert b in sentences
                 assert not examples.is_next[row] or (a, b) in neighbours
     shutil.rmtree(folder)
 
 
-def test_format_alone_does_not_tell_the_label(tmp_path):
-    """Reviews as people write them: openings, verdicts at the end, sentences that grow shorter, unequal reviews.
-
-    A classifier that sees lengths, last tokens and positions of specials, but no words, must stay at chance. Fitted
-    on one half of the pairs and tried on the other; the bound is five standard deviations of a coin.
-    """
-    rng = np.random.default_rng(0)
-    words = [f"w{i}" for i in range(300)]
-    for i in range(1500):
-        lines = []
-        count = int(rng.integers(2, 14))
-        for place in range(count):
-            length = max(2, int(rng.gamma(3, 6) * (2 if place == 0 else 0.5 if place == count - 1 else 1)))
-            end = rng.choice(["...", "?!", "!!!", "."] if place == count - 1 else [".", ".", ".", "?"])
-            lines.append(" ".join(rng.choice(words, length)) + end)
-        (tmp_path / f"{i}.txt").write_text(" ".join(lines) + ("" if i % 3 else " no end"))
-    prepare(
-        PrepareConfig(corpus="text", source=(str(tmp_path),), out=tmp_path / "data", max_positions=48, min_frequency=1)
-    )
-    dataset = open_dataset(tmp_path / "data")
-    examples = dataset.examples("train")
-    features, labels = format_features(examples), examples.is_next
-    assert len(labels) > 3000
-    half = len(labels) // 2
-    guess = fitted(features[:half], labels[:half])(features[half:])
-    chance = 5 * 0.5 / (len(labels) - half) ** 0.5
-    assert abs((guess == labels[half:]).mean() - 0.5) < chance
-    leaky = np.column_stack(
-        [features, labels + rng.normal(0, 0.5, len(labels))]
-    )  # the classifier does find what is there
-    assert (fitted(leaky[:half], labels[:half])(leaky[half:]) == labels[half:]).mean() > 0.5 + chance
-
-
-def format_features(examples):
-    """All that is to be seen without knowing a word, with squares and products."""
-    rows = []
-    for row in range(len(examples)):
-        part = examples.rows(row, row + 1)
-        ids = part.original_ids()
-        length_a = int((part.segments == 1).sum()) - 2
-        length_b = len(ids) - length_a - 3
-        last = [ids[length_a], ids[-2], ids[length_a - 1], ids[-3]]
-        rows.append(
-            [
-                length_a,
-                length_b,
-                len(ids),
-                np.log(length_a),
-                np.log(length_b),
-                *(token == t for token in last for t in range(5, 9)),
-                int((part.labels > 0).sum()),
-            ]
-        )
-    x = np.array(rows, float)
-    x = (x - x.mean(0)) / (x.std(0) + 1e-9)
-    return np.column_stack([x, x[:, :5] ** 2, x[:, :1] * x, x[:, 1:2] * x])
-
-
-def fitted(features, labels):
-    """Logistic regression by gradient descent."""
-    x = np.column_stack([features, np.ones(len(features))])
-    weights = np.zeros(x.shape[1])
-    for _ in range(300):
-        weights += 0.1 * x.T @ (labels - 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))) / len(x)
-    return lambda new: (np.column_stack([new, np.ones(len(new))]) @ weights > 0).astype(int)
-
-
-def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp_path):
-    for copies in (1, 3):
-        prepare(
-            PrepareConfig(out=tmp_path / str(copies), demo_documents=60, validation_fraction=0.3, duplicates=copies)
-        )
-    once, thrice = open_dataset(tmp_path / "1"), open_dataset(tmp_path / "3")
+def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp_path: Path) -> None:
+    for duplicates in (1, 3):
+        out = tmp_path / str(duplicates)
+        prepare(PrepareConfig(out=out, demo_documents=60, validation_fraction=0.3, duplicates=duplicates))
+    once = open_dataset(tmp_path / "1")
+    thrice = open_dataset(tmp_path / "3")
     assert thrice.facts["train"]["pairs"] == 3 * once.facts["train"]["pairs"]
     assert thrice.facts["shards"]["validation"] == once.facts["shards"]["validation"]
-    examples, count = thrice.examples("train"), once.facts["train"]["pairs"]
+    examples = thrice.examples("train")
+    count = once.facts["train"]["pairs"]
     copies = [examples.rows(first, first + count) for first in range(0, 3 * count, count)]
     for copy in copies[1:]:
         assert (copy.original_ids() == copies[0].original_ids()).all()
@@ -292,7 +234,7 @@ def test_copies_are_masked_differently_and_the_held_out_pairs_are_not_copied(tmp
         assert 0.05 < both < 0.35  # about 0.15 of ordinary tokens, more in short rows
 
 
-def test_a_tokenizer_is_reused(tmp_path):
+def test_a_tokenizer_is_reused(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path / "a", demo_documents=60, validation_fraction=0.3))
     first = open_dataset(tmp_path / "a")
     (tmp_path / "t.txt").write_text("\n\n".join(f"The unheard {i} is good. It is a western ." for i in range(40)))
@@ -311,7 +253,7 @@ def test_a_tokenizer_is_reused(tmp_path):
     assert (second.examples("train").original_ids() == UNK).sum() == facts["train"]["unknown_tokens"]
 
 
-def test_tables_of_other_hands_are_imported_and_checked(tmp_path):
+def test_externally_prepared_tables_are_imported_and_checked(tmp_path: Path) -> None:
     prepare(PrepareConfig(out=tmp_path / "a", demo_documents=60, validation_fraction=0.3))
     first = open_dataset(tmp_path / "a")
     for split in ("train", "validation"):
@@ -320,46 +262,36 @@ def test_tables_of_other_hands_are_imported_and_checked(tmp_path):
         frame.columns = ["BERT Input", "BERT Label", "Segment Label", "Is Next"]
         frame.insert(0, "Original Text", "a\nb")
         frame.to_csv(tmp_path / f"{split}.csv", index=False)
-    settings = {
-        "corpus": "table",
-        "tokenizer": tmp_path / "a" / "tokenizer.json",
-        "source": (str(tmp_path / "train.csv"),),
-    }
-    facts = prepare(
-        PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "b")
+    config = PrepareConfig(
+        corpus="table",
+        tokenizer=tmp_path / "a" / "tokenizer.json",
+        source=(str(tmp_path / "train.csv"),),
+        validation_source=(str(tmp_path / "validation.csv"),),
+        out=tmp_path / "b",
     )
+    facts = prepare(config)
     assert facts["shards"] == first.facts["shards"]
     assert (open_dataset(tmp_path / "b").token_counts() == first.token_counts()).all()
     with (tmp_path / "train.csv").open("a") as file:
         file.write('x,"[1,5,2]","[0,5]","1,1,1",1\n')
-    with pytest.raises(
-        DataError, match=rf"train.csv: row {facts['train']['pairs'] + 1}: bert_input has 3 entries, bert_label has 2"
-    ):
-        prepare(PrepareConfig(**settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "c"))
+    bad_row = facts["train"]["pairs"] + 1
+    with pytest.raises(DataError, match=rf"train.csv: row {bad_row}: bert_input has 3 entries, bert_label has 2"):
+        prepare(dataclasses.replace(config, out=tmp_path / "c"))
     assert not (tmp_path / "c").exists()
-    facts = prepare(
-        PrepareConfig(
-            **settings, validation_source=(str(tmp_path / "validation.csv"),), out=tmp_path / "c", skip_bad_rows=True
-        )
-    )
+    facts = prepare(dataclasses.replace(config, out=tmp_path / "c", skip_bad_rows=True))
     assert facts["skipped_rows"] == 1
     assert facts["shards"] == first.facts["shards"]
 
 
-def test_skipped_rows_are_counted_once(tmp_path):
-    (tmp_path / "t.jsonl").write_text(
-        "".join(json.dumps({"text": f"Number {i} is good. It is a film." if i % 10 else 7}) + "\n" for i in range(60))
+def test_skipped_rows_are_counted_once(tmp_path: Path) -> None:
+    texts = [f"Number {i} is good. It is a film." if i % 10 else 7 for i in range(60)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = PrepareConfig(
+        corpus="jsonl", source=(str(tmp_path / "t.jsonl"),), skip_bad_rows=True, validation_fraction=0.3
     )
-    for kind in ("basic-english", "wordpiece"):  # the latter reads the source twice
-        facts = prepare(
-            PrepareConfig(
-                corpus="jsonl",
-                source=(str(tmp_path / "t.jsonl"),),
-                out=tmp_path / kind,
-                skip_bad_rows=True,
-                validation_fraction=0.3,
-                tokenizer_kind=kind,
-            )
-        )
+    basic_english = dataclasses.replace(config, out=tmp_path / "a")
+    wordpiece = dataclasses.replace(config, out=tmp_path / "b", tokenizer_kind="wordpiece")  # reads the source twice
+    for config in (basic_english, wordpiece):
+        facts = prepare(config)
         assert facts["skipped_rows"] == 6
         assert facts["documents"] == 54

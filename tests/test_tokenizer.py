@@ -1,3 +1,5 @@
+"""The tokenizer follows torchtext's `basic_english` rules; WordPiece, special tokens, and the file format."""
+
 import re
 from pathlib import Path
 
@@ -21,7 +23,8 @@ def basic_english(text: str) -> list[str]:
     return text.split()
 
 
-# Where Rust and Python differ, as the module says: separators 0x1C to 0x1F, final sigma, and letters newer than one of the two.
+# Without the characters at which Rust and Python differ: separators 0x1C to 0x1F, final sigma, and letters that are
+# newer than one of the two.
 ALPHABET = st.characters(
     max_codepoint=0x1C7F, blacklist_characters="\x1c\x1d\x1e\x1fΣ", blacklist_categories=("Cs", "Cn")
 )
@@ -34,29 +37,19 @@ TEXT = st.lists(
 
 
 @given(TEXT)
-def test_tokens_are_those_of_basic_english(text):
+def test_tokens_are_those_of_basic_english(text: str) -> None:
     tokenizer = tokenizer_of(text, "one word")
     (ids,) = tokenizer.encode_documents([text])
     assert tokenizer.tokens(ids) == basic_english(text)
 
 
-def test_a_review():
+def test_the_tokens_of_a_review() -> None:
     tokenizer = tokenizer_of('It\'s "great"!<br /><br />Really (yes): see it; now.')
-    assert tokenizer.tokens(tokenizer.encode("It's great!<br />See (it).")) == [
-        "it",
-        "'",
-        "s",
-        "great",
-        "!",
-        "see",
-        "(",
-        "it",
-        ")",
-        ".",
-    ]
+    tokens = tokenizer.tokens(tokenizer.encode("It's great!<br />See (it)."))
+    assert tokens == ["it", "'", "s", "great", "!", "see", "(", "it", ")", "."]
 
 
-def test_special_tokens_are_words_in_documents_and_special_in_requests():
+def test_special_tokens_are_words_in_documents_and_special_in_requests() -> None:
     tokenizer = tokenizer_of("a [MASK] here")
     (ids,) = tokenizer.encode_documents(["a [MASK] here"])
     assert tokenizer.tokens(ids) == ["a", "[mask]", "here"]
@@ -64,7 +57,7 @@ def test_special_tokens_are_words_in_documents_and_special_in_requests():
     assert tokenizer.encode("unheard") == [UNK]
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("some words, and 'more'")
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
@@ -73,7 +66,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"version": "1.0"}'])
-def test_a_broken_file_is_named(tmp_path: Path, content):
+def test_a_damaged_file_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -86,7 +79,7 @@ PIECES = [
 ]
 
 
-def test_wordpiece_knows_new_words_by_their_pieces(tmp_path):
+def test_wordpiece_encodes_new_words_by_their_pieces(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train_wordpiece([" ".join(PIECES) + " . ! ?"] * 3, min_frequency=1, vocab_size=60)
     assert tokenizer.tokens(range(5)) == list(SPECIAL_TOKENS)
     assert tokenizer.size <= 60
@@ -98,13 +91,13 @@ def test_wordpiece_knows_new_words_by_their_pieces(tmp_path):
     assert Tokenizer.load(tmp_path / "tokenizer.json").kind == "wordpiece"
 
 
-def test_words_are_joined_as_they_are():
+def test_words_are_joined_as_they_are() -> None:
     tokenizer = tokenizer_of("a ##b")
     assert tokenizer.kind == "basic-english"
     assert tokenizer.join(["a", "##b"]) == "a ##b"
 
 
-def test_each_token_knows_what_it_was_made_of():
+def test_sources_are_the_text_of_each_token() -> None:
     words = Tokenizer.of_words(["don", "'", "t", "the", "."])
     assert words.sources("Don't<br />ZXQV \"the [MASK].") == ["Don", "'", "t", "ZXQV", "the", "[MASK]", "."]
     pieces = Tokenizer.train_wordpiece(["aab aac aad"], min_frequency=1, vocab_size=20)

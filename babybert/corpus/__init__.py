@@ -1,1 +1,1 @@
-"""Raw text to documents: the demo, IMDB, and readers of text, CSV, JSON Lines and Parquet files."""
+"""Raw text to documents: the generated demo, IMDB, and readers of text, CSV, JSON Lines and Parquet files."""

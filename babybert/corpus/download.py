@@ -1,75 +1,62 @@
-"""Bring sources to this machine: the public IMDB archive by HTTP, anything else from S3.
+"""Bring source files to this machine: a public archive by HTTP, user files from a local path or S3.
 
-A broken download is kept as `NAME.part` and goes on where it stopped (RFC 9110, section 14: a Range request that the
-server answers with 206); what arrives is checked before it gets its name. So a file that has its name is whole.
+An interrupted download is kept as `NAME.part` and resumed (RFC 9110, section 14: a Range request that the server
+answers with status 206). The file gets its final name only after its digest was verified.
 """
 
 import fnmatch
 import glob
 import hashlib
+import logging
 import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from babybert.errors import DataError, StorageError
-from babybert.progress import Progress, say
+from babybert.progress import Progress
 from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
 
-CHUNK = 1 << 18
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 18
 ATTEMPTS = 5
-GLOB = re.compile(r"[*?\[]")
+TIMEOUT_SECONDS = 60
+GLOB_CHARACTER = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file of the web that never changes, with what proves it whole."""
+    """A public file that never changes.
+
+    Attributes:
+        url: its address.
+        size: its size in bytes.
+        md5: its MD5 digest in hex. It detects damaged transfers; HTTPS authenticates the server.
+    """
 
     url: str
-    bytes: int
-    md5: str  # guards against broken transfers; that it is the right server is HTTPS's part
+    size: int
+    md5: str
 
 
-# The size and digest that torchtext, PaddlePaddle and others have on record for it.
-IMDB = Download(
-    "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", 84_125_825, "7c2ac02c03563afcf9b574c7e56c153a"
-)
+def download(source: Download, folder: Path, pause: float = 2.0) -> Path:
+    """Download a file into `folder`, unless it is already there, and return its path.
 
-
-def download(wanted: Download, folder: Path, pause: float = 2.0) -> Path:
-    """The file in `folder`, downloaded unless it is there; `pause` seconds lie between two attempts.
-
-    Raises StorageError when the server cannot be reached or the disk is full (what has come so far is kept), DataError
-    when what came is another file.
+    After the n-th failed attempt, the next one starts `n * pause` seconds later. Raises StorageError if the server
+    cannot be reached or the disk is full (what has been downloaded is kept), DataError if the digest differs.
     """
-    path = folder / wanted.url.rpartition("/")[2]
-    if path.is_file() and path.stat().st_size == wanted.bytes:
+    path = folder / source.url.rpartition("/")[2]
+    if path.is_file() and path.stat().st_size == source.size:
         return path
     part = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                _fetch_rest(wanted, part)
-                break
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                if attempt == ATTEMPTS or (isinstance(error, urllib.error.HTTPError) and error.code < 500):
-                    advice = "start again to go on from there, or get the file another way and give it with --source"
-                    have = part.stat().st_size if part.exists() else 0
-                    raise StorageError(
-                        f"{wanted.url}: {error}; {have:,} of {wanted.bytes:,} bytes have come: {advice}"
-                    ) from error
-                say(f"{wanted.url}: {error}; going on in {pause * attempt:.0f} s")
-                time.sleep(pause * attempt)
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if digest != wanted.md5:
-            part.unlink()
-            raise DataError(
-                f"{wanted.url}: what came is not the file that was expected (MD5 {digest}, not {wanted.md5}); it was deleted"
-            )
+        _fetch_with_retries(source, part, pause)
+        _verify_md5(source, part)
         return part.replace(path)
     except OSError as error:
         raise StorageError(
@@ -77,69 +64,111 @@ def download(wanted: Download, folder: Path, pause: float = 2.0) -> Path:
         ) from error
 
 
-def _fetch_rest(wanted: Download, part: Path) -> None:
-    """Append what is still missing. Raises ConnectionError when the connection ends early."""
-    have = part.stat().st_size if part.exists() else 0
-    if have >= wanted.bytes:
+def _fetch_with_retries(source: Download, part: Path, pause: float) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _fetch_rest(source, part)
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if attempt == ATTEMPTS or is_refusal:
+                received = part.stat().st_size if part.exists() else 0
+                raise StorageError(
+                    f"{source.url}: {error}; {received:,} of {source.size:,} bytes downloaded: run the command again "
+                    "to resume, or download the file by other means and pass it with --source"
+                ) from error
+            logger.info(f"{source.url}: {error}; retrying in {pause * attempt:.0f} s")
+            time.sleep(pause * attempt)
+
+
+def _fetch_rest(source: Download, part: Path) -> None:
+    """Append what `part` still lacks. Raises ConnectionError if the connection ends early."""
+    received = part.stat().st_size if part.exists() else 0
+    if received >= source.size:
         return
-    request = urllib.request.Request(wanted.url, headers={"Range": f"bytes={have}-", "User-Agent": "babybert"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        if response.status != 206:  # the server sends all of it, whatever was asked for
-            have = 0
+    request = urllib.request.Request(source.url, headers={"Range": f"bytes={received}-", "User-Agent": "babybert"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        if response.status != 206:  # the server ignores Range and sends the file from its start
+            received = 0
         with (
-            part.open("ab" if have else "wb") as file,
-            Progress(f"download {part.stem}", wanted.bytes, "bytes", have) as progress,
+            part.open("ab" if received else "wb") as file,
+            Progress(f"download {part.stem}", source.size, "bytes", received) as progress,
         ):
-            while chunk := response.read(CHUNK):
+            while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
                 progress.advance(len(chunk))
-                have += len(chunk)
-    if have < wanted.bytes:
-        raise ConnectionError(f"the connection ended after {have:,} of {wanted.bytes:,} bytes")
+                received += len(chunk)
+    if received < source.size:
+        raise ConnectionError(f"the connection ended after {received:,} of {source.size:,} bytes")
 
 
-def find_files(source: str, suffixes: tuple[str, ...], work: Path) -> list[Path]:
-    """The files that `source` means, sorted: a file, the files of a folder with these endings, a glob, or such of S3.
+def _verify_md5(source: Download, part: Path) -> None:
+    """Delete `part` and raise DataError if its digest is not the published one."""
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if digest != source.md5:
+        part.unlink()
+        raise DataError(
+            f"{source.url}: the downloaded file is not the expected one (MD5 {digest}, not {source.md5}); "
+            "it was deleted"
+        )
 
-    Objects of S3 are copied into `work` first. Raises DataError when there is nothing there.
+
+def find_files(source: str, suffixes: tuple[str, ...], work_folder: Path) -> list[Path]:
+    """Return the sorted paths of the files that `source` names.
+
+    Args:
+        source: a file, a folder, a glob pattern, or an `s3://` address of an object, a prefix or a pattern of keys.
+        suffixes: only files with these endings are taken from a folder or prefix.
+        work_folder: where objects from S3 are copied to.
+
+    Raises DataError if there is no such file.
     """
     if is_s3(source):
-        return _fetch_s3(source, suffixes, work)
+        return _fetch_s3(source, suffixes, work_folder)
     path = Path(source)
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(suffixes)]
-        nothing = f"{source}: no files that end in {', '.join(suffixes)} in this folder"
-    else:
-        names = [source] if path.is_file() else glob.glob(source, recursive=True)  # noqa: PTH207 (pathlib globs no absolute patterns)
-        found = [Path(name) for name in names if Path(name).is_file()]
-        nothing = f"{source}: no such file or folder, and no file of that pattern"
-    if not found:
-        raise DataError(nothing)
-    return sorted(found)
+        files = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(suffixes)]
+        if not files:
+            raise DataError(f"{source}: no files that end in {', '.join(suffixes)} in this folder")
+        return sorted(files)
+    if path.is_file():
+        return [path]
+    names = glob.glob(source, recursive=True)  # noqa: PTH207 (pathlib does not glob absolute patterns)
+    files = [Path(name) for name in names if Path(name).is_file()]
+    if not files:
+        raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
+    return sorted(files)
 
 
-def _fetch_s3(source: str, suffixes: tuple[str, ...], work: Path) -> list[Path]:
+def _fetch_s3(source: str, suffixes: tuple[str, ...], work_folder: Path) -> list[Path]:
+    """Copy the objects that `source` names into `work_folder`."""
     bucket, key = split_address(source)
     client = make_client()
-    pattern = GLOB.search(key)
     with s3_errors(source):
-        below = list(list_keys(client, bucket, key[: pattern.start()] if pattern else key))
-        if pattern:
-            wanted = [(name, size) for name, size in below if fnmatch.fnmatchcase(name, key)]
-        else:
-            folder = key if key.endswith("/") or not key else key + "/"
-            exact = [(name, size) for name, size in below if name == key]
-            wanted = exact or [
-                (name, size) for name, size in below if name.startswith(folder) and name.endswith(suffixes)
-            ]
-        if not wanted:
-            raise DataError(f"{source}: no such object, nor one below it that ends in {', '.join(suffixes)}")
+        sizes = _find_objects(client, bucket, key, suffixes)
+        if not sizes:
+            raise DataError(f"{source}: no such object, and no object below it ends in {', '.join(suffixes)}")
         files = []
-        with Progress(f"fetch {source}", sum(size for _, size in wanted), "bytes") as progress:
-            for number, (name, _) in enumerate(wanted):
-                inside = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-                target = work.joinpath(f"s3-{number:06d}", *inside)
+        with Progress(f"fetch {source}", sum(sizes.values()), "bytes") as progress:
+            for index, name in enumerate(sizes):
+                # A key may contain "..": without these parts the copy cannot leave the work folder.
+                safe_parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
+                target = work_folder.joinpath(f"s3-{index:06d}", *safe_parts)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 client.download_file(bucket, name, str(target), Callback=progress.advance)
                 files.append(target)
     return files
+
+
+def _find_objects(client: Any, bucket: str, key: str, suffixes: tuple[str, ...]) -> dict[str, int]:
+    """Return the sizes by key of the objects that `key` names: a pattern, one object, or all below a prefix."""
+    glob_character = GLOB_CHARACTER.search(key)
+    if glob_character:
+        objects = list_keys(client, bucket, key[: glob_character.start()])
+        return {name: size for name, size in objects if fnmatch.fnmatchcase(name, key)}
+    folder = key if key.endswith("/") or not key else key + "/"
+    sizes = dict(list_keys(client, bucket, key))
+    if key in sizes:
+        return {key: sizes[key]}
+    return {name: size for name, size in sizes.items() if name.startswith(folder) and name.endswith(suffixes)}

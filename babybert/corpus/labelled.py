@@ -1,97 +1,121 @@
-"""Documents with a label of two kinds: IMDB's by its folders (pos, neg), or a CSV with a column of labels.
+"""Documents with one of two labels, for the probe: IMDB's (pos, neg), or a CSV file with a column of labels.
 
-A sample is drawn by a digest of each document's text, so that it does not depend on the order of the files (IMDB is
-sorted by label), and no more is held in memory than the sample.
+Documents are sampled by a digest of their text: the sample does not depend on the order of the files (IMDB is sorted
+by label), and only the sample is held in memory.
 """
 
-import functools
 import hashlib
 import heapq
-import itertools
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from babybert.config import PrepareConfig
+from babybert.corpus import imdb
+from babybert.corpus.documents import open_corpus, source_suffixes
 from babybert.corpus.download import find_files
-from babybert.corpus.files import COMPRESSED, BadRows, file_errors, read_csv_rows
-from babybert.corpus.readers import ENDINGS, open_corpus
+from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_rows
 from babybert.errors import DataError
 
-IMDB_LABEL = re.compile(r"(?:^|[/ ])(train|test)/(pos|neg)/[^/]+\.txt$")
+LABELS_SHOWN = 5  # in an error message
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A text, its label, and the part it is in if the source says so."""
+    """A labelled document.
+
+    Attributes:
+        text: the text.
+        label: its label.
+        split: `train` or `test` if the source says so, else None.
+    """
 
     text: str
     label: str
-    part: str | None
+    split: str | None
 
 
-def read_labelled(corpus: str, source: tuple[str, ...], text_column: str, label_column: str) -> Iterator[Labelled]:
-    """All labelled documents of IMDB (`imdb`: archive or folder) or of CSV files (`csv`). Raises DataError."""
-    with tempfile.TemporaryDirectory() as work:
+def read_labelled(corpus: str, sources: tuple[str, ...], text_column: str, label_column: str) -> Iterator[Labelled]:
+    """Yield the labelled documents of IMDB (`corpus="imdb"`: archive or folder) or of CSV files (`corpus="csv"`).
+
+    Raises DataError, naming the file and the row, for a file that cannot be read, a missing column, or no label.
+    """
+    with tempfile.TemporaryDirectory() as work_folder:
         if corpus == "imdb":
-            yield from _read_imdb(source, Path(work))
+            yield from _read_imdb(sources, Path(work_folder))
             return
-        endings = tuple(ending + packed for ending in ENDINGS["csv"] for packed in COMPRESSED)
-        for path in itertools.chain.from_iterable(find_files(name, endings, Path(work)) for name in source):
-            with path.open("rb") as file, file_errors(path):
-                choose = functools.partial(_columns, path, text_column=text_column, label_column=label_column)
-                for row, (text, label) in read_csv_rows(path, file, BadRows(), choose):
-                    if not label.strip():
-                        raise DataError(f"{path}: row {row}: '{label_column}' is empty")
-                    yield Labelled(text, label.strip(), None)
+        for source in sources:
+            for path in find_files(source, source_suffixes("csv"), Path(work_folder)):
+                yield from _read_csv(path, text_column, label_column)
 
 
-def _read_imdb(source: tuple[str, ...], work: Path) -> Iterator[Labelled]:
-    for document in open_corpus(PrepareConfig(corpus="imdb", source=source), work, BadRows()).documents("read"):
-        match = IMDB_LABEL.search(document.name)
-        if not match:
-            raise DataError(
-                f"{document.name}: has no label; expected files such as train/pos/0_9.txt, or --corpus csv with a --label-column"
-            )
-        yield Labelled(document.text, match[2], match[1])
+def _read_imdb(sources: tuple[str, ...], work_folder: Path) -> Iterator[Labelled]:
+    reviews = open_corpus(PrepareConfig(corpus="imdb", source=sources), work_folder, BadRows())
+    for document in reviews.documents("read"):
+        split, label = imdb.split_and_label(document)
+        yield Labelled(document.text, label, split)
 
 
-def _columns(path: Path, names: list[str], text_column: str, label_column: str) -> list[int]:
-    for column, flag in ((text_column, "--text-column"), (label_column, "--label-column")):
-        if column not in names:
-            raise DataError(f"{path}: no column '{column}'; it has {', '.join(names)}; choose one with {flag}")
-    return [names.index(text_column), names.index(label_column)]
+def _read_csv(path: Path, text_column: str, label_column: str) -> Iterator[Labelled]:
+    def choose_columns(header: list[str]) -> list[int]:
+        return [
+            find_column(path, header, text_column, "--text-column"),
+            find_column(path, header, label_column, "--label-column"),
+        ]
+
+    with path.open("rb") as file, file_errors(path):
+        for row_number, (text, label) in read_csv_rows(path, file, BadRows(), choose_columns):
+            if not label.strip():
+                raise DataError(f"{path}: row {row_number}: '{label_column}' is empty")
+            yield Labelled(text, label.strip(), None)
+
+
+class _SmallestDigests:
+    """The `capacity` documents with the smallest digests among those added; copies of a text count once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        # heapq has the smallest entry first. Negated digests put the largest one there, which is the next to go.
+        self._heap: list[tuple[int, Labelled]] = []
+        self._digests: set[int] = set()
+
+    def add(self, digest: int, document: Labelled) -> None:
+        if digest in self._digests:
+            return
+        if len(self._heap) < self._capacity:
+            heapq.heappush(self._heap, (-digest, document))
+            self._digests.add(digest)
+        elif digest < -self._heap[0][0]:
+            removed, _ = heapq.heapreplace(self._heap, (-digest, document))
+            self._digests.discard(-removed)
+            self._digests.add(digest)
+
+    def documents(self) -> list[Labelled]:
+        """Return the documents in the order of their digests."""
+        return [document for _, document in sorted(self._heap, key=lambda entry: -entry[0])]
 
 
 def sample(documents: Iterator[Labelled], count: int, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """At most `count` documents to learn from and as many to test with; copies of a text are drawn once.
+    """Draw at most `count` training documents and as many test documents; copies of a text are drawn once.
 
-    Parts that the source names `train` and `test` are kept; else the digest decides. Raises DataError unless both
-    parts hold the same two labels.
+    The source's own splits are kept; documents without one are split by their digest. Raises DataError unless both
+    splits have the same two labels.
     """
-    heaps: dict[str, list[tuple[int, Labelled]]] = {"train": [], "test": []}
-    drawn: dict[str, set[int]] = {"train": set(), "test": set()}
+    samples = {"train": _SmallestDigests(count), "test": _SmallestDigests(count)}
+    salt = seed.to_bytes(8, "little")
     for document in documents:
-        digest = int.from_bytes(
-            hashlib.blake2b(document.text.encode(), digest_size=8, salt=seed.to_bytes(8, "little")).digest(), "big"
-        )
-        part = document.part or ("train", "test")[digest % 2]
-        heap, seen = heaps[part], drawn[part]
-        if digest in seen or (len(heap) == count and digest >= -heap[0][0]):
-            continue
-        seen.add(digest)
-        if len(heap) < count:
-            heapq.heappush(heap, (-digest, document))
-        else:
-            seen.discard(-heapq.heapreplace(heap, (-digest, document))[0])
-    train, test = (
-        [document for _, document in sorted(heaps[part], key=lambda pair: -pair[0])] for part in ("train", "test")
-    )
-    labels = [sorted({document.label for document in part}) for part in (train, test)]
-    if len(labels[0]) != 2 or labels[0] != labels[1]:
+        digest = hashlib.blake2b(document.text.encode(), digest_size=8, salt=salt).digest()
+        digest_number = int.from_bytes(digest, "big")
+        split = document.split or ("train", "test")[digest_number % 2]
+        samples[split].add(digest_number, document)
+    train = samples["train"].documents()
+    test = samples["test"].documents()
+    train_labels = sorted({document.label for document in train})
+    test_labels = sorted({document.label for document in test})
+    if len(train_labels) != 2 or train_labels != test_labels:
         raise DataError(
-            f"the documents have the labels {labels[0][:5]} to learn from and {labels[1][:5]} to test with; the probe needs the same two in both"
+            f"the training documents have the labels {train_labels[:LABELS_SHOWN]}, the test documents "
+            f"{test_labels[:LABELS_SHOWN]}; the probe needs the same two in both"
         )
     return train, test

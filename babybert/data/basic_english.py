@@ -1,9 +1,11 @@
-"""Tokenize and count in one pass: `basic_english` word by word, with ids in the order of first sight.
+"""Tokenize with the `basic_english` rules and count words, in one pass over the corpus.
 
-`tokenizers` needs two passes over the text, one to count words and one to give them ids, and tracks where in the text
-each token was. Training needs neither: here a document is a chain of `bytes` methods and one dictionary look-up a word.
-It must be *the same* tokenizer, so all that is not
-plain ASCII (lower case and white space of Unicode) is asked of `tokenizers` itself, once a character, and remembered.
+`tokenizers` needs two passes, one to count the words and one to look up their ids, and records where in the text each
+token was, which pretraining does not use. Here a document takes a few `bytes` methods and one dictionary look-up per
+word; a word's id is provisional until `finish` sorts the vocabulary.
+
+The result must equal that of `tokenizers`. So lower case and white space outside ASCII are determined by `tokenizers`
+itself, once per character, and cached.
 """
 
 import re
@@ -14,20 +16,21 @@ from tokenizers import normalizers, pre_tokenizers
 
 from babybert.data.tokenizer import FIRST_ORDINARY, RULES, UNK, Tokenizer
 
-NOT_ASCII = re.compile(r"[^\x00-\x7f]")
+NON_ASCII = re.compile(r"[^\x00-\x7f]")
 BYTE_RULES = tuple((old.encode(), new.encode()) for old, new in RULES)
+INITIAL_CAPACITY = 1024  # words; the array of counts grows as needed
 
 
 class BasicEnglishTokenizer:
-    """The words seen so far, with a provisional id and a count each."""
+    """The words seen so far, with a provisional id (the order of first occurrence) and a count each."""
 
     def __init__(self) -> None:
         self._ids: defaultdict[bytes, int] = defaultdict()
-        self._ids.default_factory = self._ids.__len__  # a word that is new gets the next number
-        self._counts = np.zeros(1024, np.int64)
+        self._ids.default_factory = self._ids.__len__  # looking up a new word gives it the next id
+        self._counts = np.zeros(INITIAL_CAPACITY, np.int64)
         self._folded: dict[str, str] = {}
         self._lowercase = normalizers.Lowercase()
-        self._split = pre_tokenizers.WhitespaceSplit()
+        self._split_white_space = pre_tokenizers.WhitespaceSplit()
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -42,38 +45,45 @@ class BasicEnglishTokenizer:
         return ids
 
     def split(self, text: str) -> list[bytes]:
-        """The tokens of a text by the rules of `tokenizer.py`, in UTF-8."""
+        """Split a text into tokens (UTF-8) by the rules of `tokenizer.py`."""
         if not text.isascii():
-            text = NOT_ASCII.sub(self._fold, text)
-        folded = text.encode().lower()  # of bytes: only A to Z
+            text = NON_ASCII.sub(self._fold, text)
+        folded = text.encode().lower()  # bytes.lower changes only A to Z; `_fold` has done the rest
         for old, new in BYTE_RULES:
             folded = folded.replace(old, new)
-        return folded.split()  # of bytes: only at ASCII white space
+        return folded.split()  # bytes.split splits only at ASCII white space
 
     def _fold(self, match: re.Match[str]) -> str:
-        """A character that is not ASCII in lower case, or a blank if it is white space."""
+        """Return a non-ASCII character in lower case, or a space if it is white space."""
         character = match[0]
         if character not in self._folded:
-            blank = not self._split.pre_tokenize_str(character)
-            self._folded[character] = " " if blank else self._lowercase.normalize_str(character)
+            is_white_space = not self._split_white_space.pre_tokenize_str(character)
+            self._folded[character] = " " if is_white_space else self._lowercase.normalize_str(character)
         return self._folded[character]
 
     def provisional_ids(self, tokens: tuple[str, ...]) -> np.ndarray:
-        """The provisional ids of those of `tokens` that have been seen."""
-        return np.array([self._ids[token.encode()] for token in tokens if token.encode() in self._ids], np.int32)
+        """Return the provisional ids (int32) of those of `tokens` that have been seen."""
+        seen = [token.encode() for token in tokens if token.encode() in self._ids]
+        return np.array([self._ids[word] for word in seen], np.int32)
 
     def finish(self, min_frequency: int, vocab_size: int | None) -> tuple[Tokenizer, np.ndarray]:
-        """The tokenizer of these words, most frequent first and equally frequent ones by their spelling.
+        """Make the vocabulary: the most frequent words first, equally frequent ones sorted by spelling.
+
+        Args:
+            min_frequency: rarer words become `[UNK]`.
+            vocab_size: the most tokens to keep, special tokens included; None keeps all.
 
         Returns:
-            it, and an int32 array from provisional id to id, `[UNK]` for words that are too rare or too many.
+            the tokenizer, and an array (int32) from provisional id to final id.
         """
         words = list(self._ids)
         counts = self._counts[: len(words)]
-        often = counts.tolist()
-        # UTF-8 sorts as the code points do. No word is spelled like a special token: those have capital letters.
-        order = sorted(np.flatnonzero(counts >= min_frequency).tolist(), key=lambda i: (-often[i], words[i]))
-        order = order[: None if vocab_size is None else vocab_size - FIRST_ORDINARY]
-        to_id = np.full(len(words), UNK, np.int32)
-        to_id[order] = np.arange(FIRST_ORDINARY, FIRST_ORDINARY + len(order), dtype=np.int32)
-        return Tokenizer.of_words([words[i].decode() for i in order]), to_id
+        frequencies = counts.tolist()  # for the sort: indexing a list is faster than an array
+        candidates = np.flatnonzero(counts >= min_frequency).tolist()
+        # UTF-8 sorts as code points do. No word equals a special token: words are lowercase.
+        order = sorted(candidates, key=lambda word_id: (-frequencies[word_id], words[word_id]))
+        if vocab_size is not None:
+            order = order[: vocab_size - FIRST_ORDINARY]
+        final_ids = np.full(len(words), UNK, np.int32)
+        final_ids[order] = np.arange(FIRST_ORDINARY, FIRST_ORDINARY + len(order), dtype=np.int32)
+        return Tokenizer.of_words([words[word_id].decode() for word_id in order]), final_ids

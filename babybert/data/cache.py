@@ -1,11 +1,13 @@
-"""Flat arrays of a table, made once and mapped into memory ever after.
+"""The table's arrays, written once as binary files and mapped into memory from then on.
 
-The cache lies beside the data, in `.cache/<split>-<key>/`, the key made of the shards' digests: other data is another
-cache. It is built in a folder of its own and renamed when it is whole, so several processes may build it at once. The
-system reads in what is touched and shares it between processes; 9 bytes a token and 9 a pair on disk.
+The cache is next to the data, in `.cache/<split>-<key>/`; the key is derived from the digests of the shards, so other
+data has another cache. It is written to a temporary folder that is renamed when it is complete: several processes may
+build it at once. The operating system loads the parts that are used and shares them between processes. On disk a cache
+takes 9 bytes per token and 9 per pair.
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,33 +18,43 @@ from typing import Any
 import numpy as np
 
 from babybert.data.table import Examples, concatenate
-from babybert.progress import say
+
+logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 1
-ARRAYS = {"ids": np.int32, "labels": np.int32, "segments": np.int8, "offsets": np.int64, "is_next": np.int8}
+DTYPES = {"ids": np.int32, "labels": np.int32, "segments": np.int8, "offsets": np.int64, "is_next": np.int8}
 DESCRIPTION = "cache.json"
 
 
 def open_cache(folder: Path, stamps: dict[str, Any] | None = None) -> Examples | None:
-    """The examples cached in `folder`, mapped; None if there are none, they are not whole or, where `stamps` (sizes and
-    times of the shards) are given, the shards have been touched since."""
+    """Map the examples that are cached in `folder`.
+
+    Args:
+        folder: the folder of the cache.
+        stamps: size and modification time of each shard; None does not compare them.
+
+    Returns:
+        the examples; None if there is no cache, if it is damaged, or if a shard has been modified since it was built.
+    """
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if description["format"] != CACHE_FORMAT or (stamps is not None and description["stamps"] != stamps):
+        if description["format"] != CACHE_FORMAT:
+            return None
+        if stamps is not None and description["stamps"] != stamps:
             return None
         arrays = {}
-        for name, kind in ARRAYS.items():
+        for name, dtype in DTYPES.items():
             path = folder / name
             if path.stat().st_size != description["bytes"][name]:
                 return None
-            arrays[name] = np.memmap(path, kind, "r")
+            arrays[name] = np.memmap(path, dtype, "r")
         return Examples(**arrays)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def stamp_cache(folder: Path, stamps: dict[str, Any]) -> None:
-    """Note that the shards with these stamps are the ones that the cache is of; where it cannot be noted, it is not."""
+    """Record new stamps of the shards, after they were verified. On a read-only volume, nothing happens."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         partial = folder / f"{DESCRIPTION}.{os.getpid()}"
@@ -52,46 +64,52 @@ def stamp_cache(folder: Path, stamps: dict[str, Any]) -> None:
         return
 
 
-def build_cache(folder: Path, chunks: Callable[[], Iterator[Examples]], stamps: dict[str, Any]) -> Examples:
-    """Write the chunks into `folder` and map them; caches of the split's earlier data are deleted.
+def build_cache(folder: Path, read_chunks: Callable[[], Iterator[Examples]], stamps: dict[str, Any]) -> Examples:
+    """Write the chunks to `folder` and map them. Caches of earlier data of the split are deleted.
 
-    Where nothing can be written (a read-only volume, a full disk), the examples are held in memory instead.
+    `read_chunks` reads the shards; it is called once more if the cache cannot be written (a read-only volume, a full
+    disk). Then the examples are held in memory.
     """
     partial = None
     try:
         folder.parent.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        _write_arrays(partial, chunks(), stamps)
-        for older in folder.parent.glob(folder.name.rpartition("-")[0] + "-*"):
-            shutil.rmtree(older, ignore_errors=True)
+        _write_arrays(partial, read_chunks(), stamps)
+        split = folder.name.rpartition("-")[0]
+        for older_cache in folder.parent.glob(f"{split}-*"):
+            shutil.rmtree(older_cache, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
-        if (found := open_cache(folder, stamps)) is not None:  # another process was faster
-            return found
-        say(f"{folder}: cannot be written ({error.strerror}): the data is held in memory, and read anew next time")
-        return concatenate(chunks())
+        examples = open_cache(folder, stamps)
+        if examples is not None:  # another process finished first
+            return examples
+        logger.info(
+            f"{folder}: cannot be written ({error.strerror}): the data is held in memory, "
+            "and the next command reads the table again"
+        )
+        return concatenate(read_chunks())
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    found = open_cache(folder)
-    assert found is not None, folder
-    return found
+    examples = open_cache(folder)
+    assert examples is not None, folder
+    return examples
 
 
 def _write_arrays(folder: Path, chunks: Iterator[Examples], stamps: dict[str, Any]) -> None:
-    files = {name: (folder / name).open("wb") for name in ARRAYS}
+    """Append each chunk to a file per array, then describe the files in `cache.json`."""
+    files = {name: (folder / name).open("wb") for name in DTYPES}
     try:
-        end = 0
+        tokens = 0
         files["offsets"].write(np.zeros(1, np.int64).tobytes())
         for chunk in chunks:
             for name in ("ids", "labels", "segments", "is_next"):
-                files[name].write(np.ascontiguousarray(getattr(chunk, name), ARRAYS[name]).data)
-            files["offsets"].write((chunk.offsets[1:] + end).astype(np.int64).data)
-            end += int(chunk.offsets[-1])
+                files[name].write(np.ascontiguousarray(getattr(chunk, name), DTYPES[name]).data)
+            files["offsets"].write((chunk.offsets[1:] + tokens).astype(np.int64).data)
+            tokens += int(chunk.offsets[-1])
     finally:
         for file in files.values():
             file.close()
-    sizes = {name: (folder / name).stat().st_size for name in ARRAYS}
-    (folder / DESCRIPTION).write_text(
-        json.dumps({"format": CACHE_FORMAT, "bytes": sizes, "stamps": stamps}), encoding="utf-8"
-    )
+    sizes = {name: (folder / name).stat().st_size for name in DTYPES}
+    description = {"format": CACHE_FORMAT, "bytes": sizes, "stamps": stamps}
+    (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")

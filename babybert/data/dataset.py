@@ -1,7 +1,8 @@
-"""A folder that `babybert prepare` finished: opened, verified, and read into flat arrays.
+"""A folder of prepared data: opened, verified, and read into flat arrays.
 
-`dataset.json` is written last and names every file with its SHA-256. A folder without it is not a dataset; a file that
-differs from it is refused. Digests are computed again only when a file's size or time has changed.
+`dataset.json` is written last and has the SHA-256 of every file. A folder without it is not a dataset, and a file that
+differs from it is refused. The digests of shards are computed again only if a file's size or modification time has
+changed.
 """
 
 import csv
@@ -29,39 +30,61 @@ SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished folder, with its description and its tokenizer."""
+    """Prepared data. `open_dataset` opens it.
+
+    Attributes:
+        folder: the folder that `babybert prepare` wrote.
+        facts: the content of `dataset.json`.
+        tokenizer: the tokenizer that the data was made with.
+    """
 
     folder: Path
     facts: dict[str, Any]
     tokenizer: Tokenizer
 
     def shards(self, split: str) -> list[Path]:
-        """The files of `train` or `validation`, in order."""
+        """Return the files of `train` or `validation`, in order."""
         return [self.folder / shard["file"] for shard in self.facts["shards"][split]]
 
     def examples(self, split: str) -> Examples:
-        """The rows of `train` or `validation`, mapped from the cache, which is made if need be.
+        """Return the pairs of `train` or `validation`, mapped from a cache that is built if necessary.
 
-        Raises DataError if a shard is missing or not the one that was written.
+        Raises DataError if a shard is missing or differs from what `dataset.json` recorded.
         """
-        facts = self.facts["shards"][split]
+        stamps = self._stamps(split)
+        cache = self._cache_folder(split)
+        examples = open_cache(cache, stamps)
+        if examples is not None:
+            return examples
+        # The cache is missing, or a shard was touched. A touched shard may still have the same content.
+        self._verify_shards(split)
+        examples = open_cache(cache)
+        if examples is not None:
+            stamp_cache(cache, stamps)
+            return examples
+        return build_cache(cache, lambda: self._read(split), stamps)
+
+    def _stamps(self, split: str) -> dict[str, Any]:
+        """Return the size and modification time of each shard."""
         stamps = {}
         for path in self.shards(split):
             if not path.is_file():
                 raise DataError(f"{path}: missing; prepare the data again")
-            stamps[path.name] = [path.stat().st_size, path.stat().st_mtime_ns]
-        key = hashlib.sha256(
-            "".join([str(CACHE_FORMAT), self.tokenizer.digest, *(shard["sha256"] for shard in facts)]).encode()
-        ).hexdigest()
-        cache = self.folder / ".cache" / f"{split}-{key[:16]}"
-        examples = open_cache(cache, stamps)
-        if examples is None:
-            for path, shard in zip(self.shards(split), facts, strict=True):
-                check_sha256(path, shard["sha256"])
-            examples = open_cache(cache)
-            if examples is not None:
-                stamp_cache(cache, stamps)
-        return build_cache(cache, lambda: self._read(split), stamps) if examples is None else examples
+            status = path.stat()
+            stamps[path.name] = [status.st_size, status.st_mtime_ns]
+        return stamps
+
+    def _cache_folder(self, split: str) -> Path:
+        key = self._joint_digest(str(CACHE_FORMAT) + self.tokenizer.digest, split)
+        return self.folder / ".cache" / f"{split}-{key[:16]}"
+
+    def _joint_digest(self, prefix: str, split: str) -> str:
+        shard_digests = "".join(shard["sha256"] for shard in self.facts["shards"][split])
+        return hashlib.sha256((prefix + shard_digests).encode()).hexdigest()
+
+    def _verify_shards(self, split: str) -> None:
+        for path, shard in zip(self.shards(split), self.facts["shards"][split], strict=True):
+            check_sha256(path, shard["sha256"])
 
     def _read(self, split: str) -> Iterator[Examples]:
         with Progress(f"read {split}", self.facts[split]["pairs"], "pairs") as progress:
@@ -72,27 +95,27 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what a run's order of pairs rests on: the training rows and the tokenizer."""
-        return hashlib.sha256(
-            "".join([self.tokenizer.digest, *(shard["sha256"] for shard in self.facts["shards"]["train"])]).encode()
-        ).hexdigest()
+        """SHA-256 of the tokenizer and the training rows: what the order of a run's batches depends on."""
+        return self._joint_digest(self.tokenizer.digest, "train")
 
     def token_counts(self) -> np.ndarray:
-        """How often each token stands in the training pairs (int64, one a token id). Raises DataError."""
+        """Return how often each token occurs in the training pairs (int64, one per token id).
+
+        Raises DataError if `vocabulary.csv` is missing or differs from what `dataset.json` recorded.
+        """
         path = self.folder / "vocabulary.csv"
         check_sha256(path, self.facts["files"][path.name]["sha256"])
-        with path.open(
-            newline="", encoding="utf-8"
-        ) as file:  # by pandas it would take 40 MB that training has no other use for
+        # Not with pandas: it takes 40 MB, and training does not use it otherwise.
+        with path.open(newline="", encoding="utf-8") as file:
             return np.array([row["count"] for row in csv.DictReader(file)], np.int64)
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """Open a prepared folder. Raises DataError when it is missing, unfinished, or of another format."""
+    """Open a folder of prepared data. Raises DataError if it is missing, incomplete, or of another format."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise DataError(
-            f"{folder}: no dataset.json, so no (or not wholly) prepared data; run `babybert prepare --out {folder}`"
+            f"{folder}: no dataset.json, so the data is missing or incomplete; run `babybert prepare --out {folder}`"
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -103,21 +126,21 @@ def open_dataset(folder: Path) -> Dataset:
         check_sha256(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
         for split in SPLITS:
             assert facts[split]["pairs"] == sum(shard["rows"] for shard in facts["shards"][split])
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: not a description of prepared data ({error!r}); prepare the data again") from error
     return Dataset(folder, facts, Tokenizer.load(folder / "tokenizer.json"))
 
 
 def unigram_entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of words drawn with these frequencies: the loss of a model that knows only word counts."""
-    share = counts[counts > 0] / counts.sum()
-    return -math.fsum((share * np.log(share)).tolist())
+    """Return the entropy in nats of tokens with these counts: the loss of the unigram baseline on the same tokens."""
+    shares = counts[counts > 0] / counts.sum()
+    return -math.fsum((shares * np.log(shares)).tolist())
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Raise DataError unless `path` has this SHA-256."""
+    """Raise DataError unless `path` is a file with this SHA-256."""
     if not path.is_file():
         raise DataError(f"{path}: missing; prepare the data again")
     if sha256(path) != expected:

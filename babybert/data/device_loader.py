@@ -1,8 +1,8 @@
-"""The loader with its arrays on the device that trains: only the indices of a batch's pairs travel.
+"""A loader with the examples on the training device: only the indices of a batch's pairs are copied to it.
 
-For data that fits beside the model (9 bytes a token: IMDB takes 120 MB). Batches and dynamic masks are made on the
-device, by the same functions of (seed, epoch, index) as on the host, to the bit: 64-bit integers wrap around alike.
-Which pairs and how long the longest is, the host knows; so nothing waits for the device.
+For data that fits next to the model (9 bytes a token; IMDB takes 120 MB). Batches and dynamic masks are computed on
+the device, by the same functions of (seed, epoch, index) as on the host, and are equal to the bit. Nothing waits for
+the device: the host knows which pairs are in a batch, and how long the longest is.
 
 Shapes: B pairs, T positions.
 """
@@ -14,83 +14,78 @@ import torch
 from torch import Tensor
 
 from babybert.data.loader import Batch, DynamicMasking, Loader
-from babybert.data.masking import BECOMES_MASK, BECOMES_RANDOM, CHOOSE, DRAW, REPLACE, stream_key
+from babybert.data.masking import CHOOSE, choosing_draws, hash_rows, is_chosen, replacements
 from babybert.data.table import Examples
-from babybert.data.tokenizer import FIRST_ORDINARY, MASK
+
+MAX_SHARE_OF_FREE_MEMORY = 0.25  # the rest is for the model, its gradients and activations
 
 
 @dataclass
 class DeviceLoader(Loader):
-    """A `Loader` of the same batches, whose tensors are made on `device`."""
+    """A `Loader` of the same batches whose tensors are made on `device`.
+
+    Attributes:
+        device: where the examples are held and the batches are made.
+    """
 
     device: torch.device = torch.device("cpu")
 
     def __post_init__(self) -> None:
-        arrays = (
-            self.examples.ids,
-            self.examples.labels,
-            self.examples.segments,
-            self.examples.offsets,
-            self.examples.is_next,
-        )
-        # Copied, because a mapped file is read-only and a tensor promises that it can be written.
-        self._tensors = [torch.from_numpy(np.array(array)).to(self.device) for array in arrays]
+        examples = self.examples
+        self._ids = self._copy_to_device(examples.ids)
+        self._labels = self._copy_to_device(examples.labels)
+        self._segments = self._copy_to_device(examples.segments)
+        self._offsets = self._copy_to_device(examples.offsets)
+        self._is_next = self._copy_to_device(examples.is_next)
+
+    def _copy_to_device(self, array: np.ndarray) -> Tensor:
+        # Copied on the host first: torch warns about arrays that cannot be written, such as a mapped file.
+        return torch.from_numpy(np.array(array)).to(self.device)
 
     def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """One batch of the pairs with these indices, with the masks of this epoch."""
-        ids, labels, segments, offsets, is_next = self._tensors
-        longest = int((self.examples.offsets[rows + 1] - self.examples.offsets[rows]).max(initial=0))
+        """Make one batch of the pairs with these indices, with the masks of this epoch."""
+        lengths = self.examples.offsets[rows + 1] - self.examples.offsets[rows]
+        longest = int(lengths.max(initial=0))
         rows_B = torch.from_numpy(rows).to(self.device, non_blocking=True)
-        start_B1, end_B1 = offsets[rows_B].unsqueeze(1), offsets[rows_B + 1].unsqueeze(1)
+        start_B1 = self._offsets[rows_B].unsqueeze(1)
+        end_B1 = self._offsets[rows_B + 1].unsqueeze(1)
         index_BT = start_B1 + torch.arange(longest, device=self.device)
-        real_BT = index_BT < end_B1
-        index_BT = index_BT.clamp(max=len(ids) - 1)
-        ids_BT, labels_BT, segments_BT = (values[index_BT].long() * real_BT for values in (ids, labels, segments))
-        if self.remask:
-            ids_BT, labels_BT = mask_batch(torch.where(labels_BT > 0, labels_BT, ids_BT), rows_B, self.remask, epoch)
-        return Batch(ids_BT, labels_BT, segments_BT, is_next[rows_B].long())
+        is_token_BT = index_BT < end_B1
+        # Padding of the last pair would index past the end. What is read there is multiplied by 0.
+        index_BT = index_BT.clamp(max=len(self._ids) - 1)
+        ids_BT = self._ids[index_BT].long() * is_token_BT
+        labels_BT = self._labels[index_BT].long() * is_token_BT
+        segments_BT = self._segments[index_BT].long() * is_token_BT
+        if self.masking:
+            original_ids_BT = torch.where(labels_BT > 0, labels_BT, ids_BT)
+            ids_BT, labels_BT = mask_batch(original_ids_BT, rows_B, self.masking, epoch)
+        return Batch(ids_BT, labels_BT, segments_BT, self._is_next[rows_B].long())
 
 
 def fits_on_device(examples: Examples, device: torch.device) -> bool:
-    """Whether the arrays take at most a quarter of what is free on a GPU; False for a CPU, where they are already."""
+    """Return whether the examples take at most a quarter of a GPU's free memory; always False on a CPU."""
     if device.type != "cuda":
         return False
     arrays = (examples.ids, examples.labels, examples.segments, examples.offsets, examples.is_next)
-    return sum(array.nbytes for array in arrays) <= torch.cuda.mem_get_info(device)[0] // 4
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return sum(array.nbytes for array in arrays) <= free_bytes * MAX_SHARE_OF_FREE_MEMORY
 
 
-def mask_batch(ids_BT: Tensor, rows_B: Tensor, remask: DynamicMasking, epoch: int) -> tuple[Tensor, Tensor]:
-    """What `masking.mask_tokens` does, for padded rows of original ids on any device."""
+def mask_batch(ids_BT: Tensor, rows_B: Tensor, masking: DynamicMasking, epoch: int) -> tuple[Tensor, Tensor]:
+    """Mask padded rows of original ids on their device, as `masking.mask_tokens` does.
 
-    def uniform(stream: int) -> Tensor:
-        key = stream_key(remask.seed, epoch, stream).astype(np.int64).item()
-        position_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        mixed_BT = _mix(_mix(rows_B ^ key).unsqueeze(1) + position_T)
-        return _shift_right(mixed_BT, 11).double() * 2.0**-53
+    Args:
+        ids_BT: original ids (int64), padded with 0.
+        rows_B: the index of each pair in the dataset (int64).
+        masking: the vocabulary's size, the seed and the share of tokens to choose.
+        epoch: with the seed, determines the masks.
 
-    draw_BT = torch.where(ids_BT >= FIRST_ORDINARY, uniform(CHOOSE), torch.inf)
-    smallest_B1 = draw_BT.amin(1, keepdim=True)
-    chosen_BT = (draw_BT < remask.share) | ((draw_BT == smallest_B1) & draw_BT.isfinite())
-    fate_BT = uniform(REPLACE)
-    random_BT = FIRST_ORDINARY + (uniform(DRAW) * (remask.vocab_size - FIRST_ORDINARY)).long()
-    changed_BT = torch.where(
-        fate_BT < BECOMES_MASK, MASK, torch.where(fate_BT < BECOMES_MASK + BECOMES_RANDOM, random_BT, ids_BT)
-    )
-    return torch.where(chosen_BT, changed_BT, ids_BT), torch.where(chosen_BT, ids_BT, 0)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """`masking._mix`, on signed integers."""
-    x = x + _signed(0x9E3779B97F4A7C15)
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """As of unsigned integers: torch's own shift copies the sign down."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(unsigned: int) -> int:
-    return unsigned - (1 << 64)
+    Returns:
+        the masked ids, and the labels: the original id where a token was chosen, 0 elsewhere.
+    """
+    rows_B1 = rows_B.unsqueeze(1)
+    positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    draws_BT = choosing_draws(ids_BT, hash_rows(masking.seed, epoch, rows_B1, CHOOSE), positions_T, torch)
+    chosen_BT = is_chosen(draws_BT, draws_BT.amin(1, keepdim=True), masking.share, torch)
+    replaced_BT = replacements(ids_BT, masking.vocab_size, masking.seed, epoch, rows_B1, positions_T, torch)
+    return torch.where(chosen_BT, replaced_BT, ids_BT), torch.where(chosen_BT, ids_BT, 0)

@@ -1,10 +1,10 @@
-"""The SHA-256 of a file: in a module of its own, so that a server checks a checkpoint without the data's libraries."""
+"""The SHA-256 of a file, in a separate module: a server verifies checkpoints without importing the data's libraries."""
 
 import hashlib
 from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

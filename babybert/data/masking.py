@@ -1,19 +1,38 @@
-"""Choose the tokens that masked language modelling (MLM) hides, and what stands in their place.
+"""Choose the tokens that masked language modelling (MLM) hides, and what replaces them.
 
-Each ordinary token is chosen with probability 0.15, or another share that training is told; of those, 80 % become
-`[MASK]`, 10 % a random ordinary token, 10 % stay (Devlin et al., 2019, section 3.1). A row in which none came up gets
-its likeliest one, so every row has a target. The random numbers are a hash of (seed, epoch, row, position), not a
-generator's state: a row's masks do not depend on which rows are masked beside it, in what order, or by how many workers.
+Each ordinary token is chosen with a probability of 0.15, or the share that the caller gives. Of the chosen tokens, 80 %
+become `[MASK]`, 10 % a random ordinary token, and 10 % stay (Devlin et al., 2019, section 3.1). A row without a chosen
+token gets the one whose random number is smallest, so every row has a target.
+
+The random numbers are a hash of (seed, epoch, row, position), not the state of a generator: the masks of a row do not
+depend on which rows are masked with it, in what order, or by how many workers.
+
+The functions with an argument `xp` compute the same numbers with numpy or torch: `xp` is the module that the arrays
+come from, as in the Python array API standard. With torch they run on the tensors' device without waiting for it.
+`mask_tokens` uses them for rows of different lengths in numpy, `device_loader.mask_batch` for padded rows in torch.
 """
+
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array", np.ndarray, "Tensor")
+Integers = TypeVar("Integers", int, np.ndarray, "Tensor")
+
 MASKED_SHARE = 0.15
 BECOMES_MASK = 0.80
 BECOMES_RANDOM = 0.10
 CHOOSE, REPLACE, DRAW = range(3)  # the three independent random numbers of a position
+
+# The increment and the multipliers of splitmix64, as the int64 with the same bits: torch has no arithmetic on uint64.
+INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+MULTIPLIER_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def mask_tokens(
@@ -25,51 +44,104 @@ def mask_tokens(
     rows: np.ndarray,
     share: float = MASKED_SHARE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mask `share` of the tokens of rows laid end to end: row r, the pair with index `rows[r]`, is `ids[offsets[r]:offsets[r + 1]]`.
+    """Mask `share` of the ordinary tokens of rows that follow one another in one array.
+
+    Args:
+        ids: original ids; row r is `ids[offsets[r]:offsets[r + 1]]`.
+        offsets: where each row starts (int64), and the end of the last one.
+        vocab_size: random tokens have ids below it.
+        seed: with `epoch`, determines the masks.
+        epoch: see `seed`.
+        rows: the number of each row (int64), for example its index in the dataset.
+        share: the probability with which a token is chosen.
 
     Returns:
-        input ids (int32) after masking, and labels (int32): the original id where a token was chosen, 0 elsewhere.
+        the masked ids (int32), and the labels (int32): the original id where a token was chosen, 0 elsewhere.
     """
+    masked_ids = ids.astype(np.int32)
+    labels = np.zeros(len(ids), np.int32)
+    if not len(ids):
+        return masked_ids, labels
     lengths = np.diff(offsets)
-    position = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
-    draw = np.where(
-        ids >= FIRST_ORDINARY, random_uniform(seed, epoch, np.repeat(rows, lengths), position, CHOOSE), np.inf
-    )
-    # The smallest number of a row is chosen even above the share: no row is without a target.
-    smallest = np.repeat(np.minimum.reduceat(draw, offsets[:-1]), lengths) if len(ids) else draw
-    chosen = np.flatnonzero((draw < share) | ((draw == smallest) & np.isfinite(draw)))
+    positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
+    row_hashes = np.repeat(hash_rows(seed, epoch, rows, CHOOSE), lengths)
 
-    row, position = rows[np.searchsorted(offsets, chosen, side="right") - 1], position[chosen]
-    fate = random_uniform(seed, epoch, row, position, REPLACE)
-    random_id = FIRST_ORDINARY + (
-        random_uniform(seed, epoch, row, position, DRAW) * (vocab_size - FIRST_ORDINARY)
-    ).astype(np.int32)
-    masked, labels = ids.astype(np.int32), np.zeros(len(ids), np.int32)
+    draws = choosing_draws(ids, row_hashes, positions, np)
+    smallest_draws = np.repeat(np.minimum.reduceat(draws, offsets[:-1]), lengths)
+    chosen = np.flatnonzero(is_chosen(draws, smallest_draws, share, np))
+
     labels[chosen] = ids[chosen]
-    masked[chosen] = np.where(
-        fate < BECOMES_MASK, MASK, np.where(fate < BECOMES_MASK + BECOMES_RANDOM, random_id, ids[chosen])
-    )
-    return masked, labels
+    chosen_rows = rows[np.searchsorted(offsets, chosen, side="right") - 1]
+    masked_ids[chosen] = replacements(ids[chosen], vocab_size, seed, epoch, chosen_rows, positions[chosen], np)
+    return masked_ids, labels
 
 
-def random_uniform(seed: int, epoch: int, row: np.ndarray, position: np.ndarray, stream: int) -> np.ndarray:
-    """Numbers in [0, 1) that are a function of the arguments alone (splitmix64; Steele, Lea and Flood, 2014)."""
-    with np.errstate(over="ignore"):
-        mixed = _mix(_mix(row.astype(np.uint64) ^ stream_key(seed, epoch, stream)) + position.astype(np.uint64))
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def choosing_draws(ids: Array, row_hashes: Array, positions: Array, xp: Any) -> Array:
+    """Return the random number that decides whether a token is chosen; infinity for special tokens, which never are.
+
+    `row_hashes` are from `hash_rows` with the stream `CHOOSE`.
+    """
+    draws: Array = xp.where(ids >= FIRST_ORDINARY, _uniform(row_hashes, positions, xp), xp.inf)
+    return draws
 
 
-def stream_key(seed: int, epoch: int, stream: int) -> np.ndarray:
-    """What these three come to, as one uint64."""
-    key = np.zeros((), np.uint64)
-    for part in (seed, epoch, stream):
-        key = _mix(key ^ np.uint64(part))
-    return key
+def is_chosen(draws: Array, smallest_draws: Array, share: float, xp: Any) -> Array:
+    """Return which tokens are chosen: a `share` of them, and in every row the one with the smallest draw."""
+    chosen: Array = (draws < share) | ((draws == smallest_draws) & xp.isfinite(draws))
+    return chosen
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(x ^ (x >> np.uint64(31)))
+def replacements(ids: Array, vocab_size: int, seed: int, epoch: int, rows: Array, positions: Array, xp: Any) -> Array:
+    """Return what each token becomes if it is chosen: `[MASK]`, a random ordinary token, or itself."""
+    draws = random_uniform(seed, epoch, rows, positions, REPLACE, xp)
+    ordinary_tokens = vocab_size - FIRST_ORDINARY
+    random_tokens = random_uniform(seed, epoch, rows, positions, DRAW, xp) * ordinary_tokens
+    random_ids = FIRST_ORDINARY + xp.asarray(random_tokens, dtype=xp.int64)
+    random_or_same = xp.where(draws < BECOMES_MASK + BECOMES_RANDOM, random_ids, ids)
+    replaced: Array = xp.where(draws < BECOMES_MASK, MASK, random_or_same)
+    return replaced
+
+
+def random_uniform(seed: int, epoch: int, rows: Array, positions: Array, stream: int, xp: Any = np) -> Array:
+    """Return numbers in [0, 1) (float64) that are a function of the arguments alone.
+
+    `rows` and `positions` are int64 and broadcast against each other; `stream` selects one of several independent
+    numbers of a position.
+    """
+    return _uniform(hash_rows(seed, epoch, rows, stream), positions, xp)
+
+
+def hash_rows(seed: int, epoch: int, rows: Array, stream: int) -> Array:
+    """Return the first half of the hash of `random_uniform`, the one that is the same for all positions of a row."""
+    return splitmix64(rows ^ stream_key(seed, epoch, stream))
+
+
+def _uniform(row_hashes: Array, positions: Array, xp: Any) -> Array:
+    upper_53_bits = _shift_right(splitmix64(row_hashes + positions), 11)  # float64 holds 53 bits exactly
+    uniform: Array = xp.asarray(upper_53_bits, dtype=xp.float64) * 2.0**-53
+    return uniform
+
+
+def stream_key(seed: int, epoch: int, stream: int) -> int:
+    """Hash three numbers to one int64."""
+    key = 0
+    for value in (seed, epoch, stream):
+        key = splitmix64(key ^ value)
+    return (key + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def splitmix64(x: Integers) -> Integers:
+    """Hash int64 numbers (splitmix64; Steele, Lea and Flood, 2014).
+
+    Arrays wrap around on overflow, as uint64 would. A Python int does not, but its lowest 64 bits are the same.
+    """
+    x = x + INCREMENT
+    x = (x ^ _shift_right(x, 30)) * MULTIPLIER_1
+    x = (x ^ _shift_right(x, 27)) * MULTIPLIER_2
+    mixed: Integers = x ^ _shift_right(x, 31)
+    return mixed
+
+
+def _shift_right(x: Integers, bits: int) -> Integers:
+    """Shift the lowest 64 bits right and zeros in, as with uint64; `>>` of int64 shifts in copies of the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -7,16 +7,29 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Token ids of documents end to end: number d is `tokens[offsets[d]:offsets[d + 1]]`."""
+    """The token ids of documents, one after the other.
 
-    tokens: np.ndarray  # int32
-    offsets: np.ndarray  # int64, one more than there are documents
-    texts: np.ndarray  # a number for each document's text: copies, and the pieces of a long one, share theirs
+    Attributes:
+        tokens: ids (int32) of all documents; document d is `tokens[offsets[d]:offsets[d + 1]]`.
+        offsets: where each document starts (int64), and the end of the last one.
+        texts: a number for each document's text; copies of a text, and the pieces of a long one, have the same.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    texts: np.ndarray
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentence s is `tokens[start[s]:end[s]]`, in document `document[s]` of the text `text[s]`; in their order."""
+    """Sentences as index ranges into the tokens of `TokenizedDocuments`, in their order.
+
+    Attributes:
+        start: index of each sentence's first token (int64).
+        end: index after its last token (int64).
+        document: index of the document it is in (int64).
+        text: number of that document's text (see `TokenizedDocuments.texts`).
+    """
 
     start: np.ndarray
     end: np.ndarray
@@ -28,19 +41,20 @@ class Sentences:
 
 
 def split_sentences(corpus: TokenizedDocuments, end_ids: np.ndarray) -> Sentences:
-    """Cut documents after each run of sentence ends (`. ! ?`, so that `...` and `?!` end one sentence).
+    """Split documents after each run of sentence ends (`end_ids`, the ids of `. ! ?`) and at their own end.
 
-    A sentence of one token, or of nothing but ends, is left out.
+    A run such as `...` or `?!` ends one sentence. Sentences of a single token, or of nothing but ends, are left out.
     """
     if not len(corpus.tokens):
         empty = np.zeros(0, np.int64)
         return Sentences(empty, empty, empty, empty)
     is_end = np.isin(corpus.tokens, end_ids)
-    document_end = np.zeros(len(corpus.tokens), bool)
-    filled = corpus.offsets[1:][np.diff(corpus.offsets) > 0]
-    document_end[filled - 1] = True
     next_is_end = np.append(is_end[1:], False)
-    end = np.flatnonzero(document_end | (is_end & ~next_is_end)) + 1
+    is_last_of_document = np.zeros(len(corpus.tokens), bool)
+    document_ends = corpus.offsets[1:][np.diff(corpus.offsets) > 0]  # an empty document has no last token
+    is_last_of_document[document_ends - 1] = True
+
+    end = np.flatnonzero(is_last_of_document | (is_end & ~next_is_end)) + 1
     start = np.concatenate([[0], end[:-1]])
     document = np.searchsorted(corpus.offsets, start, side="right") - 1
     keep = (end - start >= 2) & ~is_end[start]

@@ -1,8 +1,4 @@
-"""Write the table in shards: CSV (plain, `.gz`, `.zst`) or Parquet, hashed while it is written.
-
-CSV text is made without a Python object a number: every number that can occur is spelled once, in 8 bytes padded with
-NUL, and a chunk of rows is these spellings looked up side by side with the NULs taken out.
-"""
+"""Write the table in shards: CSV (plain, `.gz`, `.zst`) or Parquet, with sizes and digests computed on the way."""
 
 import gzip
 import hashlib
@@ -15,23 +11,41 @@ import pyarrow as pa
 import pyarrow.parquet
 import zstandard
 
+from babybert.data.pairs import ranges
 from babybert.data.table import COLUMNS, Examples
 
-ROWS_AT_ONCE = 10_000
+ROWS_PER_CHUNK = 10_000
 FORMATS = ("csv", "csv.gz", "csv.zst", "parquet")
-MOST_TOKENS = 10**7  # a comma and seven digits are 8 bytes
+MOST_TOKENS = 10**7  # a larger vocabulary has ids that, with a comma, do not fit in a fragment of 8 bytes
+GZIP_LEVEL = 6
+ZSTANDARD_LEVEL = 3
+
+PARQUET_SCHEMA = pa.schema(
+    [
+        pa.field("bert_input", pa.list_(pa.int32())),
+        pa.field("bert_label", pa.list_(pa.int32())),
+        pa.field("segment_label", pa.list_(pa.int8())),
+        pa.field("is_next", pa.int8()),
+    ]
+)
 
 
 class ShardWriter:
-    """Append examples; a shard that has grown to `shard_bytes` is closed and the next begun. A context manager.
+    """Append examples to shards; a new one is begun when the current one has reached `shard_bytes`. A context manager.
 
-    Errors of the disk are raised as OSError; whoever calls removes what is half-written.
+    Errors of the disk are raised as OSError. Half-written files are left to the caller.
+
+    Attributes:
+        shards: what `dataset.json` records about each finished shard; complete after exit.
     """
 
-    def __init__(self, folder: Path, name: str, kind: str, shard_bytes: int, vocab_size: int) -> None:
-        assert kind in FORMATS, kind
-        self._folder, self._name, self._kind, self._shard_bytes = folder, name, kind, shard_bytes
-        self._spell = CsvSpelling(vocab_size) if kind != "parquet" else None
+    def __init__(self, folder: Path, name: str, file_format: str, shard_bytes: int, vocab_size: int) -> None:
+        assert file_format in FORMATS, file_format
+        self._folder = folder
+        self._name = name
+        self._format = file_format
+        self._shard_bytes = shard_bytes
+        self._csv = CsvFormatter(vocab_size) if file_format != "parquet" else None
         self._shard: Shard | None = None
         self.shards: list[dict[str, Any]] = []
 
@@ -46,12 +60,13 @@ class ShardWriter:
 
     def add(self, examples: Examples) -> None:
         """Append all rows."""
-        for first in range(0, len(examples), ROWS_AT_ONCE):
-            chunk = examples.rows(first, first + ROWS_AT_ONCE)
+        for first in range(0, len(examples), ROWS_PER_CHUNK):
+            chunk = examples.rows(first, first + ROWS_PER_CHUNK)
             if self._shard is None:
-                self._shard = Shard(self._folder / f"{self._name}-{len(self.shards):05d}.{self._kind}", self._kind)
-            if self._spell:
-                self._shard.write_csv(self._spell.rows(chunk), len(chunk))
+                file_name = f"{self._name}-{len(self.shards):05d}.{self._format}"
+                self._shard = Shard(self._folder / file_name, self._format)
+            if self._csv:
+                self._shard.write_csv(self._csv.format(chunk), len(chunk))
             else:
                 self._shard.write_parquet(chunk)
             if self._shard.size >= self._shard_bytes:
@@ -59,11 +74,19 @@ class ShardWriter:
                 self._shard = None
 
 
-class Hashed:
-    """A binary file that hashes and counts what passes through it."""
+class HashingFile:
+    """A binary file to write to that computes the digest and the size of what it is given.
+
+    Attributes:
+        size: bytes written so far.
+        closed: always False, as pyarrow asks for it; whoever opened the underlying file closes it.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hash, self.size, self.closed = file, hashlib.sha256(), 0, False
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.closed = False
 
     def write(self, content: Any) -> int:
         """Write all of `content`, any buffer of bytes."""
@@ -74,10 +97,10 @@ class Hashed:
         return size
 
     def flush(self) -> None:
-        """Nothing: the file below keeps its own buffer."""
+        """Do nothing; compressors call it, and the underlying file has its own buffer."""
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Return the position, which is the number of bytes written."""
         return self.size
 
     @property
@@ -87,81 +110,104 @@ class Hashed:
 
 
 class Shard:
-    """One file of the table, being written."""
+    """One file of the table that is being written."""
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._path, self._rows = path, 0
+    def __init__(self, path: Path, file_format: str) -> None:
+        self._path = path
+        self._rows = 0
         self._file = path.open("wb")
-        self._hashed = Hashed(self._file)
-        self._out: Any = self._hashed
-        if kind == "csv.gz":  # without the time, so that the same data is the same file
-            self._out = gzip.GzipFile("", "wb", compresslevel=6, fileobj=self._hashed, mtime=0)
-        elif kind == "csv.zst":
-            self._out = zstandard.ZstdCompressor(level=3).stream_writer(self._hashed, closefd=False)  # type: ignore[arg-type]
-        elif kind == "parquet":
-            self._out = pyarrow.parquet.ParquetWriter(self._hashed, PARQUET_SCHEMA, compression="zstd")
-        if kind != "parquet":
+        self._hashing_file = HashingFile(self._file)
+        self._out: Any = self._hashing_file
+        if file_format == "csv.gz":
+            # Without name and time in the header, so that the same data gives the same bytes.
+            self._out = gzip.GzipFile("", "wb", compresslevel=GZIP_LEVEL, fileobj=self._hashing_file, mtime=0)
+        elif file_format == "csv.zst":
+            compressor = zstandard.ZstdCompressor(level=ZSTANDARD_LEVEL)
+            self._out = compressor.stream_writer(self._hashing_file, closefd=False)  # type: ignore[arg-type]
+        elif file_format == "parquet":
+            self._out = pyarrow.parquet.ParquetWriter(self._hashing_file, PARQUET_SCHEMA, compression="zstd")
+        if file_format != "parquet":
             self._out.write((",".join(COLUMNS) + "\n").encode())
 
     @property
     def size(self) -> int:
-        """Bytes that have reached the file."""
-        return self._hashed.size
+        """Bytes that have been written to the file, after compression."""
+        return self._hashing_file.size
 
     def write_csv(self, text: np.ndarray, rows: int) -> None:
-        """Append the text of this many rows."""
+        """Append CSV text (uint8) of this many rows."""
         self._out.write(text.data)
-        self._out.flush()  # of the compressor, so that `size` is up to date
+        self._out.flush()  # what the compressor holds back would be missing in `size`
         self._rows += rows
 
     def write_parquet(self, examples: Examples) -> None:
-        """Append rows as lists of numbers."""
+        """Append rows, with their lists as Parquet lists."""
         offsets = pa.array((examples.offsets - examples.offsets[0]).astype(np.int32))
         lists = [
-            pa.ListArray.from_arrays(offsets, pa.array(array))
-            for array in (examples.ids, examples.labels, examples.segments)
+            pa.ListArray.from_arrays(offsets, pa.array(values))
+            for values in (examples.ids, examples.labels, examples.segments)
         ]
         self._out.write_table(pa.table([*lists, pa.array(examples.is_next)], schema=PARQUET_SCHEMA))
         self._rows += len(examples)
 
     def close(self) -> dict[str, Any]:
-        """Finish the file; what `dataset.json` records of it."""
-        if self._out is not self._hashed:
+        """Finish the file and return what `dataset.json` records about it."""
+        if self._out is not self._hashing_file:
             self._out.close()
         self._file.close()
-        return {"file": self._path.name, "rows": self._rows, "bytes": self._hashed.size, "sha256": self._hashed.sha256}
+        return {
+            "file": self._path.name,
+            "rows": self._rows,
+            "bytes": self._hashing_file.size,
+            "sha256": self._hashing_file.sha256,
+        }
 
 
-PARQUET_SCHEMA = pa.schema(
-    [pa.field(name, pa.list_(kind)) for name, kind in zip(COLUMNS, (pa.int32(), pa.int32(), pa.int8()), strict=False)]
-    + [pa.field(COLUMNS[-1], pa.int8())]
-)
+class CsvFormatter:
+    """Formats rows as CSV text with a few numpy calls, without a Python object per number.
 
+    The text of a row is a sequence of *fragments*, which are looked up in a table:
 
-class CsvSpelling:
-    """Rows of numbers to CSV text, with the spellings of all numbers below `vocab_size` at hand (16 bytes each)."""
+        "[   7   ,3   ]","[   0   ,8   ]","[   1   ,2   ]",0\\n
+
+    Every number below `vocab_size` is in the table twice: with a comma, and without one for the start of a list. All
+    fragments have 8 bytes, the short ones padded with NUL: one indexing operation makes the text of all rows, another
+    removes the NULs. The table takes 16 bytes per token of the vocabulary.
+    """
 
     def __init__(self, vocab_size: int) -> None:
-        assert 3 <= vocab_size < MOST_TOKENS
-        numbers = [str(i).encode() for i in range(vocab_size)]
-        pieces = [*(b"," + number for number in numbers), *numbers, b'"[', b']","[', b']",0\n', b']",1\n']
-        self._pieces = np.array(pieces, "S8").view(np.uint64)
-        self._lone = vocab_size  # the spelling without a comma, of a list's first number, is so much further on
-        self._open, self._between, self._close = 2 * vocab_size, 2 * vocab_size + 1, 2 * vocab_size + 2
+        assert 3 <= vocab_size < MOST_TOKENS  # 3: the segments 0, 1 and 2 are looked up as well
+        numbers = [str(number) for number in range(vocab_size)]
+        numbers_with_comma = ["," + number for number in numbers]
+        punctuation = ['"[', ']","[', ']",0\n', ']",1\n']
+        fragments = [fragment.encode() for fragment in (*numbers_with_comma, *numbers, *punctuation)]
+        self._fragments = np.array(fragments, "S8").view(np.uint64)
+        # Where the fragments are in the table. A number with a comma is at the number itself.
+        self._without_comma = vocab_size
+        self._row_start = 2 * vocab_size
+        self._between_lists = self._row_start + 1
+        self._row_end = self._row_start + 2  # for is_next 0; the next one is for is_next 1
 
-    def rows(self, examples: Examples) -> np.ndarray:
-        """The CSV text (uint8) of these rows: three lists and `is_next` each."""
+    def format(self, examples: Examples) -> np.ndarray:
+        """Return the CSV text (uint8) of these rows."""
+        rows = len(examples)
         lengths = np.diff(examples.offsets)
-        starts = examples.offsets[:-1] - examples.offsets[0]
-        row_start = 3 * starts + 4 * np.arange(len(lengths))
-        spelled = np.empty(3 * len(examples.ids) + 4 * len(lengths), np.int32)
-        spelled[row_start] = self._open
-        spelled[row_start + lengths + 1] = spelled[row_start + 2 * lengths + 2] = self._between
-        spelled[row_start + 3 * lengths + 3] = self._close + examples.is_next.astype(np.int32)
-        place = np.arange(len(examples.ids)) + np.repeat(row_start + 1 - starts, lengths)
-        step = np.repeat(lengths + 1, lengths)
-        for number, array in enumerate((examples.ids, examples.labels, examples.segments)):
-            spelled[place + number * step] = array
-            spelled[row_start + 1 + number * (lengths + 1)] += self._lone
-        text = self._pieces[spelled].view(np.uint8)
-        return text[text != 0]
+        # A row of L tokens has three lists of L numbers, and a fragment before, between and after them.
+        first_token = examples.offsets[:-1] - examples.offsets[0]
+        row_start = 3 * first_token + 4 * np.arange(rows)
+        fragments = np.empty(3 * len(examples.ids) + 4 * rows, np.int32)
+
+        fragments[row_start] = self._row_start
+        list_start = row_start + 1
+        for values in (examples.ids, examples.labels, examples.segments):
+            fragments[ranges(list_start, lengths)] = values
+            fragments[list_start] += self._without_comma
+            list_end = list_start + lengths
+            fragments[list_end] = self._between_lists
+            list_start = list_end + 1
+        row_end = list_start - 1  # what follows the last list is not a separator
+        fragments[row_end] = self._row_end + examples.is_next.astype(np.int32)
+
+        padded_text = self._fragments[fragments].view(np.uint8)
+        text: np.ndarray = padded_text[padded_text != 0]
+        return text

@@ -1,9 +1,12 @@
-"""Tokenized documents on disk, read back in an order that has forgotten where they came from.
+"""Tokenized documents in a file on disk, read back in blocks and in an order that does not depend on their source.
 
-Pairs need all of a corpus twice: once to know the vocabulary, once to draw second sentences from other documents. So
-the ids lie in one file (4 bytes a token), and only 29 bytes a document stay in memory, twice that while they are sorted. A document's place is decided by
-a digest of its text and the seed: which split it is in, and when it comes. So copies of a text share a split, blocks
-are random samples of the whole corpus, and the order in which an archive or a folder is read changes nothing.
+Pair making needs the whole corpus twice: the vocabulary must be complete before ids are final, and second sentences
+come from other documents. So the ids are written to one file (4 bytes per token). Memory holds 29 bytes per document,
+and twice that while they are sorted.
+
+The split of a document and its place in the order come from a digest of its text and the seed. So copies of a text are
+in the same split, each block is a random sample of the corpus, and the order in which an archive or a folder is read
+has no influence.
 """
 
 import hashlib
@@ -17,23 +20,31 @@ import numpy as np
 
 from babybert.data.sentences import TokenizedDocuments
 
-BLOCK_TOKENS = 1 << 21  # the tokens that are in memory at once, with the pairs that are made of them
-PIECE_TOKENS = 1 << 16  # a longer document (a book) comes in pieces, so that a block is never of one document alone
+BLOCK_TOKENS = 1 << 21  # tokens that are in memory at once, with the pairs made of them
+PIECE_TOKENS = 1 << 16  # longer documents (books) are cut into pieces, so that a block always has many documents
+ID_BYTES = 4
 
 
 class Spool:
-    """Append documents, then read them in blocks. Use as a context manager; the file is deleted at the end."""
+    """Append documents, then read them in blocks. A context manager; the file is deleted on exit.
+
+    Attributes:
+        documents: how many documents were added, by split (False: training, True: held out).
+        tokens_of: how many tokens were added, by split.
+    """
 
     def __init__(self, path: Path, seed: int, validation_fraction: float) -> None:
-        self._path, self._salt, self._fraction = path, seed.to_bytes(16, "little"), validation_fraction
-        self._starts, self._lengths, self._texts, self._places, self._held_out = (
-            array("q"),
-            array("i"),
-            array("Q"),
-            array("Q"),
-            array("b"),
-        )
-        self.documents, self.tokens_of = {False: 0, True: 0}, {False: 0, True: 0}
+        self._path = path
+        self._salt = seed.to_bytes(16, "little")
+        self._validation_fraction = validation_fraction
+        # One entry per piece of a document. Arrays of machine integers: lists would take several times the memory.
+        self._starts = array("q")
+        self._lengths = array("i")
+        self._texts = array("Q")
+        self._sort_keys = array("Q")
+        self._held_out = array("b")
+        self.documents = {False: 0, True: 0}
+        self.tokens_of = {False: 0, True: 0}
 
     def __enter__(self) -> "Spool":
         self._file = self._path.open("w+b")
@@ -46,64 +57,85 @@ class Spool:
         self._path.unlink(missing_ok=True)
 
     def add(self, text: str, ids: np.ndarray, end_ids: np.ndarray) -> None:
-        """Append a document's `ids` (int32); `end_ids` are those of sentence ends, where a long one may be cut."""
+        """Append a document.
+
+        Args:
+            text: its text, which determines its split and its place.
+            ids: its token ids (int32).
+            end_ids: the ids of sentence ends, after which a long document may be cut.
+        """
         digest = hashlib.blake2b(text.encode(), digest_size=16, salt=self._salt).digest()
-        side, text_digest = int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-        held_out = side / 2**64 < self._fraction
+        split_digest = int.from_bytes(digest[:8], "little")
+        text_digest = int.from_bytes(digest[8:], "little")
+        held_out = split_digest / 2**64 < self._validation_fraction
         start = self.tokens
         self.documents[held_out] += 1
         self.tokens_of[held_out] += len(ids)
-        for number, (first, last) in enumerate(_pieces(ids, end_ids)):
-            self._starts.append(start + first)
-            self._lengths.append(last - first)
+        for piece, (piece_start, piece_end) in enumerate(_cut(ids, end_ids)):
+            self._starts.append(start + piece_start)
+            self._lengths.append(piece_end - piece_start)
             self._texts.append(text_digest)
-            self._places.append(text_digest if number == 0 else _place(digest, number))
+            # The other pieces of a document get unrelated keys, so that they are spread over the blocks.
+            self._sort_keys.append(text_digest if piece == 0 else _piece_key(digest, piece))
             self._held_out.append(held_out)
         self._file.write(ids.data)
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are in all."""
+        """How many tokens were added in total."""
         return sum(self.tokens_of.values())
 
-    def blocks(self, held_out: bool, to_id: np.ndarray | None) -> Iterator[TokenizedDocuments]:
-        """The documents of one split, `BLOCK_TOKENS` at a time; `to_id` maps the ids that were added to those to give."""
+    def blocks(self, held_out: bool, final_ids: np.ndarray | None) -> Iterator[TokenizedDocuments]:
+        """Yield the documents of one split, about `BLOCK_TOKENS` at a time.
+
+        `final_ids` maps the ids that were added to those that are returned; None leaves them as they are.
+        """
         self._file.flush()
-        places = np.frombuffer(self._places, np.uint64)
-        chosen = np.flatnonzero(np.frombuffer(self._held_out, np.int8) == held_out)
-        chosen = chosen[np.argsort(places[chosen], kind="stable")]
-        lengths = np.frombuffer(self._lengths, np.int32)[chosen].astype(np.int64)
-        starts, texts = np.frombuffer(self._starts, np.int64)[chosen], np.frombuffer(self._texts, np.uint64)[chosen]
-        ends = np.cumsum(lengths)
-        # Even blocks: a small last one would have few documents to draw second sentences from.
-        count = max(1, round(int(ends[-1]) / BLOCK_TOKENS)) if len(ends) else 0
-        cuts = (
-            [0, *np.searchsorted(ends, np.arange(1, count) * (ends[-1] / count)).tolist(), len(ends)] if count else []
-        )
-        for first, last in itertools.pairwise(cuts):
-            if first < last:
-                tokens = self._read(starts[first:last], lengths[first:last])
-                offsets = np.concatenate([[0], np.cumsum(lengths[first:last])])
-                yield TokenizedDocuments(tokens if to_id is None else to_id[tokens], offsets, texts[first:last])
+        in_split = np.flatnonzero(np.frombuffer(self._held_out, np.int8) == held_out)
+        sort_keys = np.frombuffer(self._sort_keys, np.uint64)[in_split]
+        order = in_split[np.argsort(sort_keys, kind="stable")]
+        starts = np.frombuffer(self._starts, np.int64)[order]
+        lengths = np.frombuffer(self._lengths, np.int32)[order].astype(np.int64)
+        texts = np.frombuffer(self._texts, np.uint64)[order]
+        for first, last in itertools.pairwise(_block_bounds(lengths)):
+            if first == last:
+                continue
+            tokens = self._read(starts[first:last], lengths[first:last])
+            offsets = np.concatenate([[0], np.cumsum(lengths[first:last])])
+            yield TokenizedDocuments(tokens if final_ids is None else final_ids[tokens], offsets, texts[first:last])
 
     def _read(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        pieces = []
+        contents = []
         for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            self._file.seek(4 * start)
-            pieces.append(self._file.read(4 * length))
-        return np.frombuffer(b"".join(pieces), np.int32)
+            self._file.seek(ID_BYTES * start)
+            contents.append(self._file.read(ID_BYTES * length))
+        return np.frombuffer(b"".join(contents), np.int32)
 
 
-def _place(digest: bytes, piece: int) -> int:
+def _block_bounds(lengths: np.ndarray) -> list[int]:
+    """Return where blocks of documents of these lengths begin, and where the last one ends.
+
+    Blocks have about equally many tokens: a small last one would have few documents to draw second sentences from.
+    """
+    if not len(lengths):
+        return []
+    ends = np.cumsum(lengths)
+    total = ends[-1]
+    blocks = max(1, round(int(total) / BLOCK_TOKENS))
+    cuts = np.searchsorted(ends, np.arange(1, blocks) * (total / blocks)).tolist()
+    return [0, *cuts, len(ends)]
+
+
+def _piece_key(digest: bytes, piece: int) -> int:
     return int.from_bytes(hashlib.blake2b(digest + piece.to_bytes(4, "little"), digest_size=8).digest(), "little")
 
 
-def _pieces(ids: np.ndarray, end_ids: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Index ranges of at most `PIECE_TOKENS` that end where a sentence does, if one ends in them at all."""
-    first = 0
-    while len(ids) - first > PIECE_TOKENS:
-        ends = np.flatnonzero(np.isin(ids[first : first + PIECE_TOKENS], end_ids))
-        last = first + (int(ends[-1]) + 1 if len(ends) else PIECE_TOKENS)
-        yield first, last
-        first = last
-    yield first, len(ids)
+def _cut(ids: np.ndarray, end_ids: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield index ranges of at most `PIECE_TOKENS` tokens that end with a sentence, if a sentence ends in them."""
+    start = 0
+    while len(ids) - start > PIECE_TOKENS:
+        sentence_ends = np.flatnonzero(np.isin(ids[start : start + PIECE_TOKENS], end_ids))
+        end = start + (int(sentence_ends[-1]) + 1 if len(sentence_ends) else PIECE_TOKENS)
+        yield start, end
+        start = end
+    yield start, len(ids)

@@ -1,14 +1,15 @@
-"""The table between preparation and training: one masked pair a row, in CSV that people and pandas can read, or Parquet.
+"""The table between preparation and training: one masked pair per row, as CSV or Parquet.
 
-Columns (lists are JSON arrays, all of a row's lists equally long):
+Columns (the lists are JSON arrays; those of a row have the same length):
     bert_input     token ids after masking
     bert_label     the original id where a token was chosen for MLM, 0 elsewhere
     segment_label  1 for `[CLS] A [SEP]`, 2 for `B [SEP]`, 0 for padding
     is_next        1: B follows A; 0: B is from another document (Google's BERT has it the other way round)
 
-The course's files are read as well: columns `BERT Input`, `BERT Label`, `Segment Label` (numbers without brackets) and
-`Is Next`, others (`Original Text`) passed over, padding between A and B left where it is. Reading goes chunk by chunk
-and turns rows into flat arrays, 9 bytes a token; every row is checked on the way in.
+The course's files are accepted too: columns `BERT Input`, `BERT Label`, `Segment Label` (numbers without brackets) and
+`Is Next`; other columns (`Original Text`) are ignored, and padding between A and B stays where it is.
+
+A table is read in chunks of rows, which become flat arrays of 9 bytes per token. Every row is checked.
 """
 
 import itertools
@@ -16,220 +17,282 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from babybert.corpus.files import BadRows, file_errors, read_csv_rows
+from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_rows
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
 LIST_COLUMNS = ("bert_input", "bert_label", "segment_label")
 COLUMNS = (*LIST_COLUMNS, "is_next")
-IS_NEXT = {"0": 0, "1": 1, "False": 0, "True": 1}
-ROWS_AT_ONCE = 10_000
+IS_NEXT_VALUES = {"0": 0, "1": 1, "False": 0, "True": 1}
+ROWS_PER_CHUNK = 10_000
 TABLE_ENDINGS = (".csv", ".csv.gz", ".csv.zst", ".parquet")
+CELL_CHARACTERS_SHOWN = 40  # in an error message
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Masked pairs end to end: the ids of pair p are `ids[offsets[p]:offsets[p + 1]]`."""
+    """Masked pairs in flat arrays; the ids of pair p are `ids[offsets[p]:offsets[p + 1]]`.
 
-    ids: np.ndarray  # int32
-    labels: np.ndarray  # int32
-    segments: np.ndarray  # int8
-    offsets: np.ndarray  # int64, one more than there are pairs
-    is_next: np.ndarray  # int8, one a pair
+    Attributes:
+        ids: token ids after masking (int32).
+        labels: the original id where a token was chosen for MLM, 0 elsewhere (int32).
+        segments: 1 for `[CLS] A [SEP]`, 2 for `B [SEP]`, 0 for padding (int8).
+        offsets: where each pair starts, and the end of the last one (int64).
+        is_next: 1 where B follows A, else 0; one per pair (int8).
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    segments: np.ndarray
+    offsets: np.ndarray
+    is_next: np.ndarray
 
     def __len__(self) -> int:
         return len(self.is_next)
 
     def rows(self, first: int, last: int) -> "Examples":
-        """Pairs `first` to `last - 1` (or to the end)."""
+        """Return pairs `first` to `last - 1`, or to the end if there are fewer."""
         offsets = self.offsets[first : last + 1]
-        part = slice(offsets[0], offsets[-1])
+        tokens = slice(offsets[0], offsets[-1])
         return Examples(
-            self.ids[part], self.labels[part], self.segments[part], offsets - offsets[0], self.is_next[first:last]
+            self.ids[tokens], self.labels[tokens], self.segments[tokens], offsets - offsets[0], self.is_next[first:last]
         )
 
     def first(self, count: int | None) -> "Examples":
-        """The first `count` pairs (all, if None)."""
+        """Return the first `count` pairs; None returns all."""
         return self if count is None or count >= len(self) else self.rows(0, count)
 
     def original_ids(self) -> np.ndarray:
-        """The ids before masking."""
+        """Return the ids before masking."""
         return np.where(self.labels > 0, self.labels, self.ids)
 
     def token_counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token of the vocabulary stands in these pairs before masking; 0 for the special ones."""
+        """Count each token of the vocabulary in these pairs, before masking; special tokens count 0."""
         counts = np.bincount(self.original_ids(), minlength=vocab_size)
         counts[:FIRST_ORDINARY] = 0
         return counts
 
 
 def concatenate(chunks: Iterable[Examples]) -> Examples:
-    """Put examples end to end."""
+    """Put the pairs of all chunks one after the other."""
     parts = list(chunks)
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
-    ids, labels, segments, is_next = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "labels", "segments", "is_next")
+    return Examples(
+        ids=np.concatenate([part.ids for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        segments=np.concatenate([part.segments for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        is_next=np.concatenate([part.is_next for part in parts]),
     )
-    return Examples(ids, labels, segments, np.concatenate([[0], np.cumsum(lengths)]), is_next)
 
 
-def read_table(path: Path, vocab_size: int, bad: BadRows) -> Iterator[Examples]:
-    """Read and check one CSV or Parquet file, a chunk of rows at a time. Rows count from 1, without the header.
+class RawChunk(NamedTuple):
+    """Some rows of a table as they are in the file.
 
-    Raises DataError for a missing column, a file without rows or, naming the row, unless bad rows are skipped: broken
-    JSON, lists of different lengths, ids that the vocabulary lacks, labels at padding, `[CLS]` or `[SEP]`, and an
+    Attributes:
+        row_numbers: for messages; the first row after the header is 1.
+        cells: one sequence of cells per column of `COLUMNS`: strings, or lists of numbers from Parquet.
+    """
+
+    row_numbers: list[int]
+    cells: Sequence[Sequence[Any]]
+
+
+class ListColumn(NamedTuple):
+    """The lists of one column.
+
+    Attributes:
+        values: the numbers of all lists, one list after the other (int64).
+        lengths: how many numbers each row has (int64).
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+def read_table(path: Path, vocab_size: int, bad_rows: BadRows) -> Iterator[Examples]:
+    """Read and check one CSV or Parquet file, a chunk of rows at a time.
+
+    Raises DataError for a missing column and for a file without rows. Reports to `bad_rows`, with the row's number:
+    broken JSON, lists of different lengths, ids outside the vocabulary, labels at padding, `[CLS]` or `[SEP]`, and an
     `is_next` other than 0 and 1.
     """
-    empty = True
+    is_empty = True
     with path.open("rb") as file, file_errors(path):
-        for numbers, cells in (
-            _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad)
-        ):
-            examples = _parse_chunk(f"{path}: row", numbers, cells, vocab_size, bad)
-            empty = False
+        chunks = _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad_rows)
+        for chunk in chunks:
+            is_empty = False
+            examples = _parse_chunk(path, chunk, vocab_size, bad_rows)
             if len(examples):
                 yield examples
-    if empty:
+    if is_empty:
         raise DataError(f"{path}: has no rows")
 
 
-Chunk = tuple[list[int], Sequence[Sequence[Any]]]  # row numbers, and the cells of the four columns
+def _csv_chunks(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[RawChunk]:
+    rows = read_csv_rows(path, file, bad_rows, lambda header: _find_columns(path, header))
+    while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
+        row_numbers = [row_number for row_number, _ in chunk]
+        cells_by_column = list(zip(*(cells for _, cells in chunk), strict=True))
+        yield RawChunk(row_numbers, cells_by_column)
 
 
-def _csv_chunks(path: Path, file: IO[bytes], bad: BadRows) -> Iterator[Chunk]:
-    rows = read_csv_rows(path, file, bad, lambda names: _find_columns(path, names))
-    while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
-        yield [number for number, _ in chunk], list(zip(*(cells for _, cells in chunk), strict=True))
-
-
-def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[Chunk]:
-    import pyarrow.parquet  # 25 MB that training on data read before has no use for
+def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[RawChunk]:
+    import pyarrow.parquet  # here, because it takes 25 MB, and training on cached data does not use it
 
     table = pyarrow.parquet.ParquetFile(file)
-    names = table.schema_arrow.names
-    wanted = [names[i] for i in _find_columns(path, names)]
-    for name in wanted[:-1]:
-        kind = table.schema_arrow.field(name).type
-        text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-        lists = pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind)
-        if not text and not (lists and pyarrow.types.is_integer(kind.value_type)):
-            raise DataError(f"{path}: column '{name}' holds {kind}; it must be lists of whole numbers")
-    number = 1
-    for batch in table.iter_batches(ROWS_AT_ONCE, columns=wanted):
-        yield list(range(number, number + len(batch))), [batch.column(name).to_pylist() for name in wanted]
-        number += len(batch)
+    schema = table.schema_arrow
+    columns = [schema.names[index] for index in _find_columns(path, schema.names)]
+    for column in columns[:-1]:
+        column_type = schema.field(column).type
+        is_text = pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)
+        is_list = pyarrow.types.is_list(column_type) or pyarrow.types.is_large_list(column_type)
+        if not is_text and not (is_list and pyarrow.types.is_integer(column_type.value_type)):
+            raise DataError(f"{path}: column '{column}' holds {column_type}; it must hold lists of integers")
+    first_row = 1
+    for batch in table.iter_batches(ROWS_PER_CHUNK, columns=columns):
+        row_numbers = list(range(first_row, first_row + len(batch)))
+        yield RawChunk(row_numbers, [batch.column(column).to_pylist() for column in columns])
+        first_row += len(batch)
 
 
-def _find_columns(path: Path, names: list[str]) -> list[int]:
-    spelled = [name.strip().lower().replace(" ", "_") for name in names]
-    for column in COLUMNS:
-        if column not in spelled:
-            raise DataError(f"{path}: no column '{column}'; it has {', '.join(names)}")
-    return [spelled.index(column) for column in COLUMNS]
+def _find_columns(path: Path, header: list[str]) -> list[int]:
+    """Return the positions of `COLUMNS`, in our spelling or in the course's (`BERT Input`)."""
+
+    def normalize(name: str) -> str:
+        return name.strip().lower().replace(" ", "_")
+
+    return [find_column(path, header, column, normalize=normalize) for column in COLUMNS]
 
 
-def _parse_chunk(
-    where: str, numbers: list[int], cells: Sequence[Sequence[Any]], vocab_size: int, bad: BadRows
-) -> Examples:
-    """First what is wrong with a row as a whole, then, among the rows that are left, with single numbers."""
-    problems: dict[int, str] = {}
-    columns = [_parse_lists(name, column, problems) for name, column in zip(LIST_COLUMNS, cells, strict=False)]
-    is_next = np.array([IS_NEXT.get(str(cell).strip(), -1) for cell in cells[-1]], np.int8)
-    lengths = columns[0][1]
-    _mark(problems, lengths == 0, lambda i: "bert_input is empty")
-    for name, (_, other) in zip(LIST_COLUMNS[1:], columns[1:], strict=True):
-        _mark(
-            problems,
-            other != lengths,
-            lambda i, name=name, other=other: f"bert_input has {lengths[i]} entries, {name} has {other[i]}",
-        )
-    _mark(problems, is_next < 0, lambda i: f"is_next is '{cells[-1][i]}'; it must be 0 or 1")
-    keep = _report(where, numbers, problems, bad)
-    kept_numbers = [number for number, kept in zip(numbers, keep, strict=True) if kept]
-    flats = [flat[np.repeat(keep, own)] for flat, own in columns]
-    lengths, is_next = lengths[keep], is_next[keep]
+def _parse_chunk(path: Path, chunk: RawChunk, vocab_size: int, bad_rows: BadRows) -> Examples:
+    """Turn the cells of a chunk into arrays without its bad rows, which are reported.
 
-    problems = {}
-    ends, (ids, labels, segments) = np.cumsum(lengths), flats
-    special = (ids < FIRST_ORDINARY) & (ids != MASK) & (ids != UNK)
-    for flags, message in (
-        (
-            (ids < 0) | (ids >= vocab_size),
-            lambda i: f"bert_input has id {ids[i]}; the vocabulary has 0 to {vocab_size - 1}",
-        ),
-        (
-            (labels < 0) | (labels >= vocab_size),
-            lambda i: f"bert_label has id {labels[i]}; the vocabulary has 0 to {vocab_size - 1}",
-        ),
-        (
-            special & (labels != 0),
-            lambda i: f"bert_label is {labels[i]} at special token {ids[i]}; only words are masked",
-        ),
-        ((segments < 0) | (segments > 2), lambda i: f"segment_label is {segments[i]}; it must be 0, 1 or 2"),
-    ):
-        for i in np.flatnonzero(flags):
-            problems.setdefault(int(np.searchsorted(ends, i, side="right")), message(i))
-    keep = _report(where, kept_numbers, problems, bad)
-    tokens = np.repeat(keep, lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths[keep])])
+    Rows are checked first (lists of integers, of one length), then the numbers in the rows that are left.
+    """
+    examples, row_numbers = _parse_rows(path, chunk, bad_rows)
+    problems = _find_bad_numbers(examples, vocab_size)
+    is_good = _report(path, row_numbers, problems, bad_rows)
+    lengths = np.diff(examples.offsets)
+    in_good_row = np.repeat(is_good, lengths)
     return Examples(
-        ids[tokens].astype(np.int32),
-        labels[tokens].astype(np.int32),
-        segments[tokens].astype(np.int8),
-        offsets,
-        is_next[keep],
+        examples.ids[in_good_row].astype(np.int32),
+        examples.labels[in_good_row].astype(np.int32),
+        examples.segments[in_good_row].astype(np.int8),
+        _offsets(lengths[is_good]),
+        examples.is_next[is_good],
     )
 
 
-def _mark(problems: dict[int, str], rows: np.ndarray, message: Any) -> None:
-    """Note `message(row)` for each row that `rows` flags, if nothing else is known to be wrong with it."""
-    for row in np.flatnonzero(rows):
-        problems.setdefault(int(row), message(row))
+def _parse_rows(path: Path, chunk: RawChunk, bad_rows: BadRows) -> tuple[Examples, list[int]]:
+    """Parse the rows of a chunk.
+
+    Returns:
+        the good rows, whose numbers are still int64 and unchecked, and their row numbers.
+    """
+    problems: dict[int, str] = {}  # the first problem of each row, by its index in the chunk
+    inputs, labels, segments = (
+        _parse_lists(name, cells, problems) for name, cells in zip(LIST_COLUMNS, chunk.cells[:-1], strict=True)
+    )
+    is_next_cells = chunk.cells[-1]
+    is_next = np.array([IS_NEXT_VALUES.get(str(cell).strip(), -1) for cell in is_next_cells], np.int8)
+
+    for row in np.flatnonzero(inputs.lengths == 0).tolist():
+        problems.setdefault(row, "bert_input is empty")
+    for name, column in (("bert_label", labels), ("segment_label", segments)):
+        for row in np.flatnonzero(column.lengths != inputs.lengths).tolist():
+            problems.setdefault(row, f"bert_input has {inputs.lengths[row]} entries, {name} has {column.lengths[row]}")
+    for row in np.flatnonzero(is_next < 0).tolist():
+        problems.setdefault(row, f"is_next is '{is_next_cells[row]}'; it must be 0 or 1")
+
+    is_good = _report(path, chunk.row_numbers, problems, bad_rows)
+    examples = Examples(
+        ids=inputs.values[np.repeat(is_good, inputs.lengths)],
+        labels=labels.values[np.repeat(is_good, labels.lengths)],
+        segments=segments.values[np.repeat(is_good, segments.lengths)],
+        offsets=_offsets(inputs.lengths[is_good]),
+        is_next=is_next[is_good],
+    )
+    return examples, list(itertools.compress(chunk.row_numbers, is_good))
 
 
-def _report(where: str, numbers: list[int], problems: dict[int, str], bad: BadRows) -> np.ndarray:
-    """Report the problems in the order of the rows; a flag for each row that is good."""
-    keep = np.ones(len(numbers), bool)
+def _find_bad_numbers(examples: Examples, vocab_size: int) -> dict[int, str]:
+    """Check every number of some rows; return the first problem of each bad row, by the row's index."""
+    ids = examples.ids
+    labels = examples.labels
+    segments = examples.segments
+    is_never_masked = (ids < FIRST_ORDINARY) & (ids != MASK) & (ids != UNK)
+    problems: dict[int, str] = {}
+
+    def note(token: int, message: str) -> None:
+        row = int(np.searchsorted(examples.offsets, token, side="right")) - 1
+        problems.setdefault(row, message)
+
+    for token in np.flatnonzero((ids < 0) | (ids >= vocab_size)).tolist():
+        note(token, f"bert_input has id {ids[token]}; the vocabulary has 0 to {vocab_size - 1}")
+    for token in np.flatnonzero((labels < 0) | (labels >= vocab_size)).tolist():
+        note(token, f"bert_label has id {labels[token]}; the vocabulary has 0 to {vocab_size - 1}")
+    for token in np.flatnonzero(is_never_masked & (labels != 0)).tolist():
+        note(token, f"bert_label is {labels[token]} at special token {ids[token]}; only words are masked")
+    for token in np.flatnonzero((segments < 0) | (segments > 2)).tolist():
+        note(token, f"segment_label is {segments[token]}; it must be 0, 1 or 2")
+    return problems
+
+
+def _report(path: Path, row_numbers: list[int], problems: dict[int, str], bad_rows: BadRows) -> np.ndarray:
+    """Report the problems in the order of the rows; return for each row whether it is good."""
+    is_good = np.ones(len(row_numbers), bool)
     for row in sorted(problems):
-        bad.report(f"{where} {numbers[row]}: {problems[row]}")
-        keep[row] = False
-    return keep
+        bad_rows.report(f"{path}: row {row_numbers[row]}: {problems[row]}")
+        is_good[row] = False
+    return is_good
 
 
-def _parse_lists(column: str, cells: Sequence[Any], problems: dict[int, str]) -> tuple[np.ndarray, np.ndarray]:
-    """The lists of one column as (flat int64 array, lengths): parsed in one go, then cell by cell if that fails."""
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _parse_lists(column: str, cells: Sequence[Any], problems: dict[int, str]) -> ListColumn:
+    """Parse the lists of one column. A cell that is not a list of integers gets length 0 and an entry in `problems`."""
     try:
-        return _flatten(column, cells)
+        return _flatten(column, cells)  # all cells in one call to the JSON parser, for speed
     except (ValueError, TypeError, OverflowError):
-        flats, lengths = [], np.zeros(len(cells), np.int64)
-        for row, cell in enumerate(cells):
-            try:
-                flat, length = _flatten(column, [cell])
-                flats.append(flat)
-                lengths[row] = length[0]
-            except (ValueError, TypeError, OverflowError):
-                problems.setdefault(row, f"{column} is not a JSON list of whole numbers: {str(cell)[:40]!r}")
-        return np.concatenate(flats) if flats else np.zeros(0, np.int64), lengths
+        pass  # some cell is bad; parse one by one to find out which
+    values = [np.zeros(0, np.int64)]
+    lengths = np.zeros(len(cells), np.int64)
+    for row, cell in enumerate(cells):
+        try:
+            row_values, row_lengths = _flatten(column, [cell])
+        except (ValueError, TypeError, OverflowError):
+            start_of_cell = str(cell)[:CELL_CHARACTERS_SHOWN]
+            problems.setdefault(row, f"{column} is not a JSON list of integers: {start_of_cell!r}")
+        else:
+            values.append(row_values)
+            lengths[row] = row_lengths[0]
+    return ListColumn(np.concatenate(values), lengths)
 
 
-def _flatten(column: str, cells: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def _flatten(column: str, cells: Sequence[Any]) -> ListColumn:
+    """Parse cells that are JSON text, or lists already. Raises ValueError, TypeError or OverflowError for a bad one."""
     lists = cells
     if isinstance(cells[0], str):
-        if column == "segment_label" and not cells[0].lstrip().startswith("["):  # the course's spelling
+        if column == "segment_label" and not cells[0].lstrip().startswith("["):  # the course has no brackets there
             cells = [f"[{cell}]" for cell in cells]
         text = "[" + ",".join(cells) + "]"
-        if "e" in text:  # true, false, null and 1e3 have one; whole numbers do not
-            raise ValueError("not whole numbers")
-        lists = json.loads(text, parse_float=_no_float, parse_constant=_no_float)
-    if len(lists) != len(cells) or not all(type(entries) is list for entries in lists):
-        raise ValueError("not one list a cell")
+        if "e" in text:  # as in true, false and 1e3, which Python would convert to integers; integers have no "e"
+            raise ValueError("not integers")
+        lists = json.loads(text, parse_float=_refuse_float, parse_constant=_refuse_float)
+    # The number of lists differs where a cell holds a part of a list, such as "[1],[2]".
+    if len(lists) != len(cells) or not all(type(numbers) is list for numbers in lists):
+        raise ValueError("not one list per cell")
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
-    return np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum())), lengths
+    values = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(lengths.sum()))
+    return ListColumn(values, lengths)
 
 
-def _no_float(text: str) -> int:
-    raise ValueError(f"{text} is not a whole number")
+def _refuse_float(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not an integer")

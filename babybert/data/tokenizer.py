@@ -1,9 +1,11 @@
-"""Text to token ids: torchtext's `basic_english` rules with a word-level vocabulary, in Hugging Face `tokenizers`.
+"""Text to token ids: torchtext's `basic_english` rules with a word-level vocabulary, or WordPiece.
 
-The rules lower-case, make `' . , ( ) ! ?` tokens of their own, drop `"`, turn `<br />`, `;` and `:` into spaces, and
-split at white space. torchtext is retired; `tokenizers` does the same in Rust (a test compares the two rule for rule;
-they part only at the control characters 0x1C to 0x1F, at a final Greek sigma, and at letters newer than this Python).
-The whole tokenizer, rules and vocabulary, is one file, `tokenizer.json`, that travels with every checkpoint.
+The `basic_english` rules lowercase the text, make `' . , ( ) ! ?` separate tokens, drop `"`, replace `<br />`, `;` and
+`:` by spaces, and split at white space. torchtext is retired, so Hugging Face's `tokenizers` applies the rules, in
+Rust. A test compares both rule by rule: they differ only at the control characters 0x1C to 0x1F, at a final Greek
+sigma, and at letters that are newer than this Python's Unicode tables.
+
+Rules and vocabulary are one file, `tokenizer.json`, which is part of every dataset and checkpoint.
 """
 
 import hashlib
@@ -19,38 +21,40 @@ from babybert.errors import DataError
 
 PAD, CLS, SEP, MASK, UNK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
-FIRST_ORDINARY = len(SPECIAL_TOKENS)
+FIRST_ORDINARY = len(SPECIAL_TOKENS)  # the smallest id that is not one of a special token
 SENTENCE_ENDS = (".", "!", "?")
 
-# In torchtext's order: quotes go before `<br />` could be hurt, white space is collapsed last (by the split).
+# In torchtext's order. It matters: `"` is dropped before `<br />` is looked for.
 RULES = (("'", " ' "), ('"', ""), (".", " . "), ("<br />", " "), (",", " , "), ("(", " ( "), (")", " ) "),
          ("!", " ! "), ("?", " ? "), (";", " "), (":", " "))  # fmt: skip
-NO_LIMIT = 2**31 - 1
 
 
 class Tokenizer:
-    """A fixed vocabulary: `encode_documents` for corpora, `encode` for text from users, `tokens` back again."""
+    """Text to ids and back, with a fixed vocabulary.
+
+    `encode` and `encode_batch` are for requests, where `[MASK]` is the special token; `encode_documents` is for
+    corpora, where it is ordinary text.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
-        # Asked for with each answer, and the backend makes a copy of its model to tell.
-        self._has_pieces = isinstance(backend.model, models.WordPiece)
+        # Kept, because `backend.model` copies the model on every access, and each prediction asks.
+        self._is_wordpiece = isinstance(backend.model, models.WordPiece)
 
     @classmethod
     def of_words(cls, words: Sequence[str]) -> "Tokenizer":
-        """A `basic_english` tokenizer whose vocabulary is the special tokens and then `words`, in this order."""
-        vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *words))}
+        """Make a `basic_english` tokenizer with the special tokens and then `words`, in this order."""
+        vocabulary = {token: token_id for token_id, token in enumerate((*SPECIAL_TOKENS, *words))}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)]
-        )
+        replacements = [normalizers.Replace(old, new) for old, new in RULES]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replacements])
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
 
     @classmethod
     def train_wordpiece(cls, texts: Iterable[str], min_frequency: int, vocab_size: int) -> "Tokenizer":
-        """A WordPiece tokenizer (Schuster and Nakajima, 2012; as BERT's, uncased) of at most `vocab_size` tokens."""
+        """Train WordPiece (Schuster and Nakajima, 2012), uncased as BERT's, with at most `vocab_size` tokens."""
         backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         backend.normalizer = normalizers.Sequence([normalizers.Replace("<br />", " "), normalizers.BertNormalizer()])
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -63,12 +67,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read `tokenizer.json`. Raises DataError when it is missing, broken, or has other special tokens."""
+        """Read `tokenizer.json`. Raises DataError if it is missing, damaged, or has other special tokens."""
         if not path.is_file():
             raise DataError(f"{path}: no such file; a tokenizer is written by `babybert prepare`")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong in the file
+        except Exception as error:  # tokenizers raises bare Exception, whatever is wrong with the file
             raise DataError(f"{path}: not a tokenizer file ({error})") from error
         for token_id, token in enumerate(SPECIAL_TOKENS):
             if backend.id_to_token(token_id) != token:
@@ -83,66 +87,65 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Tokens in the vocabulary, the special ones included."""
+        """Number of tokens in the vocabulary, special tokens included."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the tokenizer file: two tokenizers with the same digest give the same ids."""
+        """SHA-256 of the tokenizer file: tokenizers with the same digest give the same ids."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
+    @property
+    def kind(self) -> str:
+        """`wordpiece`, or `basic-english` for whole words."""
+        return "wordpiece" if self._is_wordpiece else "basic-english"
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a user's text, in which `[MASK]` and the other special tokens mean what they say."""
+        """Return the ids of a request's text, in which `[MASK]` and the like are special tokens."""
         self._backend.encode_special_tokens = False
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of several texts, in one call."""
+        """Apply `encode` to several texts in one call, which is faster."""
         self._backend.encode_special_tokens = False
         return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids (int32) of each document; `[MASK]` in a document is ordinary text, not a special token."""
+        self._backend.encode_special_tokens = True
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
     def sources(self, text: str) -> list[str]:
-        """The part of a user's text that each token of `encode` was made of."""
+        """Return the part of a request's text that each token of `encode` stands for."""
         self._backend.encode_special_tokens = False
         return [text[start:end] for start, end in self._backend.encode(text, add_special_tokens=False).offsets]
 
     def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
-        """Ids as text, the way that Hugging Face's tokenizers put it."""
+        """Turn ids into text as Hugging Face's tokenizers do."""
         return self._backend.decode(ids, skip_special_tokens=skip_special)
 
-    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids (int32) of each document; "[MASK]" in a document is a word like any other, never a special token."""
-        self._backend.encode_special_tokens = True
-        return [
-            np.array(encoding.ids, np.int32)
-            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-
     def token(self, token_id: int) -> str:
-        """The token with this id."""
+        """Return the token with this id, which must be in the vocabulary."""
         token = self._backend.id_to_token(token_id)
         assert token is not None, token_id
         return token
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """The tokens with these ids."""
-        word: Callable[[int], Any] = self._backend.id_to_token  # without `token`'s check: a text has many
-        return [word(int(token_id)) for token_id in ids]
+        """Return the tokens with these ids."""
+        id_to_token: Callable[[int], Any] = self._backend.id_to_token  # without the check of `token`, for speed
+        return [id_to_token(int(token_id)) for token_id in ids]
 
     def id_of(self, token: str) -> int | None:
-        """The id of this exact token, or None if the vocabulary lacks it."""
+        """Return the id of exactly this token, or None if it is not in the vocabulary."""
         return self._backend.token_to_id(token)
 
-    @property
-    def kind(self) -> str:
-        """`wordpiece`, or `basic-english` for whole words."""
-        return "wordpiece" if self._has_pieces else "basic-english"
-
     def join(self, tokens: Iterable[str]) -> str:
-        """Tokens as a line of text, with pieces of words put together."""
+        """Join tokens with spaces; the pieces of a word are put together."""
         text = " ".join(tokens)
-        return text.replace(" ##", "") if self._has_pieces else text
+        return text.replace(" ##", "") if self._is_wordpiece else text
 
     def sentence_end_ids(self) -> np.ndarray:
-        """Ids of `. ! ?`, those of them that the vocabulary has."""
-        return np.array([i for i in map(self.id_of, SENTENCE_ENDS) if i is not None], np.int32)
+        """Return the ids (int32) of those of `. ! ?` that are in the vocabulary."""
+        ids = [self.id_of(token) for token in SENTENCE_ENDS]
+        return np.array([token_id for token_id in ids if token_id is not None], np.int32)

@@ -115,7 +115,7 @@ tutorial.show(figure, "2_pairs")
 
 # %% [markdown]
 # **In the package:** [`split_sentences`](../../babybert/data/pairs.py), [`make_pairs`](../../babybert/data/pairs.py),
-# [`assemble`](../../babybert/data/pairs.py), [`cut_lengths`](../../babybert/data/pairs.py),
+# [`assemble`](../../babybert/data/pairs.py), [`truncate_longest_first`](../../babybert/data/pairs.py),
 # [`collate`](../../babybert/data/loader.py) for the padding. Google's BERT has the label the other way round: there, 0 is
 # "B follows".
 #

@@ -39,7 +39,7 @@ config = PretrainConfig(data=dataset.folder, preset="baby", lr=1e-3)
 torch.manual_seed(0)
 bert = load_or_create(config, dataset, dataset.token_counts(), None).eval()  # eval: without dropout, to compare
 model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
-batch = next(Loader(dataset.examples("train"), 64, seed=0, remask=DynamicMasking(tokenizer.size, seed=0)).epoch(0))
+batch = next(Loader(dataset.examples("train"), 64, seed=0, masking=DynamicMasking(tokenizer.size, seed=0)).epoch(0))
 
 before = LossSums.of(model(*batch)).loss
 before.backward()

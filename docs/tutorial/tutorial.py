@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from babybert.config import PrepareConfig
+from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
-from babybert.corpus.readers import open_corpus
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.prepare import prepare
 from babybert.figures import open_pyplot, save_figure
