@@ -63,6 +63,7 @@ def prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
 
 
 def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
+    from babybert.evaluation.scores import format_scores
     from babybert.training.train import pretrain as train
 
     outcome = train(config)
@@ -73,7 +74,7 @@ def pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
         print("stopped before the end; the same command goes on from here")
         return 128 + outcome.stopped_by
     if outcome.scores:
-        print(outcome.scores.table())
+        print(format_scores(outcome.scores))
     return 0
 
 
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     from babybert.data.dataset import open_dataset
     from babybert.evaluation.report import report
     from babybert.evaluation.report_figures import plot_report
-    from babybert.evaluation.report_table import show
+    from babybert.evaluation.report_table import format_report
     from babybert.figures import open_pyplot
     from babybert.model.device import pick_device
 
@@ -93,10 +94,13 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     dataset = open_dataset(config.data)
     model, tokenizer = load_model(folder)
     check_same_vocabulary(folder, tokenizer, dataset)
-    found = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
-    print(json.dumps({"checkpoint": str(folder), **found}, indent=2) if config.json else f"{folder}\n{show(found)}")
+    results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
+    if config.json:
+        print(json.dumps({"checkpoint": str(folder), **results}, indent=2))
+    else:
+        print(f"{folder}\n{format_report(results)}")
     if config.plot:
-        for path in plot_report(found, config.plot):
+        for path in plot_report(results, config.plot):
             print(path, file=sys.stderr)
     return 0
 
@@ -104,8 +108,8 @@ def evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
 def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
     from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.corpus.labelled import read_labelled, sample
+    from babybert.evaluation.probe import format_probe
     from babybert.evaluation.probe import probe as run_probe
-    from babybert.evaluation.probe import show
     from babybert.model.device import pick_device
 
     device = pick_device(config.device)
@@ -113,26 +117,30 @@ def probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
     model, tokenizer = load_model(folder)
     documents = read_labelled(config.corpus, config.source, config.text_column, config.label_column)
     train, test = sample(documents, config.documents, config.seed)
-    found = run_probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
-    print(json.dumps({"checkpoint": str(folder), **found}, indent=2) if config.json else f"{folder}\n{show(found)}")
+    results = run_probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
+    if config.json:
+        print(json.dumps({"checkpoint": str(folder), **results}, indent=2))
+    else:
+        print(f"{folder}\n{format_probe(results)}")
     return 0
 
 
 def look(config: LookConfig, arguments: argparse.Namespace) -> int:
-    from babybert.evaluation.look import attention_weights, encode, show
+    from babybert.checkpoint.format import find_checkpoint, load_model
+    from babybert.evaluation.look import attention_weights, encode, format_look
     from babybert.evaluation.look import look as look_into
     from babybert.evaluation.report_figures import plot_attention
     from babybert.figures import open_pyplot
 
     if config.plot:
         open_pyplot()
-    predictor = _predictor(config.checkpoint)
-    ids_1T, segments_1T = encode(predictor.model, predictor.tokenizer, config.text)
-    found = look_into(predictor, config.words, config.among)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
+    model, tokenizer = load_model(find_checkpoint(config.checkpoint))
+    ids_1T, segments_1T = encode(model, tokenizer, config.text)
+    results = look_into(model, tokenizer, config.words, config.among)
+    print(json.dumps(results, indent=2, ensure_ascii=False) if config.json else format_look(results))
     if config.plot:
-        weights_LHTT = attention_weights(predictor.model, ids_1T, segments_1T)[:, 0].numpy()
-        for path in plot_attention(predictor.tokenizer.tokens(ids_1T[0].tolist()), weights_LHTT, config.plot):
+        weights_LHTT = attention_weights(model, ids_1T, segments_1T)[:, 0].numpy()
+        for path in plot_attention(tokenizer.tokens(ids_1T[0].tolist()), weights_LHTT, config.plot):
             print(path, file=sys.stderr)
     return 0
 
@@ -140,7 +148,7 @@ def look(config: LookConfig, arguments: argparse.Namespace) -> int:
 def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
     from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.evaluation.explain import explain as explain_example
-    from babybert.evaluation.explain import show, untrained
+    from babybert.evaluation.explain import format_explanation, untrained
 
     sentences = arguments.sentence_a, arguments.sentence_b
     if config.checkpoint:
@@ -151,23 +159,26 @@ def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
             untrained(*sentences, config.seed),
             f"untrained, of the reference's sizes (weights of seed {config.seed})",
         )
-    found = explain_example(model, tokenizer, *sentences, config.is_next, config.seed)
-    print(json.dumps({"model": whose, **found}, indent=2, ensure_ascii=False) if config.json else show(found, whose))
+    explanation = explain_example(model, tokenizer, *sentences, config.is_next, config.seed)
+    if config.json:
+        print(json.dumps({"model": whose, **explanation}, indent=2, ensure_ascii=False))
+    else:
+        print(format_explanation(explanation, whose))
     return 0
 
 
 def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
-    from babybert.info import describe, show
+    from babybert.info import describe, format_description
 
-    found = describe(Path(arguments.path), config)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
+    description = describe(Path(arguments.path), config)
+    print(json.dumps(description, indent=2, ensure_ascii=False) if config.json else format_description(description))
     return 0
 
 
 def plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
-    from babybert.evaluation.curves import plot as draw
+    from babybert.evaluation.curves import plot_curves
 
-    for path in draw([Path(run) for run in arguments.runs], config.out):
+    for path in plot_curves([Path(run) for run in arguments.runs], config.out):
         print(path)
     return 0
 

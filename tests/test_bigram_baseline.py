@@ -10,7 +10,7 @@ from babybert.data.masking import mask_tokens
 from babybert.data.table import Examples, concatenate
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
 from babybert.evaluation import bigram_baseline as bigram_module
-from babybert.evaluation.bigram_baseline import Bigram, NeighborCounts, Targets, _copies_of_last, targets_of
+from babybert.evaluation.bigram_baseline import BigramBaseline, NeighborCounts, Targets, _same_words_as_last, targets_of
 
 VOCAB = 12
 
@@ -39,7 +39,7 @@ def train():
 
 @pytest.fixture(scope="module")
 def fitted(train):
-    return Bigram(train, train.token_counts(VOCAB))
+    return BigramBaseline(train, train.token_counts(VOCAB))
 
 
 def everything(fitted, targets, n):
@@ -121,7 +121,7 @@ def test_ranks_where_frequent_words_beat_a_rare_one_without_its_neighbours():
     offsets = np.arange(0, 801, 8)
     masked, labels = mask_tokens(ids, offsets, VOCAB, 0, 0, np.arange(100))
     examples = Examples(masked, labels, np.ones(800, np.int8), offsets, np.ones(100, np.int8))
-    skewed, targets = Bigram(examples, examples.token_counts(VOCAB)), targets_of(examples)
+    skewed, targets = BigramBaseline(examples, examples.token_counts(VOCAB)), targets_of(examples)
     ranks = skewed.ranks(targets)
     for n in range(len(targets)):
         probability = everything(skewed, targets, n)
@@ -153,7 +153,7 @@ def test_weights_lean_on_the_neighbours_where_they_tell(train, fitted):
 
 def test_counting_in_chunks_changes_nothing(train, fitted, monkeypatch):
     monkeypatch.setattr(bigram_module, "CHUNK", 50)
-    again = Bigram(train, train.token_counts(VOCAB))
+    again = BigramBaseline(train, train.token_counts(VOCAB))
     assert (again.after.code == fitted.after.code).all() and (again.before.count == fitted.before.count).all()
     assert (again.weights == fitted.weights).all()
 
@@ -161,8 +161,8 @@ def test_counting_in_chunks_changes_nothing(train, fitted, monkeypatch):
 def test_weights_are_not_fitted_on_copies_of_counted_pairs(train):
     ids, labels = mask_tokens(train.original_ids(), train.offsets, VOCAB, 9, 0, np.arange(len(train)))
     twice = concatenate([train, Examples(ids, labels, train.segments, train.offsets, train.is_next)])
-    apart = _copies_of_last(twice, 10)
+    apart = _same_words_as_last(twice, 10)
     assert apart[-10:].all() and apart[190:200].all() and apart.sum() < 30
     # Of one pair alone, nothing is left to count meanwhile; the unigram has all weight.
-    alone = Bigram(train.rows(0, 1), train.token_counts(VOCAB))
+    alone = BigramBaseline(train.rows(0, 1), train.token_counts(VOCAB))
     assert np.isfinite(alone.probabilities(targets_of(train))).all()

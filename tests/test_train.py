@@ -21,7 +21,7 @@ from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.dataset import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
-from babybert.evaluation.scores import evaluate
+from babybert.evaluation.scores import evaluate_held_out
 from babybert.settings import add_flags, fill
 from babybert.training import train as trainer
 from babybert.training.distributed import DistributedContext
@@ -93,9 +93,9 @@ def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
     def evaluate_and_stop(*arguments):
         asked.append(len(asked))
         signal.raise_signal(signal.SIGINT)
-        return evaluate(*arguments)
+        return evaluate_held_out(*arguments)
 
-    monkeypatch.setattr(trainer, "evaluate", evaluate_and_stop)
+    monkeypatch.setattr(trainer, "evaluate_held_out", evaluate_and_stop)
     outcome = pretrain(small())
     assert outcome.stopped_by == signal.SIGINT
     assert len(asked) == 1
@@ -115,8 +115,8 @@ def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
 
 def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
-    original = trainer.evaluate
-    monkeypatch.setattr(trainer, "evaluate", lambda *rest: replace(original(*rest), mlm_loss=next(losses)))
+    original = trainer.evaluate_held_out
+    monkeypatch.setattr(trainer, "evaluate_held_out", lambda *rest: replace(original(*rest), mlm_loss=next(losses)))
     config = small(epochs=5, keep_checkpoints=2)
     pretrain(config)
     assert [int(path.name[5:]) for path in list_checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]

@@ -29,7 +29,7 @@ from babybert.checkpoint.uploader import Uploader
 from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
 from babybert.errors import DataError, StorageError, UsageError, UserError, cannot_write
-from babybert.evaluation.scores import Scores, as_dict
+from babybert.evaluation.scores import Scores
 from babybert.model.bert import BabyBert
 from babybert.progress import say
 from babybert.s3 import is_s3
@@ -206,7 +206,7 @@ class CheckpointManager:
         facts: dict[str, Any] = {
             "settings": self._config.as_json(),
             "data_digest": dataset.digest,
-            "scores": as_dict(scores) if scores else None,
+            "scores": scores.as_dict() if scores else None,
         }
         try:
             folder = save_checkpoint(self._config.out, state, bert, dataset.tokenizer, optimizer, facts)

@@ -20,7 +20,7 @@ from babybert.checkpoint.metrics_log import MetricsLog
 from babybert.config import PretrainConfig
 from babybert.data.loader import Loader
 from babybert.errors import StorageError, UsageError, UserError
-from babybert.evaluation.scores import Scores, as_dict
+from babybert.evaluation.scores import Scores
 from babybert.model.loss import LossSums
 from babybert.progress import say
 from babybert.training.distributed import DistributedContext
@@ -132,7 +132,7 @@ class Reporter:
     def validated(self, scores: Scores, state: TrainState) -> None:
         """Publish held-out scores."""
         self._metrics.validated(scores)
-        self._write("validation", state, as_dict(scores))
+        self._write("validation", state, scores.as_dict())
         self._last_read = time.monotonic()
         say(
             f"step {state.step:,}: held-out MLM {scores.mlm_loss:.3f} (unigram {scores.mlm_unigram_loss:.3f}), "
@@ -150,7 +150,7 @@ class Reporter:
 
     def summarize(self, ended_by: str, checkpoint: Path, state: TrainState, scores: Scores | None) -> None:
         """Write `summary.json`. Raises StorageError."""
-        found = as_dict(scores) if scores else None
+        found = scores.as_dict() if scores else None
         summary = {
             "ended_by": ended_by,
             "checkpoint": str(checkpoint),

@@ -27,7 +27,7 @@ from babybert.data.device_loader import DeviceLoader, fits
 from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, pairs_before
 from babybert.data.table import Examples
 from babybert.errors import DataError, UsageError
-from babybert.evaluation.scores import EvaluationStopped, Scores, evaluate, unigram_log_probs
+from babybert.evaluation.scores import EvaluationStopped, Scores, evaluate_held_out, unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
 from babybert.progress import Progress, say
@@ -129,7 +129,7 @@ def _train(
                 with contextlib.suppress(EvaluationStopped):
                     scores = None
                     if not stop.signal:
-                        scores = evaluate(
+                        scores = evaluate_held_out(
                             bert,
                             held_out,
                             counts_V,
