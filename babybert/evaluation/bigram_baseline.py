@@ -92,7 +92,7 @@ class NeighborCounts:
         self.count = np.zeros(0, np.int64)
 
     def add(self, neighbor: np.ndarray, word: np.ndarray) -> None:
-        """Count these bigrams. Words are `[UNK]` and ordinary tokens; `[PAD]` and `[MASK]` do not count as neighbors."""
+        """Count bigrams of a word (`[UNK]` or an ordinary token) and a neighbor (neither `[PAD]` nor `[MASK]`)."""
         keep = (word >= UNK) & (neighbor != PAD) & (neighbor != MASK)
         new_code, new_count = np.unique(self._codes(neighbor[keep], word[keep]), return_counts=True)
         code = np.concatenate([self.code, new_code])
@@ -107,7 +107,8 @@ class NeighborCounts:
         self.count = np.add.reduceat(count, first)
 
     def _codes(self, neighbor: np.ndarray, word: np.ndarray) -> np.ndarray:
-        return neighbor.astype(np.int64) * self.vocab_size + word
+        code: np.ndarray = neighbor.astype(np.int64) * self.vocab_size + word
+        return code
 
     def starts(self) -> np.ndarray:
         """Where each neighbor's slice begins (V + 1); it ends where the next one's begins."""
@@ -179,13 +180,15 @@ class BigramBaseline:
             sum_QK = np.stack([np.bincount(bucket_N, share_NK[:, k], buckets) for k in range(EXPERTS)], 1)
             weight_QK = (sum_QK + PRIOR_TOKENS * mean_share_K) / (tokens_Q + PRIOR_TOKENS)[:, None] * usable_QK
             weight_QK /= weight_QK.sum(1, keepdims=True)
-        return weight_QK.reshape(BUCKETS, BUCKETS, EXPERTS)
+        weights: np.ndarray = weight_QK.reshape(BUCKETS, BUCKETS, EXPERTS)
+        return weights
 
     def probabilities(self, targets: Targets) -> np.ndarray:
         """p(word | left, right) of each target (N). Over all words of the vocabulary these sum to one."""
         expert_NK, left_bucket_N, right_bucket_N = self._experts(targets)
         weighted_NK = self.weights[left_bucket_N, right_bucket_N] * expert_NK
-        return weighted_NK[:, 0] + weighted_NK[:, 1] + weighted_NK[:, 2]
+        probability_N: np.ndarray = weighted_NK[:, 0] + weighted_NK[:, 1] + weighted_NK[:, 2]
+        return probability_N
 
     def ranks(self, targets: Targets) -> np.ndarray:
         """How many words have a higher probability than the target (N, int64), exactly."""
@@ -242,8 +245,8 @@ def _same_words_as_last(examples: Examples, count: int) -> np.ndarray:
 class _Slices(NamedTuple):
     """The counts of one side, and each target's slice of them: a tuple of arrays, which numba can compile for."""
 
-    word: np.ndarray  # int32, sorted within a slice
-    count: np.ndarray  # int64
+    words: np.ndarray  # int32, sorted within a slice
+    counts: np.ndarray  # int64
     begin_N: np.ndarray
     end_N: np.ndarray
 
@@ -296,16 +299,16 @@ def neighbor_correction(word, probability, weight_K, unigram_V, left, right, n):
     i, left_end = left.begin_N[n], left.end_N[n]
     j, right_end = right.begin_N[n], right.end_N[n]
     while i < left_end or j < right_end:
-        left_word = left.word[i] if i < left_end else NO_WORD
-        right_word = right.word[j] if j < right_end else NO_WORD
+        left_word = left.words[i] if i < left_end else NO_WORD
+        right_word = right.words[j] if j < right_end else NO_WORD
         candidate = min(left_word, right_word)
         unigram_share = weight_K[0] * unigram_V[candidate]
         candidate_probability = unigram_share
         if left_word == candidate:
-            candidate_probability += weight_K[1] * left.count[i]
+            candidate_probability += weight_K[1] * left.counts[i]
             i += 1
         if right_word == candidate:
-            candidate_probability += weight_K[2] * right.count[j]
+            candidate_probability += weight_K[2] * right.counts[j]
             j += 1
         if candidate != word and candidate_probability > probability:
             correction += 1
@@ -318,8 +321,8 @@ def _rank_targets(word_N, weight_NK, unigram_V, sorted_unigram_V, left, right, r
     """Write to `rank_N` how many words have a higher probability than each target."""
     for n in range(len(word_N)):
         word, weight_K = word_N[n], weight_NK[n]
-        left_count = count_at(left.word, left.count, left.begin_N[n], left.end_N[n], word)
-        right_count = count_at(right.word, right.count, right.begin_N[n], right.end_N[n], word)
+        left_count = count_at(left.words, left.counts, left.begin_N[n], left.end_N[n], word)
+        right_count = count_at(right.words, right.counts, right.begin_N[n], right.end_N[n], word)
         probability = weight_K[0] * unigram_V[word] + weight_K[1] * left_count + weight_K[2] * right_count
         rank = unigram_words_above(sorted_unigram_V, weight_K[0], probability)
         rank_N[n] = rank + neighbor_correction(word, probability, weight_K, unigram_V, left, right, n)

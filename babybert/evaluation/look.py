@@ -52,7 +52,7 @@ SENTENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
 def fill_ins(
     model: BabyBert, tokenizer: Tokenizer, sentences: tuple[tuple[str, tuple[str, ...]], ...] = SENTENCES
 ) -> list[dict[str, Any]]:
-    """For each sentence: the words that the model fills in, and the rank (from 1) and probability of each sensible word.
+    """For each sentence: the words the model fills in, and the rank (from 1) and probability of each sensible word.
 
     A sensible word that is not one token of the vocabulary has rank None. Sets the model to evaluation mode and to
     PyTorch's own operations: compiling kernels would take longer than these few sentences.
@@ -103,7 +103,7 @@ def encode(model: BabyBert, tokenizer: Tokenizer, text: str) -> tuple[Tensor, Te
 
 @torch.inference_mode()
 def neighbours(model: BabyBert, tokenizer: Tokenizer, words: tuple[str, ...], among: int) -> list[dict[str, Any]]:
-    """For each word, the tokens with the most similar token embeddings (cosine) among the first `among` ordinary tokens.
+    """For each word, the tokens with the most similar embeddings (cosine) among the first `among` ordinary tokens.
 
     Vocabularies of words are ordered by frequency. A small `among` leaves out rare words, whose embeddings have hardly
     moved since their initialisation. A word that is not one token of the vocabulary has no neighbours.

@@ -109,7 +109,7 @@ def _token_losses(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor) -> tup
 
 
 def _concatenate(batches: Sequence[Predictions]) -> Predictions:
-    # Not `sum`: from Python 3.12 on it compensates rounding errors, and validation losses would differ between versions.
+    # Not `sum`: from Python 3.12 on it compensates rounding errors, so losses would differ between versions of Python.
     mlm_loss_sum = nsp_loss_sum = 0.0
     for batch in batches:
         mlm_loss_sum += batch.mlm_loss_sum

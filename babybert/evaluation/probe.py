@@ -1,4 +1,4 @@
-"""`babybert probe`: what a linear classifier can read from the frozen hidden states of a model (Alain and Bengio, 2016).
+"""`babybert probe`: what a linear classifier reads from the frozen hidden states of a model (Alain and Bengio, 2016).
 
 Each document is `[CLS] text [SEP]`, cut to the first `positions` tokens. Its features are the hidden state at `[CLS]`,
 or the mean of the hidden states of all its tokens. The classifier is a logistic regression whose C is chosen on a fifth

@@ -85,8 +85,9 @@ def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
 
     Smoothing gives every word a probability above 0. Special tokens have a count of 0.
     """
-    smoothed_share_V: np.ndarray = (counts_V + 1) / (counts_V.sum() + len(counts_V))
-    return np.log(smoothed_share_V)
+    smoothed_share_V = (counts_V + 1) / (counts_V.sum() + len(counts_V))
+    log_prob_V: np.ndarray = np.log(smoothed_share_V)
+    return log_prob_V
 
 
 def baseline_scores(examples: Examples, counts_V: np.ndarray) -> dict[str, float]:

@@ -81,7 +81,7 @@ def calibration_error_of(probability_P: np.ndarray, positive_P: np.ndarray) -> S
 
 
 def calibration_bins(probability_P: np.ndarray, positive_P: np.ndarray) -> list[dict[str, float]]:
-    """The bins of the calibration error that have pairs: their bounds, pairs, mean probability and share of positives."""
+    """The non-empty bins of the calibration error: bounds, pairs, mean probability and share of positives."""
     bin_P = _bin_of(probability_P)
     bins = []
     for index in range(CALIBRATION_BINS):
