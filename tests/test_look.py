@@ -40,7 +40,7 @@ def test_attention_weights_times_values_are_the_output_of_the_layer(predictor: P
         for layer, weights_BHTT in zip(model.encoder.layers, weights_LBHTT, strict=True):
             attend = layer.self_attn
             values_BTD = F.linear(x_BTD, attend.in_proj_weight[16:], attend.in_proj_bias[16:])
-            values_BHTd = values_BTD.unflatten(-1, (2, 4)).transpose(1, 2)
+            values_BHTd = values_BTD.view(2, 6, 2, 4).transpose(1, 2)
             attended_BTD = attend.out_proj((weights_BHTT @ values_BHTd).transpose(1, 2).flatten(2))
             x_BTD = layer.norm1(x_BTD + attended_BTD)
             x_BTD = layer.norm2(x_BTD + layer.linear2(layer.linear1(x_BTD).relu()))

@@ -75,8 +75,9 @@ def test_labels_that_words_decide_are_learned_and_random_ones_are_not(bert: Baby
     assert accuracy["gain of training, mean"] == pytest.approx(accuracy["trained, mean"] - accuracy["untrained, mean"])
     assert "bag of words" in format_probe(results)
     coin = random.Random(0)
-    noise = [[Labelled(document.text, coin.choice("ab"), None) for document in part] for part in (train, test)]
-    noise_results = probe(bert, demo.tokenizer, *noise, 64, 0, 32, CPU)
+    random_train = [Labelled(document.text, coin.choice("ab"), None) for document in train]
+    random_test = [Labelled(document.text, coin.choice("ab"), None) for document in test]
+    noise_results = probe(bert, demo.tokenizer, random_train, random_test, 64, 0, 32, CPU)
     for name in ("bag of words", "trained, mean", "trained, [CLS]"):
         assert abs(noise_results["accuracy"][name]["value"] - 0.5) < 0.15
 

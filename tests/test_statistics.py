@@ -2,19 +2,22 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from babybert.evaluation.statistics import auc_of, bootstrap, calibration_bins, calibration_error_of, mean_of
 
 
-def test_auc_is_that_of_scikit_learn_with_ties_and_weights() -> None:
+@pytest.mark.parametrize("digits", [1, 8])
+def test_auc_is_that_of_scikit_learn_with_ties_and_weights(digits: int) -> None:
     rng = np.random.default_rng(0)
-    for digits in (1, 8):
-        score = rng.random(200).round(digits)
-        positive = (rng.random(200) < 0.3 + 0.4 * score).astype(int)
-        weight = rng.integers(0, 4, 200).astype(float)
-        assert auc_of(score, positive)(weight) == pytest.approx(roc_auc_score(positive, score, sample_weight=weight))
-    assert np.isnan(auc_of(score, np.ones(200))(weight))
+    score = rng.random(200).round(digits)
+    positive = (rng.random(200) < 0.3 + 0.4 * score).astype(int)
+    weight = rng.integers(0, 4, 200).astype(float)
+    assert auc_of(score, positive)(weight) == pytest.approx(roc_auc_score(positive, score, sample_weight=weight))
+
+
+def test_auc_of_one_class_is_not_defined() -> None:
+    assert np.isnan(auc_of(np.array([0.1, 0.9]), np.ones(2))(np.ones(2)))
 
 
 def test_calibration_by_hand() -> None:
