@@ -1,6 +1,7 @@
-"""`babybert info`: what a dataset, table, tokenizer, checkpoint or run holds, checked on the way.
+"""`babybert info`: what a dataset, table, tokenizer, checkpoint or run contains, with a check of its files.
 
-Everything shown is counted from the files, not taken from their descriptions; digests are computed anew.
+Everything is counted from the files themselves, not taken from their descriptions, and digests are computed anew. That
+costs one read of all files.
 """
 
 import dataclasses
@@ -17,13 +18,16 @@ from babybert.data.shards import MOST_TOKENS
 from babybert.data.table import TABLE_ENDINGS, Examples, concatenate, read_table
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK, Tokenizer
 from babybert.errors import DataError
+from babybert.tables import format_table
 
-BAR, BINS = 40, 10
-FREQUENT = 12  # words of a tokenizer that are shown
+DATASET_FACTS = ("corpus", "source", "seed", "duplicates", "skipped_rows", "babybert")
+LONGEST_BAR = 40  # characters
+LENGTH_BINS = 10
+FIRST_TOKENS = 12  # of a tokenizer's vocabulary that are shown
 
 
 def describe(path: Path, config: InfoConfig) -> dict[str, Any]:
-    """What is at `path`, as JSON has it. Raises DataError when it is none of ours or not whole."""
+    """What is at `path`, as `babybert info --json` prints it. Raises DataError for an unknown or corrupt file."""
     if (path / "dataset.json").is_file():
         return describe_dataset(path, config.rows)
     if path.is_dir():
@@ -38,57 +42,52 @@ def describe(path: Path, config: InfoConfig) -> dict[str, Any]:
 
 
 def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
-    """A folder that `babybert prepare` wrote."""
+    """A folder that `babybert prepare` wrote, with the first `rows` training pairs. Raises DataError."""
     dataset = open_dataset(folder)
-    told = ("corpus", "source", "seed", "duplicates", "skipped_rows", "babybert")
-    found: dict[str, Any] = {"path": str(folder), "kind": "dataset", **{name: dataset.facts[name] for name in told}}
-    found["vocabulary"] = dataset.tokenizer.size
+    description: dict[str, Any] = {"path": str(folder), "kind": "dataset"}
+    description.update({name: dataset.facts[name] for name in DATASET_FACTS})
+    description["vocabulary"] = dataset.tokenizer.size
     for split in SPLITS:
-        for path, shard in zip(dataset.shards(split), dataset.facts["shards"][split], strict=True):
+        paths = dataset.shards(split)
+        for path, shard in zip(paths, dataset.facts["shards"][split], strict=True):
             check_sha256(path, shard["sha256"])
-        found[split] = {
-            "shards": len(dataset.shards(split)),
-            **measure(dataset.examples(split), dataset.tokenizer.size),
-        }
-    found["rows"] = [
-        decode(dataset.examples("train"), row, dataset.tokenizer)
-        for row in range(min(rows, len(dataset.examples("train"))))
-    ]
-    return found
+        description[split] = {"shards": len(paths), **measure(dataset.examples(split), dataset.tokenizer.size)}
+    description["rows"] = decode_rows(dataset.examples("train"), rows, dataset.tokenizer)
+    return description
 
 
 def describe_table(path: Path, config: InfoConfig) -> dict[str, Any]:
-    """One CSV or Parquet file of masked pairs; without a tokenizer, ids stay numbers."""
+    """One CSV or Parquet file of masked pairs. Without `config.tokenizer`, ids stay numbers. Raises DataError."""
     tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else None
-    bad = BadRows(config.skip_bad_rows)
-    examples = concatenate(read_table(path, tokenizer.size if tokenizer else MOST_TOKENS, bad))
-    size = tokenizer.size if tokenizer else int(examples.original_ids().max()) + 1
-    rows = [decode(examples, row, tokenizer) for row in range(min(config.rows, len(examples)))]
+    bad_rows = BadRows(config.skip_bad_rows)
+    examples = concatenate(read_table(path, tokenizer.size if tokenizer else MOST_TOKENS, bad_rows))
+    vocab_size = tokenizer.size if tokenizer else int(examples.original_ids().max()) + 1
     return {
         "path": str(path),
         "kind": "table",
-        "skipped_rows": bad.count,
-        "pairs": measure(examples, size),
-        "rows": rows,
+        "skipped_rows": bad_rows.count,
+        "pairs": measure(examples, vocab_size),
+        "rows": decode_rows(examples, config.rows, tokenizer),
     }
 
 
 def describe_tokenizer(path: Path) -> dict[str, Any]:
-    """A `tokenizer.json`."""
+    """A `tokenizer.json`. Raises DataError."""
     tokenizer = Tokenizer.load(path)
-    first = tokenizer.tokens(range(FIRST_ORDINARY, min(FIRST_ORDINARY + FREQUENT, tokenizer.size)))
+    end = min(FIRST_ORDINARY + FIRST_TOKENS, tokenizer.size)
     return {
         "path": str(path),
         "kind": "tokenizer",
         "tokenizer_kind": tokenizer.kind,
         "vocabulary": tokenizer.size,
         "digest": tokenizer.digest,
-        "first": first,
+        "first": tokenizer.tokens(range(FIRST_ORDINARY, end)),
     }
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """A run (its newest whole checkpoint) or one checkpoint, verified against its manifest."""
+    """One checkpoint, or the newest valid checkpoint of a run, verified against its manifest. Raises DataError."""
+    # Imported here: they load PyTorch, which the other kinds of files do not need.
     from babybert.checkpoint.format import find_checkpoint, list_checkpoints, load_model, read_state
 
     folder = find_checkpoint(path)
@@ -109,17 +108,17 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def measure(examples: Examples, vocab_size: int) -> dict[str, Any]:
-    """Counts and shares of some pairs; shares are of all tokens, special ones among them."""
+    """Counts and shares of some pairs. Shares are of all tokens, special ones included."""
     lengths = np.diff(examples.offsets)
-    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, BINS + 1).astype(int))
+    edges = np.unique(np.linspace(lengths.min(), lengths.max() + 1, LENGTH_BINS + 1).astype(int))
+    is_masked = examples.labels > 0
+    became_mask = float((examples.ids[is_masked] == MASK).mean()) if is_masked.any() else None
     return {
         "pairs": len(examples),
         "tokens": len(examples.ids),
         "is_next": float(examples.is_next.mean()),
-        "masked": float((examples.labels > 0).mean()),
-        "became_mask": float((examples.ids[examples.labels > 0] == MASK).mean())
-        if (examples.labels > 0).any()
-        else None,
+        "masked": float(is_masked.mean()),
+        "became_mask": became_mask,
         "unknown": float((examples.original_ids() == UNK).mean()),
         "unigram_entropy": unigram_entropy(examples.token_counts(vocab_size)),
         "mean_length": float(lengths.mean()),
@@ -130,64 +129,83 @@ def measure(examples: Examples, vocab_size: int) -> dict[str, Any]:
     }
 
 
+def decode_rows(examples: Examples, count: int, tokenizer: Tokenizer | None) -> list[str]:
+    """The first `count` pairs as text."""
+    return [decode(examples, row, tokenizer) for row in range(min(count, len(examples)))]
+
+
 def decode(examples: Examples, row: int, tokenizer: Tokenizer | None) -> str:
-    """A row as text: a chosen token as `[what stands there=the original]`."""
-    part = examples.rows(row, row + 1)
+    """One pair as text, in which a token chosen for MLM is `[input=original]`. Without a tokenizer, ids are numbers."""
+    pair = examples.rows(row, row + 1)
 
     def name(token_id: int) -> str:
         return tokenizer.token(token_id) if tokenizer else str(token_id)
 
     words = []
-    for token_id, label in zip(part.ids.tolist(), part.labels.tolist(), strict=True):
-        words.append(
-            f"[{name(token_id).strip('[]') if token_id == MASK else name(token_id)}={name(label)}]"
-            if label
-            else name(token_id)
+    for token_id, label in zip(pair.ids.tolist(), pair.labels.tolist(), strict=True):
+        word = name(token_id)
+        if label:
+            input_word = word.strip("[]") if token_id == MASK else word  # [MASK=original], not [[MASK]=original]
+            word = f"[{input_word}={name(label)}]"
+        words.append(word)
+    return f"is_next {pair.is_next[0]}: {' '.join(words)}"
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """The description as text."""
+    lines = [f"{description['path']}: {description['kind']}"]
+    for key, value in description.items():
+        if key not in ("path", "kind"):
+            lines += _format_entry(key, value)
+    return "\n".join(lines)
+
+
+def _format_entry(key: str, value: Any) -> list[str]:
+    name = key.replace("_", " ")
+    if isinstance(value, dict) and "lengths" in value:
+        return [f"  {name}:", *_indent(_format_pairs(value), 4)]
+    if isinstance(value, dict):
+        rows = [(entry_key, format_value(entry)) for entry_key, entry in value.items()]
+        return _indent(format_table((name, "value"), rows, text_headers=(name, "value")), 2)
+    if key == "rows":
+        title = "  first rows, a chosen token as [input=original]:"
+        return [title, *(f"    {row}" for row in value)] if value else []
+    if isinstance(value, list):
+        return [f"  {name}: {' '.join(map(str, value))}"]
+    return [f"  {name}: {format_value(value)}"]
+
+
+def _format_pairs(pairs: dict[str, Any]) -> str:
+    """What `measure` has counted, with a bar chart of the lengths."""
+    shards = f" in {pairs['shards']} shards" if "shards" in pairs else ""
+    became_mask = pairs["became_mask"]
+    share_of_mask = "" if became_mask is None else f", of those {became_mask:.1%} are [MASK]"
+    most_pairs = max(length["pairs"] for length in pairs["lengths"])
+    rows = [
+        (
+            f"{length['from']}-{length['to']}",
+            f"{length['pairs']:,}",
+            "█" * round(LONGEST_BAR * length["pairs"] / most_pairs),
         )
-    return f"is_next {part.is_next[0]}: {' '.join(words)}"
-
-
-def show(found: dict[str, Any]) -> str:
-    """The description for people."""
-    lines = [f"{found['path']}: {found['kind']}"]
-    for name, value in found.items():
-        if name in ("path", "kind"):
-            continue
-        if isinstance(value, dict) and "lengths" in value:
-            lines += [f"  {name}:", *_show_pairs(value)]
-        elif name == "rows":
-            lines += [
-                "  first rows, a chosen token as [what stands there=the original]:" if value else "",
-                *(f"    {row}" for row in value),
-            ]
-        elif isinstance(value, dict):
-            lines += [
-                f"  {name.replace('_', ' ')}: " + ", ".join(f"{key} {_number(entry)}" for key, entry in value.items())
-            ]
-        elif isinstance(value, list):
-            lines.append(f"  {name.replace('_', ' ')}: {' '.join(map(str, value))}")
-        else:
-            lines.append(f"  {name.replace('_', ' ')}: {_number(value)}")
-    return "\n".join(line for line in lines if line)
-
-
-def _show_pairs(value: dict[str, Any]) -> list[str]:
-    shards = f" in {value['shards']} shards" if "shards" in value else ""
-    became = f", of those {value['became_mask']:.1%} are [MASK]" if value["became_mask"] is not None else ""
-    lines = [
-        f"    {value['pairs']:,} pairs, {value['tokens']:,} tokens{shards}; is_next in {value['is_next']:.1%}",
-        f"    chosen for MLM {value['masked']:.1%} of tokens{became}; unknown {value['unknown']:.2%}",
-        f"    unigram entropy {value['unigram_entropy']:.3f} nats: the MLM loss of a model that knows only word counts",
-        f"    length in tokens (mean {value['mean_length']:.1f}):",
+        for length in pairs["lengths"]
     ]
-    most = max(entry["pairs"] for entry in value["lengths"])
-    for entry in value["lengths"]:
-        bar = "█" * round(BAR * entry["pairs"] / most)
-        lines.append(f"    {entry['from']:>5}-{entry['to']:<5}{entry['pairs']:>10,} {bar}".rstrip())
-    return lines
+    return "\n".join(
+        [
+            f"{pairs['pairs']:,} pairs, {pairs['tokens']:,} tokens{shards}; is_next in {pairs['is_next']:.1%}",
+            f"chosen for MLM {pairs['masked']:.1%} of tokens{share_of_mask}; unknown {pairs['unknown']:.2%}",
+            f"unigram entropy {pairs['unigram_entropy']:.3f} nats: the MLM loss of the unigram baseline",
+            f"mean length {pairs['mean_length']:.1f} tokens",
+            format_table(("length", "pairs", ""), rows, text_headers=("",)),
+        ]
+    )
 
 
-def _number(value: Any) -> str:
+def _indent(text: str, columns: int) -> list[str]:
+    return [" " * columns + line for line in text.splitlines()]
+
+
+def format_value(value: Any) -> str:
+    """A number with four significant digits or, if it is whole, with thousands separators; anything else as it is."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

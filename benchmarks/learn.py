@@ -18,7 +18,7 @@ from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch
 from babybert.data.table import Examples
-from babybert.evaluation.scores import Scores, evaluate
+from babybert.evaluation.scores import Scores, evaluate_held_out
 from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
 from babybert.training.distributed import DistributedContext, backward
@@ -104,7 +104,7 @@ def learn(
     return bert, run(
         step,
         loader.epoch,
-        lambda: evaluate(bert, held_out, counts_V, 64, CPU),
+        lambda: evaluate_held_out(bert, held_out, counts_V, 64, CPU),
         Clock(seconds, looks),
         config.batch_size,
         name,

@@ -22,7 +22,7 @@ from ways import hugging_face, hugging_face_inputs, reference
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import Batch, collate, ordered_batches
 from babybert.data.table import Examples
-from babybert.evaluation.scores import Scores, baselines, evaluate
+from babybert.evaluation.scores import Scores, baseline_scores, evaluate_held_out
 from babybert.figures import open_pyplot, save_figure
 from babybert.model.loss import nsp_loss
 from babybert.training.distributed import DistributedContext
@@ -99,7 +99,7 @@ def reference_loop(dataset: Dataset, options: argparse.Namespace) -> Curve:
     loader = make_loader(config, dataset.examples("train"), dataset.tokenizer.size, CPU)
     clock = Clock(60 * options.minutes, options.looks)
     return run(
-        step, loader.epoch, lambda: evaluate(bert, held_out, counts_V, 64, CPU), clock, config.batch_size, "reference"
+        step, loader.epoch, lambda: evaluate_held_out(bert, held_out, counts_V, 64, CPU), clock, config.batch_size, "reference"
     )
 
 
@@ -162,7 +162,7 @@ def _inputs(examples: Examples, chosen: list[int]) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
-    """As `evaluate`: logits at the masked positions alone."""
+    """As `evaluate_held_out`: logits at the masked positions alone."""
     model.eval()
     mlm_sum = nsp_sum = right = 0.0
     ranks = []
@@ -190,7 +190,7 @@ def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
         mlm_reciprocal_rank=float((1 / (1 + rank_N)).mean()),
         nsp_loss=nsp_sum / len(held_out),
         nsp_accuracy=right / len(held_out),
-        **baselines(held_out, counts_V),
+        **baseline_scores(held_out, counts_V),
     )
 
 

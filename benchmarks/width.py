@@ -24,7 +24,7 @@ from torch import nn
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.bigram_baseline import targets_of
-from babybert.evaluation.report import bigram_answers
+from babybert.evaluation.report import bigram_losses_and_ranks
 from babybert.figures import open_pyplot, save_figure
 
 WIDTHS = (10, 32, 64, 128, 256)
@@ -59,7 +59,7 @@ def main() -> None:
         }
         config = settings(options.data, preset="baby") if width == 10 else settings(options.data, preset="mini", **own)
         _, curves[width] = learn(config, dataset, held_out, 60 * options.minutes, 6, f"width {width}")
-    bigram = float(bigram_answers(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))[0].mean())
+    bigram = float(bigram_losses_and_ranks(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))[0].mean())
     result: dict[str, Any] = {"curves": curves, "unigram": unigram(curves[10]), "bigram": bigram, "ranks": ranks}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")

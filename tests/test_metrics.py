@@ -1,11 +1,5 @@
-import json
-
-import pytest
-
 from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
-from babybert.evaluation.curves import plot
 from babybert.training.metrics import RunMetrics
-from babybert.training.train import pretrain
 
 
 def test_what_a_resume_has_undone_does_not_count(tmp_path):
@@ -36,19 +30,3 @@ def test_a_torn_line_breaks_neither_writer_nor_reader(tmp_path):
 def test_a_gateway_that_is_away_is_a_warning(capsys):
     RunMetrics().push("127.0.0.1:9", "run")
     assert "could not be pushed" in capsys.readouterr().err
-
-
-def test_plots_and_summary(small, tmp_path):
-    runs = []
-    for name in ("a", "b"):
-        outcome = pretrain(small(out=tmp_path / name, tensorboard=False))
-        runs.append(tmp_path / name)
-        summary = json.loads((tmp_path / name / "summary.json").read_text())
-        assert summary["ended_by"] == "done"
-        assert summary["step"] == 56
-        assert summary["scores"]["mlm_loss"] == pytest.approx(outcome.scores.mlm_loss, abs=1e-5)
-    png, svg = plot(runs, tmp_path / "pictures" / "plot")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in svg.read_bytes()
-    assert len(set(svg.read_bytes().split(b"#1f77b4"))) > 3  # the first run's color is drawn with
-    assert b"#ff7f0e" in svg.read_bytes()  # and the second's

@@ -1,1 +1,1 @@
-"""What a model has learned, in full: measured beside baselines, probed, looked into, and explained example by example."""
+"""What a model has learned: scores next to baselines, a linear probe, looks into the model, and worked examples."""

@@ -1,7 +1,7 @@
-"""`babybert plot`: the curves of one or more runs, as one picture in PNG and SVG.
+"""`babybert plot`: the learning curves of one or more runs, as one figure in PNG and SVG.
 
-Training losses are points (each the mean of a few steps) with a running mean over them; held-out losses are lines with
-marks; what word counts and a coin reach is dashed, and where a run was gone on with after a stop is dotted.
+Training losses are points (each the mean of a few steps) with a running mean. Held-out scores are lines with markers.
+The unigram baseline and chance are dashed, and a dotted vertical line marks each step at which a run was resumed.
 """
 
 from pathlib import Path
@@ -13,47 +13,39 @@ from babybert.checkpoint.metrics_log import read_metrics
 from babybert.errors import DataError
 from babybert.figures import open_pyplot, save_figure
 
-SMOOTHED = 15  # points of the running mean
+SMOOTHED_POINTS = 15  # of the running mean
+PANELS = {
+    "mlm_loss": "MLM loss (nats)",
+    "nsp_loss": "NSP loss (nats)",
+    "lr": "learning rate",
+    "mlm_top1": "held-out MLM accuracy (top 1, top 5)",
+    "nsp_accuracy": "NSP accuracy",
+    "pairs_per_second": "pairs/s",
+}
+# Where each baseline is drawn, by its key in metrics.jsonl: the panel and the name in its legend.
+BASELINES = {
+    "mlm_unigram_loss": ("mlm_loss", "unigram baseline"),
+    "nsp_chance_loss": ("nsp_loss", "chance"),
+    "nsp_chance_accuracy": ("nsp_accuracy", "chance"),
+}
+NOT_SMOOTHED = ("lr", "pairs_per_second")
 
 
-def plot(runs: list[Path], out: Path) -> list[Path]:
-    """Draw `out`.png and `out`.svg; returns them.
+def plot_curves(runs: list[Path], out: Path) -> list[Path]:
+    """Draw the curves of the `runs` (their folders) to `out`.png and `out`.svg; return the two paths.
 
-    Raises DataError when a run has no curve, UsageError without matplotlib, StorageError when they cannot be written.
+    Raises DataError when a run has no curve, UsageError without matplotlib, and StorageError when a file cannot be
+    written.
     """
     pyplot = open_pyplot()
-    names = [run.resolve().name for run in runs]
-    curves = {
-        name if names.count(name) == 1 else str(run): read_run(run) for name, run in zip(names, runs, strict=True)
-    }
+    curves = _read_runs(runs)
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    panels: dict[str, tuple[Any, str]] = {
-        "mlm_loss": (axes[0, 0], "MLM loss (nats)"),
-        "nsp_loss": (axes[0, 1], "NSP loss (nats)"),
-        "lr": (axes[0, 2], "learning rate"),
-        "mlm_top1": (axes[1, 0], "held-out MLM accuracy (top 1, top 5)"),
-        "nsp_accuracy": (axes[1, 1], "NSP accuracy"),
-        "pairs_per_second": (axes[1, 2], "pairs/s"),
-    }
-    for number, (name, lines) in enumerate(curves.items()):
-        for key, (axis, title) in panels.items():
-            _draw(axis, lines, key, f"C{number}", name)
-            axis.set_title(title)
-            for line in lines:
-                if line["split"] == "resume":
-                    axis.axvline(line["step"], color=f"C{number}", linestyle=":", linewidth=1)
-        _draw(axes[1, 0], lines, "mlm_top5", f"C{number}", None)
-        for key, axis, label in (
-            ("mlm_unigram_loss", axes[0, 0], "word counts"),
-            ("nsp_chance_loss", axes[0, 1], "chance"),
-            ("nsp_chance_accuracy", axes[1, 1], "chance"),
-        ):
-            known = [line[key] for line in lines if key in line]
-            if known:
-                axis.axhline(
-                    known[-1], color=f"C{number}", linestyle="--", linewidth=1, label=label if number == 0 else None
-                )
-    for axis in axes.flat:
+    panels = dict(zip(PANELS, axes.flat, strict=True))
+    for index, (name, lines) in enumerate(curves.items()):
+        _draw_run(panels, lines, name, color=f"C{index}")
+        _draw_baselines(panels, lines, color=f"C{index}", with_label=index == 0)
+    for key, axis in panels.items():
+        axis.set_title(PANELS[key])
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
@@ -61,45 +53,69 @@ def plot(runs: list[Path], out: Path) -> list[Path]:
     return save_figure(pyplot, figure, out)
 
 
+def _read_runs(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The curve of each run by its folder's name, or by its whole path where two folders have one name."""
+    names = [run.resolve().name for run in runs]
+    curves = {}
+    for run, name in zip(runs, names, strict=True):
+        label = name if names.count(name) == 1 else str(run)
+        curves[label] = read_run(run)
+    return curves
+
+
 def read_run(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's curve that count. Raises DataError when it has none."""
+    """The lines of a run's `metrics.jsonl` that count (see `read_metrics`). Raises DataError when there are none."""
     path = run / "metrics.jsonl"
     try:
         lines = read_metrics(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; a run's folder has one") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}; the folder of a run has this file") from error
     if not lines:
         raise DataError(f"{path}: has no lines yet; the run writes one every --log-every steps")
     return lines
 
 
 def series(lines: list[dict[str, Any]], key: str, split: str) -> pd.DataFrame:
-    """The points of one curve: columns `step` and `value`."""
-    own = pd.DataFrame(
-        [(line["step"], line[key]) for line in lines if line["split"] == split and key in line],
-        columns=["step", "value"],
-    )
-    return own.astype({"value": float})
+    """The points of one curve: columns `step` and `value`. `split` is "train" or "validation"."""
+    points = [(line["step"], line[key]) for line in lines if line["split"] == split and key in line]
+    return pd.DataFrame(points, columns=["step", "value"]).astype({"value": float})
 
 
 def running_mean(values: pd.Series) -> pd.Series:
-    """The mean of the last few points, as many as the curve is long enough for; NaN where they are not there yet."""
-    return values.rolling(max(1, min(SMOOTHED, len(values) // 4))).mean()
+    """The mean of the last SMOOTHED_POINTS points, fewer for a short curve; NaN before there are as many."""
+    window = max(1, min(SMOOTHED_POINTS, len(values) // 4))
+    return values.rolling(window).mean()
 
 
-def _draw(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: str | None) -> None:
-    """The values of `key`: training ones as points with a running mean, held-out ones as a line with marks."""
-    for split in ("train", "validation"):
-        own = series(lines, key, split)
-        if own.empty:
-            continue
-        steps, values = own["step"], own["value"]
-        if split == "validation":
-            axis.plot(
-                steps, values, color=color, marker="o", markersize=3, linewidth=1.5, label=name and f"{name}, held out"
-            )
-        elif key in ("lr", "pairs_per_second"):
-            axis.plot(steps, values, color=color, linewidth=1, label=name)
-        else:
-            axis.plot(steps, values, ".", color=color, alpha=0.25, markersize=3)
-            axis.plot(steps, running_mean(values), color=color, linewidth=1, label=name)
+def _draw_run(panels: dict[str, Any], lines: list[dict[str, Any]], name: str, color: str) -> None:
+    resumed_at = [line["step"] for line in lines if line["split"] == "resume"]
+    for key, axis in panels.items():
+        _draw_curve(axis, lines, key, color, name)
+        for step in resumed_at:
+            axis.axvline(step, color=color, linestyle=":", linewidth=1)
+    _draw_curve(panels["mlm_top1"], lines, "mlm_top5", color, name=None)
+
+
+def _draw_curve(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: str | None) -> None:
+    """The values of `key`; without a `name` they are not in the legend."""
+    train = series(lines, key, "train")
+    if not train.empty and key in NOT_SMOOTHED:
+        axis.plot(train["step"], train["value"], color=color, linewidth=1, label=name)
+    elif not train.empty:
+        axis.plot(train["step"], train["value"], ".", color=color, alpha=0.25, markersize=3)
+        axis.plot(train["step"], running_mean(train["value"]), color=color, linewidth=1, label=name)
+    held_out = series(lines, key, "validation")
+    if not held_out.empty:
+        label = f"{name}, held out" if name else None
+        axis.plot(
+            held_out["step"], held_out["value"], color=color, marker="o", markersize=3, linewidth=1.5, label=label
+        )
+
+
+def _draw_baselines(panels: dict[str, Any], lines: list[dict[str, Any]], color: str, with_label: bool) -> None:
+    """The newest value of each baseline as a horizontal line."""
+    for key, (panel, name) in BASELINES.items():
+        values = [line[key] for line in lines if key in line]
+        if values:
+            label = name if with_label else None
+            panels[panel].axhline(values[-1], color=color, linestyle="--", linewidth=1, label=label)

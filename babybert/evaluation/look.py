@@ -1,9 +1,9 @@
-"""Looks into a model: words it puts near each other, what it fills in, and where its attention goes.
+"""Looks into a model: what it fills in, which words its token embeddings hold for similar, and where it attends.
 
-None of them is a score; they show what the scores are of. The sentences and the words that would be sensible in them
-are fixed, written for film reviews, so that two models can be compared.
+None of this is a score; it shows what stands behind the scores. The sentences, and the words that are sensible in them,
+are fixed and written for film reviews, so that two models can be compared.
 
-Shapes: B texts, T positions, D width, V vocabulary, L layers, H heads, N masks.
+Shapes: B texts, T positions, D width, V vocabulary, L layers, H heads.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP, SPECIAL_TOKENS, UNK, Tokenizer
+from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP, UNK, Tokenizer
 from babybert.errors import UsageError
 from babybert.model.bert import BabyBert
-from babybert.serving.predictor import FillMask, Predictor
+from babybert.serving.request_schema import FillMask
 
-NEIGHBOURS = 6
-SHOWN = 5  # of the model's own words at a mask
+NEIGHBOURS = 6  # shown for each word
+FILL_INS = 5  # of the model's own words, shown for each mask
 
-# Each with words that a reader would accept; the set is ours.
+# Each sentence has words that a reader would accept at its mask, chosen by hand.
 SENTENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("this is one of the [MASK] movies i have ever seen .", ("best", "worst", "greatest", "funniest", "finest")),
     ("the acting was [MASK] .", ("good", "great", "bad", "terrible", "awful", "superb", "excellent")),
@@ -50,35 +50,37 @@ SENTENCES: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @torch.inference_mode()
 def fill_ins(
-    predictor: Predictor, sentences: tuple[tuple[str, tuple[str, ...]], ...] = SENTENCES
+    model: BabyBert, tokenizer: Tokenizer, sentences: tuple[tuple[str, tuple[str, ...]], ...] = SENTENCES
 ) -> list[dict[str, Any]]:
-    """For each sentence: what the model would put there, and the rank (from 1) and probability of each sensible word.
+    """For each sentence: the words the model fills in, and the rank (from 1) and probability of each sensible word.
 
-    A sensible word that is no token of its own in the vocabulary has rank None.
+    A sensible word that is not one token of the vocabulary has rank None. Sets the model to evaluation mode and to
+    PyTorch's own operations: compiling kernels would take longer than these few sentences.
     """
-    found = []
+    model = model.eval().set_kernels("plain")
+    results = []
     for text, sensible in sentences:
-        probability_V = mask_probabilities(predictor.model, predictor.tokenizer, text)
-        best = probability_V.topk(min(SHOWN, len(probability_V))).indices.tolist()
-        words = []
-        for word in sensible:
-            token = predictor.tokenizer.id_of(word)
-            rank = None if token is None else int((probability_V > probability_V[token]).sum()) + 1
-            words.append(
-                {
-                    "word": word,
-                    "rank": rank,
-                    "probability": None if token is None else probability_V[token].item(),
-                    "vocabulary_place": token,
-                }
-            )
-        found.append({"text": text, "fills": predictor.tokenizer.tokens(best), "sensible": words})
-    return found
+        probability_V = mask_probabilities(model, tokenizer, text)
+        top_ids = probability_V.topk(min(FILL_INS, len(probability_V))).indices.tolist()
+        words = [_score_word(word, tokenizer.id_of(word), probability_V) for word in sensible]
+        results.append({"text": text, "fills": tokenizer.tokens(top_ids), "sensible": words})
+    return results
+
+
+def _score_word(word: str, token_id: int | None, probability_V: Tensor) -> dict[str, Any]:
+    if token_id is None:
+        return {"word": word, "rank": None, "probability": None, "vocabulary_place": None}
+    return {
+        "word": word,
+        "rank": int((probability_V > probability_V[token_id]).sum()) + 1,
+        "probability": probability_V[token_id].item(),
+        "vocabulary_place": token_id,
+    }
 
 
 def mask_probabilities(model: BabyBert, tokenizer: Tokenizer, text: str) -> Tensor:
-    """What the model gives each word (V, fp32) at the first `[MASK]` of a text. Raises UsageError."""
-    FillMask(text)
+    """The probability of each word (V, fp32) at the first `[MASK]` of a text. Raises UsageError for a bad text."""
+    FillMask(text)  # raises UsageError for a text without [MASK]
     ids_1T, segments_1T = encode(model, tokenizer, text)
     hidden_1TD = model(ids_1T, segments_1T)
     position = (ids_1T[0] == MASK).nonzero()[0, 0]
@@ -91,103 +93,113 @@ def encode(model: BabyBert, tokenizer: Tokenizer, text: str) -> tuple[Tensor, Te
     if not tokens:
         raise UsageError("the text has no words in it")
     ids_1T = torch.tensor([[CLS, *tokens, SEP]])
-    if ids_1T.shape[1] > model.config.max_positions:
+    length, limit = ids_1T.shape[1], model.config.max_positions
+    if length > limit:
         raise UsageError(
-            f"the text is {ids_1T.shape[1]} tokens long, [CLS] and [SEP] included; the model takes at most {model.config.max_positions}: shorten it"
+            f"the text is {length} tokens long, [CLS] and [SEP] included; the model takes at most {limit}: shorten it"
         )
     return ids_1T, torch.ones_like(ids_1T)
 
 
 @torch.inference_mode()
 def neighbours(model: BabyBert, tokenizer: Tokenizer, words: tuple[str, ...], among: int) -> list[dict[str, Any]]:
-    """The tokens whose input vectors point most nearly where each word's does (cosine), among the vocabulary's first `among`.
+    """For each word, the tokens with the most similar embeddings (cosine) among the first `among` ordinary tokens.
 
-    Vocabularies of words are in the order of frequency: rare words, whose vectors have hardly moved, are left out so.
-    A word that the vocabulary lacks has none.
+    Vocabularies of words are ordered by frequency. A small `among` leaves out rare words, whose embeddings have hardly
+    moved since their initialisation. A word that is not one token of the vocabulary has no neighbours.
     """
-    table_VD = F.normalize(model.embedding.token_embedding.embedding.weight.float(), dim=1)
-    last = min(FIRST_ORDINARY + among, len(table_VD))
-    found = []
+    embedding_VD = F.normalize(model.embedding.token_embedding.embedding.weight.float(), dim=1)
+    end = min(FIRST_ORDINARY + among, len(embedding_VD))
+    results = []
     for word in words:
-        tokens = tokenizer.encode(word)
-        if len(tokens) != 1 or tokens[0] == UNK:
-            found.append({"word": word, "known": False, "neighbours": []})
+        token_ids = tokenizer.encode(word)
+        if len(token_ids) != 1 or token_ids[0] == UNK:
+            results.append({"word": word, "known": False, "neighbours": []})
             continue
-        cosine_V = table_VD[FIRST_ORDINARY:last] @ table_VD[tokens[0]]
-        best = cosine_V.topk(min(NEIGHBOURS + 1, len(cosine_V)))
+        cosine_V = embedding_VD[FIRST_ORDINARY:end] @ embedding_VD[token_ids[0]]
+        top = cosine_V.topk(min(NEIGHBOURS + 1, len(cosine_V)))  # one more: the word may be its own nearest neighbour
         near = [
-            {"word": tokenizer.token(index + FIRST_ORDINARY), "cosine": cosine}
-            for index, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            if index + FIRST_ORDINARY != tokens[0]
+            {"word": tokenizer.token(FIRST_ORDINARY + index), "cosine": cosine}
+            for index, cosine in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            if FIRST_ORDINARY + index != token_ids[0]
         ]
-        found.append({"word": word, "known": True, "neighbours": near[:NEIGHBOURS]})
-    return found
+        results.append({"word": word, "known": True, "neighbours": near[:NEIGHBOURS]})
+    return results
 
 
 @torch.inference_mode()
 def attention_weights(model: BabyBert, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
-    """How much each position looks at each other one: (L, B, H, T, T), rows sum to one, in evaluation mode.
+    """How much each position attends to each other one: (L, B, H, T, T), rows sum to one.
 
-    The layers run one after the other in PyTorch's own form, which gives the weights when it is asked for them.
+    The model must be in evaluation mode. Its layers run one after the other in PyTorch's own operations, because the
+    compiled kernels never hold these weights.
     """
     assert not model.training
     padding_BT = ids_BT == PAD
     x_BTD = model.embedding(ids_BT, segments_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
-    weights = []
+    layer_weights = []
     for layer in model.encoder.layers:
-        _, own = layer.self_attn(
+        _, weights_BHTT = layer.self_attn(
             x_BTD, x_BTD, x_BTD, key_padding_mask=padding_BT, need_weights=True, average_attn_weights=False
         )
-        weights.append(own)
+        layer_weights.append(weights_BHTT)
         x_BTD = layer(x_BTD, src_key_padding_mask=padding_BT)
-    return torch.stack(weights)
+    return torch.stack(layer_weights)
 
 
-def look(predictor: Predictor, words: tuple[str, ...], among: int) -> dict[str, Any]:
-    """Fill-ins and neighbours, as JSON has them."""
-    fills = fill_ins(predictor)
-    best = [min((word["rank"] for word in fill["sensible"] if word["rank"]), default=None) for fill in fills]
-    known = sorted(rank for rank in best if rank)
+def look(model: BabyBert, tokenizer: Tokenizer, words: tuple[str, ...], among: int) -> dict[str, Any]:
+    """Fill-ins of SENTENCES and neighbours of `words`, as `babybert look --json` prints them.
+
+    Sets the model's mode and operations as `fill_ins` does.
+    """
+    sentences = fill_ins(model, tokenizer)
+    best_ranks = []
+    for sentence in sentences:
+        ranks = [word["rank"] for word in sentence["sensible"] if word["rank"] is not None]
+        if ranks:
+            best_ranks.append(min(ranks))
+    best_ranks.sort()
     return {
-        "sentences": len(fills),
-        "sensible_first": sum(rank == 1 for rank in known),
-        "sensible_in_10": sum(rank <= 10 for rank in known),
-        "median_best_rank": known[len(known) // 2] if known else None,
-        "ordered_by_frequency": predictor.tokenizer.kind == "basic-english",
-        "fill_ins": fills,
-        "neighbours": neighbours(predictor.model, predictor.tokenizer, words, among),
+        "sentences": len(sentences),
+        "sensible_first": sum(rank == 1 for rank in best_ranks),
+        "sensible_in_10": sum(rank <= 10 for rank in best_ranks),
+        "median_best_rank": best_ranks[len(best_ranks) // 2] if best_ranks else None,
+        "ordered_by_frequency": tokenizer.kind == "basic-english",
+        "fill_ins": sentences,
+        "neighbours": neighbours(model, tokenizer, words, among),
     }
 
 
-def show(found: dict[str, Any]) -> str:
-    """The looks for people."""
+def format_look(results: dict[str, Any]) -> str:
+    """The results of `look` as text."""
+    ordered_by_frequency = results["ordered_by_frequency"]
     lines = [
-        f"fill-ins: a sensible word comes first in {found['sensible_first']} of {found['sentences']} sentences, among the first ten in {found['sensible_in_10']};"
-        f" the median of the best ranks is {found['median_best_rank']}"
+        f"fill-ins: a sensible word is ranked first in {results['sensible_first']} of {results['sentences']} "
+        f"sentences and among the first ten in {results['sensible_in_10']}; "
+        f"the median of the best ranks is {results['median_best_rank']}",
     ]
-    if found["ordered_by_frequency"]:
-        lines.append("In brackets: the rank that the word's frequency alone would give it.")
-    for fill in found["fill_ins"]:
-        words = [_sensible(word, found["ordered_by_frequency"]) for word in fill["sensible"]]
+    if ordered_by_frequency:
+        lines.append("In brackets: the word's rank by frequency, which is its rank under the unigram baseline.")
+    for sentence in results["fill_ins"]:
+        words = [_format_word(word, ordered_by_frequency) for word in sentence["sensible"]]
         lines += [
             "",
-            f"  {fill['text']}",
-            f"    the model:  {' '.join(fill['fills'])}",
+            f"  {sentence['text']}",
+            f"    the model:  {' '.join(sentence['fills'])}",
             f"    sensible:   {', '.join(words)}",
         ]
-    lines += ["", "nearest token vectors (cosine):"]
-    for entry in found["neighbours"]:
-        near = (
-            ", ".join(f"{near['word']} {near['cosine']:.2f}" for near in entry["neighbours"])
-            if entry["known"]
-            else "not one token of the vocabulary"
-        )
-        lines.append(f"  {entry['word']:<12}{near}")
+    lines += ["", "nearest token embeddings (cosine):"]
+    for entry in results["neighbours"]:
+        near = [f"{neighbour['word']} {neighbour['cosine']:.2f}" for neighbour in entry["neighbours"]]
+        text = ", ".join(near) if entry["known"] else "not one token of the vocabulary"
+        lines.append(f"  {entry['word']:<12}{text}")
     return "\n".join(lines)
 
 
-def _sensible(word: dict[str, Any], ordered: bool) -> str:
+def _format_word(word: dict[str, Any], ordered_by_frequency: bool) -> str:
     if word["rank"] is None:
         return f"{word['word']}: not in the vocabulary"
-    by_frequency = f" ({word['vocabulary_place'] - len(SPECIAL_TOKENS) + 1:,})" if ordered else ""
-    return f"{word['word']} {word['rank']:,}{by_frequency}"
+    text = f"{word['word']} {word['rank']:,}"
+    if ordered_by_frequency:
+        text += f" ({word['vocabulary_place'] - FIRST_ORDINARY + 1:,})"
+    return text

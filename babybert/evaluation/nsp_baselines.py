@@ -1,14 +1,18 @@
-"""What next sentence prediction owes to words in common, and to form alone: three logistic regressions.
+"""Baselines for next sentence prediction: three logistic regressions on features that a person can name.
 
-`overlap` sees how many words A and B share, also as a share of all (Jaccard) and with rare words counting more (by
--log of their frequency), and the two lengths. `format` sees the length and punctuation of each sentence for itself:
-above one half, it would have found that pairs of the two labels are made differently. `style` also sees how far A's
-and B's lengths and punctuation are apart, which may tell, because one author wrote both. All read what the
-model reads, so masked words are not there, and are fitted on training pairs.
+- `overlap`, the word-overlap baseline: how many words A and B share, as a number, as a share of all their words (the
+  Jaccard index), and both with rare words counting more (by -log of their frequency); and the two lengths.
+- `format`: length and punctuation of each sentence by itself. An accuracy above one half would mean that the pairs of
+  the two labels are made differently, so that a model could be right without comparing the sentences.
+- `style`: also how far A's and B's lengths and punctuation differ. That may be informative, because both sentences of a
+  positive pair are by one author.
+
+They read what the model reads (masked words are hidden from them too) and are fitted on training pairs.
 
 Shapes: P pairs, F features.
 """
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -19,90 +23,110 @@ from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import UsageError
 from babybert.evaluation.scores import unigram_log_probs
 
-MOST_FITTED = 50_000  # training pairs, spread evenly: plenty for some fifty weights
-KINDS = ("overlap", "style", "format")
+MOST_FITTED = 50_000  # training pairs, evenly spread over the table: plenty for some fifty weights
+BASELINES = ("overlap", "style", "format")
 PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-")
+SEGMENTS = (1, 2)  # of A and of B
 
 
 def scikit_learn(name: str) -> Any:
-    """The module `sklearn.NAME`. Raises UsageError where it is not installed."""
+    """The module `sklearn.<name>`. Raises UsageError where scikit-learn is not installed."""
     try:
-        import importlib
-
         return importlib.import_module(f"sklearn.{name}")
     except ImportError as error:
         raise UsageError("needs scikit-learn: pip install 'babybert-pretrain[evaluate]'") from error
 
 
 def take(examples: Examples, rows: np.ndarray) -> Examples:
-    """The pairs with these indices."""
-    own = np.diff(examples.offsets)[rows]
-    flat = ranges(examples.offsets[rows], own)
-    offsets = np.concatenate([[0], np.cumsum(own)])
+    """The pairs with these indices, in this order."""
+    lengths = np.diff(examples.offsets)[rows]
+    flat = ranges(examples.offsets[rows], lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Examples(examples.ids[flat], examples.labels[flat], examples.segments[flat], offsets, examples.is_next[rows])
 
 
 def nsp_baselines(
     train: Examples, held_out: Examples, tokenizer: Tokenizer, counts_V: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """By name, the probability (P) that B follows A in each held-out pair. Raises UsageError without scikit-learn."""
-    linear, preprocessing, pipeline = (scikit_learn(name) for name in ("linear_model", "preprocessing", "pipeline"))
-    fitted = take(train, np.linspace(0, len(train) - 1, min(len(train), MOST_FITTED)).astype(np.int64))
-    punctuation = np.array([i for i in map(tokenizer.id_of, PUNCTUATION) if i is not None], np.int64)
-    found = {}
-    for name in KINDS:
-        features = [_features(name, examples, counts_V, punctuation) for examples in (fitted, held_out)]
-        if len(np.unique(fitted.is_next)) < 2:  # of one class alone nothing can be fitted
-            found[name] = np.full(len(held_out), float(fitted.is_next[0]))
+    """For each baseline, the probability (P) that B follows A in each held-out pair.
+
+    `counts_V` are the token counts of the training pairs. Raises UsageError without scikit-learn.
+    """
+    linear_model = scikit_learn("linear_model")
+    preprocessing = scikit_learn("preprocessing")
+    pipeline = scikit_learn("pipeline")
+    rows = np.linspace(0, len(train) - 1, min(len(train), MOST_FITTED)).astype(np.int64)
+    fitted = take(train, rows)
+    mark_ids = [tokenizer.id_of(mark) for mark in PUNCTUATION]
+    punctuation = np.array([mark_id for mark_id in mark_ids if mark_id is not None], np.int64)
+    probabilities = {}
+    for name in BASELINES:
+        if len(np.unique(fitted.is_next)) < 2:  # a regression needs both classes
+            probabilities[name] = np.full(len(held_out), float(fitted.is_next[0]))
             continue
-        model = pipeline.make_pipeline(preprocessing.StandardScaler(), linear.LogisticRegression(max_iter=1000))
-        model.fit(features[0], fitted.is_next)
-        found[name] = model.predict_proba(features[1])[:, 1]
-    return found
+        regression = pipeline.make_pipeline(
+            preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
+        )
+        regression.fit(_features(name, fitted, counts_V, punctuation), fitted.is_next)
+        held_out_features = _features(name, held_out, counts_V, punctuation)
+        probabilities[name] = regression.predict_proba(held_out_features)[:, 1]
+    return probabilities
 
 
-def _features(name: str, examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -> np.ndarray:
-    if name == "overlap":
+def _features(baseline: str, examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -> np.ndarray:
+    """The features (P, F) of one of the baselines."""
+    if baseline == "overlap":
         return np.concatenate([lengths(examples), overlap(examples, counts_V, punctuation)], 1)
-    alone = np.concatenate([lengths(examples), marks(examples, punctuation)], 1)
-    return alone if name == "format" else np.concatenate([alone, np.abs(alone[:, 0::2] - alone[:, 1::2])], 1)
-
-
-def _pair_of(examples: Examples) -> np.ndarray:
-    return np.repeat(np.arange(len(examples)), np.diff(examples.offsets))
+    features_PF = np.concatenate([lengths(examples), marks(examples, punctuation)], 1)
+    if baseline == "format":
+        return features_PF
+    of_a, of_b = features_PF[:, 0::2], features_PF[:, 1::2]  # A and B alternate in both groups of columns
+    return np.concatenate([features_PF, np.abs(of_a - of_b)], 1)
 
 
 def lengths(examples: Examples) -> np.ndarray:
     """Tokens of A and of B, and their logarithms (P, 4)."""
-    pair, words = _pair_of(examples), examples.ids >= MASK  # [MASK] and [UNK] stand for words
-    a, b = (np.bincount(pair, words & (examples.segments == segment), len(examples)) for segment in (1, 2))
+    pair = _pair_index(examples)
+    is_word = examples.ids >= MASK  # [MASK] and [UNK] stand for words
+    a, b = (np.bincount(pair, is_word & (examples.segments == segment), len(examples)) for segment in SEGMENTS)
     return np.stack([a, b, np.log1p(a), np.log1p(b)], 1)
 
 
 def overlap(examples: Examples, counts_V: np.ndarray, punctuation: np.ndarray) -> np.ndarray:
-    """Distinct words in common: their number, share, weight by rarity, and that as a share (P, 4). No punctuation."""
-    pair, size = _pair_of(examples), len(counts_V)
-    word = (examples.ids >= FIRST_ORDINARY) & ~np.isin(examples.ids, punctuation)
-    code = pair * size + examples.ids
-    a, b = (np.unique(code[word & (examples.segments == segment)]) for segment in (1, 2))
-    shared, either = np.intersect1d(a, b, assume_unique=True), np.union1d(a, b)
+    """What A and B share of their distinct words, without punctuation (P, 4).
+
+    The columns are the number of shared words, that as a share of all, and both weighted by the words' rarity.
+    """
+    vocab_size = len(counts_V)
+    is_word = (examples.ids >= FIRST_ORDINARY) & ~np.isin(examples.ids, punctuation)
+    # One number for each pair and word, so that sets of them are sets of words, pair by pair.
+    code = _pair_index(examples) * vocab_size + examples.ids
+    a, b = (np.unique(code[is_word & (examples.segments == segment)]) for segment in SEGMENTS)
     rarity_V = -unigram_log_probs(counts_V)
 
-    def tally(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.bincount(codes // size, minlength=len(examples)), np.bincount(
-            codes // size, rarity_V[codes % size], len(examples)
-        )
+    def totals(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many words each pair has among the codes, and the sum of their rarities (P each)."""
+        pair, word = np.divmod(codes, vocab_size)
+        return np.bincount(pair, minlength=len(examples)), np.bincount(pair, rarity_V[word], len(examples))
 
-    (number, weight), (all_number, all_weight) = tally(shared), tally(either)
-    return np.stack([number, number / np.maximum(all_number, 1), weight, weight / np.maximum(all_weight, 1e-9)], 1)
+    shared_words, shared_rarity = totals(np.intersect1d(a, b, assume_unique=True))
+    all_words, all_rarity = totals(np.union1d(a, b))
+    shared_share = shared_words / np.maximum(all_words, 1)
+    shared_rarity_share = shared_rarity / np.maximum(all_rarity, 1e-9)
+    return np.stack([shared_words, shared_share, shared_rarity, shared_rarity_share], 1)
 
 
 def marks(examples: Examples, punctuation: np.ndarray) -> np.ndarray:
-    """How often each punctuation mark stands in A and in B (P, 2 x marks)."""
-    pair = _pair_of(examples)
+    """How often each punctuation mark occurs in A and in B (P, 2 x marks): A and B of the first mark, and so on."""
+    pair = _pair_index(examples)
     columns = [
         np.bincount(pair, (examples.ids == mark) & (examples.segments == segment), len(examples))
         for mark in punctuation
-        for segment in (1, 2)
+        for segment in SEGMENTS
     ]
     return np.stack(columns, 1) if columns else np.zeros((len(examples), 0))
+
+
+def _pair_index(examples: Examples) -> np.ndarray:
+    """For each token, the index of its pair."""
+    return np.repeat(np.arange(len(examples)), np.diff(examples.offsets))

@@ -1,29 +1,46 @@
-"""`babybert probe`: what a linear classifier can read off the frozen states of a model (Alain and Bengio, 2016).
+"""`babybert probe`: what a linear classifier reads from the frozen hidden states of a model (Alain and Bengio, 2016).
 
-Each document is `[CLS] text [SEP]`, cut to the first positions. Its features are the state at `[CLS]` or the mean of
-the states of all its tokens; the classifier is a logistic regression whose C is chosen on a fifth of the training
-documents. The same probe on a model of the same sizes that was never trained says how much of it training gave, and on
-the words themselves (which are there or not, as Wang and Manning, 2012) how much states of this width lose. All of
-them see the same tokens.
+Each document is `[CLS] text [SEP]`, cut to the first `positions` tokens. Its features are the hidden state at `[CLS]`,
+or the mean of the hidden states of all its tokens. The classifier is a logistic regression whose C is chosen on a fifth
+of the training documents. Two comparisons show what the accuracies mean: the same probe on an untrained model of the
+same sizes, and a bag of words (which words occur, as in Wang and Manning, 2012). All of them see the same tokens.
 
-Shapes: P documents, T positions, D width, F features.
+Cost: two passes of a model over all documents, and up to seven regressions for each kind of features.
+
+Shapes: P documents, B documents of a batch, T positions, D width, V vocabulary, F features.
 """
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from babybert.corpus.labelled import Labelled
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, PAD, SEP, Tokenizer
 from babybert.evaluation.nsp_baselines import scikit_learn
 from babybert.evaluation.statistics import LEVEL, bootstrap, mean_of
 from babybert.model.bert import BabyBert
-from babybert.progress import Progress, say
+from babybert.progress import Progress
+from babybert.tables import format_table
 
-CHOICES_OF_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+logger = logging.getLogger(__name__)
+
+CHOICES_OF_C = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)  # inverse strengths of the L2 penalty
 VALIDATION_SHARE = 0.2
-ITERATIONS = 2000
+MOST_ITERATIONS = 2000
+BAG_OF_WORDS = "bag of words"
+POOLINGS = ("[CLS]", "mean")
+
+
+@dataclass(frozen=True)
+class _Features:
+    """The features of the documents to learn from and of those to test with (P, F each); a bag of words is sparse."""
+
+    train: Any
+    test: Any
 
 
 def probe(
@@ -36,112 +53,155 @@ def probe(
     batch_size: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Test accuracies with intervals, as JSON has them. Raises UsageError without scikit-learn."""
-    scikit_learn("linear_model")  # if it is missing, that is better known before the work
-    label = max(document.label for document in train)
-    y_train, y_test = (np.array([document.label == label for document in part]) for part in (train, test))
+    """Accuracies on the test documents with confidence intervals, as `babybert probe --json` prints them.
+
+    `seed` draws the weights of the untrained model, the validation documents and the resamples. Raises UsageError
+    without scikit-learn.
+    """
+    scikit_learn("linear_model")  # fail before the work if it is missing
+    positive = max(document.label for document in train)
+    is_positive_train = np.array([document.label == positive for document in train])
+    is_positive_test = np.array([document.label == positive for document in test])
     positions = min(positions, model.config.max_positions)
-    ids_train, ids_test = (_encode(tokenizer, part, positions) for part in (train, test))
-    torch.manual_seed(seed)
-    fresh = BabyBert(model.config)
-    features = {"bag of words": tuple(_bag_of_words(ids, tokenizer.size) for ids in (ids_train, ids_test))}
-    for name, network in (("trained", model), ("untrained", fresh)):
-        network = network.to(device).eval()
-        (cls_train, mean_train), (cls_test, mean_test) = (
-            _states(network, ids, batch_size, device, f"{name} states") for ids in (ids_train, ids_test)
-        )
-        features[f"{name}, [CLS]"], features[f"{name}, mean"] = (cls_train, cls_test), (mean_train, mean_test)
-    correct, chosen = {"majority": (y_test == (y_train.mean() > 0.5)).astype(float)}, {}
-    for name, (x_train, x_test) in features.items():
-        say(f"fit: {name}")
-        answer, chosen[name] = _fit(x_train, y_train, x_test, seed, scale=name != "bag of words")
-        correct[name] = (answer == y_test).astype(float)
-    statistics = {name: mean_of(own_P) for name, own_P in correct.items()}
-    for pooled in ("[CLS]", "mean"):
-        statistics[f"gain of training, {pooled}"] = mean_of(
-            correct[f"trained, {pooled}"] - correct[f"untrained, {pooled}"]
-        )
+
+    features = _all_features(model, tokenizer, train, test, positions, seed, batch_size, device)
+    majority = is_positive_train.mean() > 0.5
+    correct = {"majority": (is_positive_test == majority).astype(float)}
+    chosen_c: dict[str, float] = {}
+    for name, feature in features.items():
+        logger.info("fit: %s", name)
+        predicted, chosen_c[name] = _fit_and_predict(feature, is_positive_train, seed, scale=name != BAG_OF_WORDS)
+        correct[name] = (predicted == is_positive_test).astype(float)
+
+    statistics = {name: mean_of(correct_P) for name, correct_P in correct.items()}
+    for pooling in POOLINGS:
+        gain_P = correct[f"trained, {pooling}"] - correct[f"untrained, {pooling}"]
+        statistics[f"gain of training, {pooling}"] = mean_of(gain_P)
     intervals = bootstrap(statistics, len(test), seed)
     return {
         "documents_to_learn_from": len(train),
         "documents_to_test_with": len(test),
         "positions": positions,
         "accuracy": {
-            name: {"value": own.value, "interval": [own.low, own.high], "C": chosen.get(name)}
-            for name, own in intervals.items()
+            name: {"value": interval.value, "interval": [interval.low, interval.high], "C": chosen_c.get(name)}
+            for name, interval in intervals.items()
         },
         "intervals_hold": LEVEL,
         "intervals_resample": "documents",
     }
 
 
-def _encode(tokenizer: Tokenizer, documents: list[Labelled], positions: int) -> list[np.ndarray]:
+def _all_features(
+    model: BabyBert,
+    tokenizer: Tokenizer,
+    train: list[Labelled],
+    test: list[Labelled],
+    positions: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, _Features]:
+    """Each kind of features by its name in the report."""
+    ids_train = encode_documents(tokenizer, train, positions)
+    ids_test = encode_documents(tokenizer, test, positions)
+    torch.manual_seed(seed)
+    untrained = BabyBert(model.config)
+    features = {
+        BAG_OF_WORDS: _Features(bag_of_words(ids_train, tokenizer.size), bag_of_words(ids_test, tokenizer.size))
+    }
+    for name, network in (("trained", model), ("untrained", untrained)):
+        network = network.to(device).eval()
+        states_train = pooled_states(network, ids_train, batch_size, device, f"{name} states")
+        states_test = pooled_states(network, ids_test, batch_size, device, f"{name} states")
+        for pooling, train_PD, test_PD in zip(POOLINGS, states_train, states_test, strict=True):
+            features[f"{name}, {pooling}"] = _Features(train_PD, test_PD)
+    return features
+
+
+def encode_documents(tokenizer: Tokenizer, documents: list[Labelled], positions: int) -> list[np.ndarray]:
+    """`[CLS] text [SEP]` of each document, cut to `positions` tokens."""
     encoded = tokenizer.encode_documents([document.text for document in documents])
     return [np.concatenate([[CLS], ids[: positions - 2], [SEP]]).astype(np.int64) for ids in encoded]
 
 
 @torch.inference_mode()
-def _states(
+def pooled_states(
     model: BabyBert, documents: list[np.ndarray], batch_size: int, device: torch.device, task: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The state at `[CLS]` and the mean over the tokens, (P, D) each."""
-    cls, mean = np.zeros((len(documents), model.config.width)), np.zeros((len(documents), model.config.width))
-    order = np.argsort([len(ids) for ids in documents], kind="stable")  # little padding
+    """For each document the hidden state at `[CLS]` and the mean over its tokens, (P, D) each."""
+    cls_PD = np.zeros((len(documents), model.config.width))
+    mean_PD = np.zeros((len(documents), model.config.width))
+    # Batches of documents of near-equal length have little padding.
+    order = np.argsort([len(ids) for ids in documents], kind="stable")
     with Progress(task, len(documents), "documents") as progress:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            ids_BT = torch.nn.utils.rnn.pad_sequence(
-                [torch.from_numpy(documents[row]) for row in rows], batch_first=True, padding_value=PAD
-            ).to(device)
+            ids_BT = _pad([documents[row] for row in rows]).to(device)
             real_BT = ids_BT != PAD
-            hidden_BTD = model(ids_BT, real_BT.long())
-            cls[rows] = hidden_BTD[:, 0].cpu().numpy()
-            mean[rows] = ((hidden_BTD * real_BT[:, :, None]).sum(1) / real_BT.sum(1, keepdim=True)).cpu().numpy()
+            hidden_BTD = model(ids_BT, real_BT.long())  # segment 1 for tokens, 0 for padding
+            mean_BD = (hidden_BTD * real_BT[:, :, None]).sum(1) / real_BT.sum(1, keepdim=True)
+            cls_PD[rows] = hidden_BTD[:, 0].cpu().numpy()
+            mean_PD[rows] = mean_BD.cpu().numpy()
             progress.advance(len(rows))
-    return cls, mean
+    return cls_PD, mean_PD
 
 
-def _bag_of_words(documents: list[np.ndarray], vocab_size: int) -> Any:
-    """Which words a document has (P, V), sparse."""
+def _pad(documents: list[np.ndarray]) -> Tensor:
+    """The documents' ids as one tensor (B, T), padded to the longest of them."""
+    tensors = [torch.from_numpy(ids) for ids in documents]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PAD)
+
+
+def bag_of_words(documents: list[np.ndarray], vocab_size: int) -> Any:
+    """Which ordinary tokens occur in each document: a sparse array (P, V) of zeros and ones."""
     from scipy.sparse import csr_array
 
     words = [np.unique(ids[ids >= FIRST_ORDINARY]) for ids in documents]
-    ends = np.concatenate([[0], np.cumsum([len(own) for own in words])])
+    row_ends = np.concatenate([[0], np.cumsum([len(row) for row in words])])
     columns = np.concatenate(words)
-    return csr_array((np.ones(len(columns)), columns, ends), shape=(len(documents), vocab_size))
+    return csr_array((np.ones(len(columns)), columns, row_ends), shape=(len(documents), vocab_size))
 
 
-def _fit(x_train: Any, y_train: np.ndarray, x_test: Any, seed: int, scale: bool) -> tuple[np.ndarray, float]:
-    """Answers for the test documents, and the C that was best on the validation documents."""
-    linear, preprocessing, pipeline = (scikit_learn(name) for name in ("linear_model", "preprocessing", "pipeline"))
+def _fit_and_predict(features: _Features, is_positive: np.ndarray, seed: int, scale: bool) -> tuple[np.ndarray, float]:
+    """Predicted labels of the test documents, and the C with the best accuracy on the validation documents.
 
-    def fitted(c: float, rows: np.ndarray) -> Any:
+    `is_positive` are the labels of the training documents. `scale` standardises the features.
+    """
+    linear_model = scikit_learn("linear_model")
+    preprocessing = scikit_learn("preprocessing")
+    pipeline = scikit_learn("pipeline")
+
+    def fit(c: float, rows: np.ndarray) -> Any:
         steps = [preprocessing.StandardScaler()] if scale else []
-        return pipeline.make_pipeline(*steps, linear.LogisticRegression(C=c, max_iter=ITERATIONS)).fit(
-            x_train[rows], y_train[rows]
-        )
+        regression = linear_model.LogisticRegression(C=c, max_iter=MOST_ITERATIONS)
+        return pipeline.make_pipeline(*steps, regression).fit(features.train[rows], is_positive[rows])
 
-    order = np.random.default_rng(seed).permutation(len(y_train))
-    held = max(1, round(VALIDATION_SHARE * len(order)))
-    rows, validation = order[held:], order[:held]
-    if len(np.unique(y_train[rows])) < 2:  # too few documents to choose with
-        return fitted(1.0, order).predict(x_test), 1.0
-    best = max(
-        CHOICES_OF_C,
-        key=lambda c: (float((fitted(c, rows).predict(x_train[validation]) == y_train[validation]).mean()), -c),
+    order = np.random.default_rng(seed).permutation(len(is_positive))
+    validation_size = max(1, round(VALIDATION_SHARE * len(order)))
+    validation, rows = order[:validation_size], order[validation_size:]
+    if len(np.unique(is_positive[rows])) < 2:  # too few documents to choose a C with
+        return fit(1.0, order).predict(features.test), 1.0
+
+    def validation_accuracy(c: float) -> float:
+        predicted = fit(c, rows).predict(features.train[validation])
+        return float((predicted == is_positive[validation]).mean())
+
+    # Of several choices that are equally accurate, the smallest C: the strongest penalty.
+    best_c = max(CHOICES_OF_C, key=lambda c: (validation_accuracy(c), -c))
+    return fit(best_c, order).predict(features.test), best_c
+
+
+def format_probe(results: dict[str, Any]) -> str:
+    """The results of `probe` as a table of plain text."""
+    title = (
+        f"{results['documents_to_learn_from']:,} documents to learn from, {results['documents_to_test_with']:,} to "
+        f"test with, their first {results['positions']} tokens"
     )
-    return fitted(best, order).predict(x_test), best
-
-
-def show(found: dict[str, Any]) -> str:
-    """The accuracies for people."""
-    lines = [
-        f"{found['documents_to_learn_from']:,} documents to learn from, {found['documents_to_test_with']:,} to test with, their first {found['positions']} tokens",
-        "",
-        f"{'linear probe':<28}{'accuracy':>10}  {found['intervals_hold']:.0%} interval",
-    ]
-    for name, own in found["accuracy"].items():
-        low, high = own["interval"]
-        chosen = f"   C = {own['C']:g}" if own["C"] else ""
-        lines.append(f"{name:<28}{own['value']:>10.1%}  [{low:.1%}, {high:.1%}]{chosen}")
-    return "\n".join(lines)
+    rows = []
+    for name, accuracy in results["accuracy"].items():
+        low, high = accuracy["interval"]
+        chosen_c = f"{accuracy['C']:g}" if accuracy["C"] else ""
+        rows.append((name, f"{accuracy['value']:.1%}", f"[{low:.1%}, {high:.1%}]", chosen_c))
+    interval = f"{results['intervals_hold']:.0%} interval"
+    headers = ("linear probe", "accuracy", interval, "C")
+    return f"{title}\n\n{format_table(headers, rows, text_headers=('linear probe', interval))}"

@@ -1,83 +1,89 @@
-"""Pictures of an evaluation, and of attention: PNG and SVG, as `babybert plot` makes of curves."""
+"""Figures of an evaluation report and of attention weights, each written as PNG and SVG."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from babybert.evaluation.report_table import label
+from babybert.evaluation.report_table import slice_label
 from babybert.figures import open_pyplot, save_figure
 
-MOST_TOKENS = 40  # whose names are still legible along an axis
+MOST_TOKENS = 40  # with more, the tokens along an axis would not be legible
+INCHES_PER_TOKEN = 0.22
+SMALLEST_MAP = 3.0  # inches
+PREDICTORS = (("model", "mlm_loss"), ("bigram", "mlm_bigram_loss"), ("unigram", "mlm_unigram_loss"))
 
 
-def plot_report(found: dict[str, Any], out: Path) -> list[Path]:
-    """Calibration, loss by frequency and loss by position. Raises UsageError without matplotlib, StorageError."""
+def plot_report(report: dict[str, Any], out: Path) -> list[Path]:
+    """Draw calibration, MLM loss by word frequency and MLM loss by position to `out`.png and `out`.svg.
+
+    Returns the two paths. Raises UsageError without matplotlib, and StorageError when a file cannot be written.
+    """
     pyplot = open_pyplot()
-    figure, (calibration, frequency, position) = pyplot.subplots(1, 3, figsize=(16, 5), layout="constrained")
-    calibration.plot([0, 1], [0, 1], "k--", linewidth=1, label="calibrated")
-    bins = found["calibration"]
-    sizes = [20 + 300 * part["pairs"] / found["pairs"] for part in bins]
-    calibration.scatter(
-        [part["probability"] for part in bins],
-        [part["share"] for part in bins],
-        s=sizes,
-        alpha=0.7,
-        label="held-out pairs, by size",
-    )
-    calibration.set(
-        xlim=(0, 1),
-        ylim=(0, 1),
-        title="next sentence: calibration",
-        xlabel='probability of "B follows A"',
-        ylabel="share in which it does",
-    )
-    for axis, parts, title in (
-        (frequency, found["by_frequency"], "times seen in training"),
-        (position, found["by_position"], "position in the pair"),
-    ):
-        for name, key in (("model", "mlm_loss"), ("bigram", "mlm_bigram_loss"), ("unigram", "mlm_unigram_loss")):
-            axis.plot(
-                [part[key] for part in parts],
-                marker="o",
-                markersize=4,
-                linestyle="-" if name == "model" else "--",
-                label=name,
-            )
-        axis.axhline(found["mlm_chance_loss"], color="gray", linestyle=":", label="chance")
-        axis.set_xticks(
-            range(len(parts)),
-            [f"{label(part)}\n({part['tokens']:,})" for part in parts],
-            rotation=45,
-            ha="right",
-            fontsize="small",
-        )
-        axis.set(title=f"MLM loss by {title}", ylabel="nats")
-    for axis in (calibration, frequency, position):
+    figure, axes = pyplot.subplots(1, 3, figsize=(16, 5), layout="constrained")
+    _draw_calibration(axes[0], report)
+    _draw_slices(axes[1], report["by_frequency"], "times seen in training", report["mlm_chance_loss"])
+    _draw_slices(axes[2], report["by_position"], "position in the pair", report["mlm_chance_loss"])
+    for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     return save_figure(pyplot, figure, out)
 
 
+def _draw_calibration(axis: Any, report: dict[str, Any]) -> None:
+    """One disc for each bin of the probability that B follows A; its area is the bin's share of the pairs."""
+    bins = report["calibration"]
+    axis.plot([0, 1], [0, 1], "k--", linewidth=1, label="calibrated")
+    axis.scatter(
+        [part["probability"] for part in bins],
+        [part["share"] for part in bins],
+        s=[20 + 300 * part["pairs"] / report["pairs"] for part in bins],
+        alpha=0.7,
+        label="held-out pairs, by size",
+    )
+    axis.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        title="next sentence: calibration",
+        xlabel='probability of "B follows A"',
+        ylabel="share of pairs in which B follows A",
+    )
+
+
+def _draw_slices(axis: Any, slices: list[dict[str, Any]], title: str, chance_loss: float) -> None:
+    """The losses of the model and the baselines for each slice of the masked tokens."""
+    for name, key in PREDICTORS:
+        line = "-" if name == "model" else "--"
+        axis.plot([part[key] for part in slices], marker="o", markersize=4, linestyle=line, label=name)
+    axis.axhline(chance_loss, color="gray", linestyle=":", label="chance")
+    tick_labels = [f"{slice_label(part)}\n({part['tokens']:,})" for part in slices]
+    axis.set_xticks(range(len(slices)), tick_labels, rotation=45, ha="right", fontsize="small")
+    axis.set(title=f"MLM loss by {title}", ylabel="nats")
+
+
 def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> list[Path]:
-    """One map a layer (down) and head (across): a row is a token that looks, a column what it looks at."""
+    """Draw one attention map for each of L layers (down) and H heads (across) to `out`.png and `out`.svg.
+
+    A row of a map is the token that attends, a column the token it attends to; T is the number of `tokens`. Returns the
+    two paths. Raises UsageError without matplotlib, and StorageError when a file cannot be written.
+    """
     pyplot = open_pyplot()
     layers, heads, length, _ = weights_LHTT.shape
-    side = max(3.0, min(length, MOST_TOKENS) * 0.22)
+    side = max(SMALLEST_MAP, min(length, MOST_TOKENS) * INCHES_PER_TOKEN)
     figure, axes = pyplot.subplots(
         layers, heads, figsize=(heads * side, layers * side), layout="constrained", squeeze=False
     )
+    # Escaped: matplotlib reads what is between two dollar signs as a formula.
+    names = [token.replace("$", r"\$") for token in tokens]
     for layer in range(layers):
         for head in range(heads):
             axis = axes[layer, head]
-            axis.imshow(weights_LHTT[layer, head], vmin=0, cmap="viridis")
-            # Each map has its own scale: heads differ too much to be seen on one.
-            axis.set_title(
-                f"layer {layer + 1}, head {head + 1}: up to {weights_LHTT[layer, head].max():.2f}", fontsize="small"
-            )
+            weights_TT = weights_LHTT[layer, head]
+            # Each map has its own colour scale, since the largest weights of heads differ widely.
+            axis.imshow(weights_TT, vmin=0, cmap="viridis")
+            title = f"layer {layer + 1}, head {head + 1}: up to {weights_TT.max():.2f}"
+            axis.set_title(title, fontsize="small")
             if length <= MOST_TOKENS:
-                # A token may hold a dollar sign, which would begin a formula.
-                names = [token.replace("$", r"\$") for token in tokens]
                 axis.set_xticks(range(length), names, rotation=90, fontsize=6)
                 axis.set_yticks(range(length), names, fontsize=6)
     return save_figure(pyplot, figure, out)

@@ -1,99 +1,101 @@
-"""The report of `babybert evaluate` for people: aligned tables of plain text."""
+"""The report of `babybert evaluate` as tables of plain text."""
 
 from typing import Any
 
-Row = tuple[str, ...]
-NAME, COLUMN = 22, 12
+from babybert.tables import format_table
+
+MLM_SCORES = (
+    ("loss, nats", "loss", ".3f"),
+    ("perplexity", "perplexity", ",.0f"),
+    ("top-1", "top1", ".2%"),
+    ("top-5", "top5", ".2%"),
+    ("reciprocal rank", "reciprocal_rank", ".4f"),
+)
+NSP_SCORES = (
+    ("loss, nats", "loss", ".4f"),
+    ("accuracy", "accuracy", ".1%"),
+    ("AUC", "auc", ".3f"),
+    ("calibration error", "calibration_error", ".4f"),
+)
+SLICES = (
+    ("by_frequency", "times seen in training"),
+    ("by_position", "position in the pair"),
+    ("by_shown", "shown to the model"),
+)
 
 
-def show(found: dict[str, Any]) -> str:
-    """The report as text; the model's own scores with their intervals."""
-    lines = [
-        f"held out: {found['pairs']:,} pairs, {found['masked_tokens']:,} masked tokens (masks: {found['masks']})",
-        "",
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text. The model's scores have their confidence intervals."""
+    sections = [
+        f"held out: {report['pairs']:,} pairs, {report['masked_tokens']:,} masked tokens (masks: {report['masks']})",
+        _mlm_table(report),
+        _nsp_table(report),
+        *(_slice_table(report[key], title) for key, title in SLICES),
+        f"The intervals are bootstrap intervals, resampled by {report['intervals_resample']}.",
     ]
-    others: tuple[str, ...] = ("bigram", "unigram", "chance")
-    lines += _grid([("masked words", "model", "", *others)])
-    lines += _grid(
-        [
-            _headline(found, "loss, nats", "mlm", "loss", others, ".3f"),
-            _headline(found, "perplexity", "mlm", "perplexity", others, ",.0f"),
-            _headline(found, "top-1", "mlm", "top1", others, ".2%"),
-            _headline(found, "top-5", "mlm", "top5", others, ".2%"),
-            _headline(found, "reciprocal rank", "mlm", "reciprocal_rank", others, ".4f"),
-        ]
-    )
-    for other in ("unigram", "bigram"):
-        lines += _grid(
-            [
-                (
-                    f"loss below {other}",
-                    _one(found[f"mlm_loss_below_{other}"], ".3f"),
-                    _interval(found, f"mlm_loss_below_{other}", ".3f"),
-                )
-            ]
-        )
-    others = ("overlap", "style", "format", "chance")
-    lines += ["", *_grid([("next sentence", "model", "", *others)])]
-    lines += _grid(
-        [
-            _headline(found, "loss, nats", "nsp", "loss", others, ".4f"),
-            _headline(found, "accuracy", "nsp", "accuracy", others, ".1%"),
-            _headline(found, "AUC", "nsp", "auc", others, ".3f"),
-            _headline(found, "calibration error", "nsp", "calibration_error", others, ".4f"),
-        ]
-    )
-    for key, title in (
-        ("by_frequency", "times seen in training"),
-        ("by_position", "position in the pair"),
-        ("by_shown", "shown in its place"),
-    ):
-        lines += ["", *_slices(found[key], title)]
-    lines += ["", f"In brackets: {found['intervals_hold']:.0%} intervals, resampled by {found['intervals_resample']}."]
-    lines += [f"left out: {reason}" for reason in found["left_out"]]
-    return "\n".join(lines)
+    if report["left_out"]:
+        sections.append("\n".join(f"left out: {reason}" for reason in report["left_out"]))
+    return "\n\n".join(sections)
 
 
-def _headline(found: dict[str, Any], title: str, task: str, key: str, others: tuple[str, ...], form: str) -> Row:
-    values = [_one(found.get(f"{task}_{other}_{key}"), form) for other in others]
-    return (title, _one(found[f"{task}_{key}"], form), _interval(found, f"{task}_{key}", form), *values)
+def _mlm_table(report: dict[str, Any]) -> str:
+    baselines = ("bigram", "unigram", "chance")
+    rows = [_score_row(report, title, "mlm", score, baselines, form) for title, score, form in MLM_SCORES]
+    for baseline in ("unigram", "bigram"):
+        rows.append(_score_row(report, f"loss below {baseline}", "mlm", f"loss_below_{baseline}", baselines, ".3f"))
+    return _score_table(report, "masked words", baselines, rows)
 
 
-def _interval(found: dict[str, Any], key: str, form: str) -> str:
-    low, high = found["intervals"][key]
-    return "" if low is None else f"[{_one(low, form)}, {_one(high, form)}]"
+def _nsp_table(report: dict[str, Any]) -> str:
+    baselines = ("overlap", "style", "format", "chance")
+    rows = [_score_row(report, title, "nsp", score, baselines, form) for title, score, form in NSP_SCORES]
+    return _score_table(report, "next sentence", baselines, rows)
 
 
-def _one(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+def _score_table(report: dict[str, Any], title: str, baselines: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    interval = f"{report['intervals_hold']:.0%} interval"
+    return format_table((title, "model", interval, *baselines), rows, text_headers=(title, interval))
 
 
-def _grid(rows: list[Row]) -> list[str]:
-    return [
-        f"{row[0]:<{NAME}}{row[1]:>{COLUMN}} {row[2]:<20}{''.join(f'{cell:>{COLUMN}}' for cell in row[3:])}".rstrip()
-        for row in rows
-    ]
+def _score_row(
+    report: dict[str, Any], title: str, task: str, score: str, baselines: tuple[str, ...], form: str
+) -> tuple[str, ...]:
+    """One score of the model with its interval, and of the baselines; empty where a baseline has no such score."""
+    key = f"{task}_{score}"
+    low, high = report["intervals"][key]
+    interval = "" if low is None else f"[{format_number(low, form)}, {format_number(high, form)}]"
+    baseline_cells = [format_number(report.get(f"{task}_{baseline}_{score}"), form) for baseline in baselines]
+    return (title, format_number(report[key], form), interval, *baseline_cells)
 
 
-def _slices(parts: list[dict[str, Any]], title: str) -> list[str]:
-    columns = ("tokens", "loss", "bigram", "unigram", "top-1", "top-5", "rec. rank")
-    lines = [f"{title:<{NAME}}{''.join(f'{column:>10}' for column in columns)}"]
-    for part in parts:
-        losses = (part["mlm_loss"], part["mlm_bigram_loss"], part["mlm_unigram_loss"])
-        cells = [
+def _slice_table(slices: list[dict[str, Any]], title: str) -> str:
+    headers = (title, "tokens", "loss", "bigram", "unigram", "top-1", "top-5", "rec. rank")
+    rows = [
+        (
+            slice_label(part),
             f"{part['tokens']:,}",
-            *(f"{loss:.3f}" for loss in losses),
-            f"{part['mlm_top1']:.1%}",
-            f"{part['mlm_top5']:.1%}",
-            f"{part['mlm_reciprocal_rank']:.3f}",
-        ]
-        lines.append(f"{label(part):<{NAME}}{''.join(f'{cell:>10}' for cell in cells)}")
-    return lines
+            format_number(part["mlm_loss"], ".3f"),
+            format_number(part["mlm_bigram_loss"], ".3f"),
+            format_number(part["mlm_unigram_loss"], ".3f"),
+            format_number(part["mlm_top1"], ".1%"),
+            format_number(part["mlm_top5"], ".1%"),
+            format_number(part["mlm_reciprocal_rank"], ".3f"),
+        )
+        for part in slices
+    ]
+    return format_table(headers, rows, text_headers=(title,))
 
 
-def label(part: dict[str, Any]) -> str:
-    """What a slice is of."""
+def slice_label(part: dict[str, Any]) -> str:
+    """The name of one slice of the report: the shown token, or the range of counts or positions."""
     if "shown" in part:
         return str(part["shown"])
     low, high = part["from"], part["to"]
-    return f"{low:,} or more" if high is None else f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    if high is None:
+        return f"{low:,} or more"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def format_number(value: float | None, form: str) -> str:
+    """The number in Python's format `form`; empty where the report has none (it was not finite)."""
+    return "" if value is None else format(value, form)

@@ -1,10 +1,13 @@
-"""How much a model has learned: its losses on held-out pairs, beside what needs no model.
+"""Scores of a model on held-out pairs, next to those of baselines that need no model.
 
-The masks of the held-out table are fixed, so two evaluations compare. The baselines are computed on the same tokens:
-chance (every word alike: ln V; a coin: ln 2) and the unigram (the training pairs' word frequencies, each count one
-higher so that no word is impossible). A model above the unigram's loss has learned less than word counts.
+The masks of the held-out table are fixed, so the scores of two models are comparable. The baselines are computed on the
+same tokens and pairs: chance (all words equally likely, ln V; both labels by their shares) and the unigram baseline
+(the words' frequencies in the training pairs). A model whose MLM loss is above the unigram baseline's has not even
+learned how frequent words are.
 
-Shapes: B pairs, T positions, D width, N chosen positions.
+Training imports this module for validation: it must stay light (no pandas, scikit-learn or numba-compiled baselines).
+
+Shapes: N masked tokens, P pairs, V vocabulary.
 """
 
 import dataclasses
@@ -15,21 +18,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from babybert.data.loader import ordered_batches
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY
+
+# Re-exported: callers of `evaluate_held_out` catch it.
+from babybert.evaluation.predictions import EvaluationStopped as EvaluationStopped
+from babybert.evaluation.predictions import predict
 from babybert.model.bert import BabyBert
-from babybert.model.loss import mlm_loss, nsp_loss
-from babybert.progress import Progress
-
-
-class EvaluationStopped(Exception):
-    """An evaluation was asked to stop before it had its scores."""
+from babybert.tables import format_table
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over held-out pairs and their masked tokens; losses in nats."""
+    """Means over held-out pairs and their masked tokens. Losses are in nats, accuracies are shares from 0 to 1."""
 
     pairs: int
     masked_tokens: int
@@ -46,30 +47,10 @@ class Scores:
     nsp_chance_accuracy: float
 
     def as_dict(self) -> dict[str, float]:
-        """The scores by name, for JSON."""
+        """The scores by name, rounded to six decimals, for JSON."""
         return {name: round(value, 6) for name, value in dataclasses.asdict(self).items()}
 
-    def table(self) -> str:
-        """The scores for people, the model's beside the baselines'."""
-        rows = [
-            ("", "model", "unigram", "chance"),
-            ("MLM loss (nats)", f"{self.mlm_loss:.3f}", f"{self.mlm_unigram_loss:.3f}", f"{self.mlm_chance_loss:.3f}"),
-            ("MLM top-1", f"{self.mlm_top1:.1%}", f"{self.mlm_unigram_top1:.1%}", ""),
-            ("MLM top-5", f"{self.mlm_top5:.1%}", "", ""),
-            ("MLM reciprocal rank", f"{self.mlm_reciprocal_rank:.3f}", "", ""),
-            ("NSP loss (nats)", f"{self.nsp_loss:.3f}", "", f"{self.nsp_chance_loss:.3f}"),
-            ("NSP accuracy", f"{self.nsp_accuracy:.1%}", "", f"{self.nsp_chance_accuracy:.1%}"),
-        ]
-        lines = [f"{name:<20}{model:>9}{unigram:>9}{chance:>9}" for name, model, unigram, chance in rows]
-        return "\n".join([f"held out: {self.pairs:,} pairs, {self.masked_tokens:,} masked tokens", *lines])
 
-
-def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
-    """Natural logs of the words' shares (float64, V), each count one higher; special tokens count as never seen."""
-    return np.log((counts_V + 1) / (counts_V.sum() + len(counts_V)))
-
-
-@torch.inference_mode()
 def evaluate_held_out(
     model: BabyBert,
     examples: Examples,
@@ -79,68 +60,47 @@ def evaluate_held_out(
     task: str = "evaluate",
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Scores:
-    """Score `model` on `examples`; `counts_V` are the training pairs' token counts. The model's mode is restored.
+    """Score `model` on `examples`; `counts_V` are the token counts of the training pairs. The model's mode is restored.
 
-    Raises EvaluationStopped as soon as `should_stop` says so.
+    Raises EvaluationStopped after the first batch at which `should_stop()` is true.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        return _evaluate(model, examples, counts_V, batch_size, device, task, should_stop)
-    finally:
-        model.train(was_training)
-
-
-def _evaluate(
-    model: BabyBert,
-    examples: Examples,
-    counts_V: np.ndarray,
-    batch_size: int,
-    device: torch.device,
-    task: str,
-    should_stop: Callable[[], bool],
-) -> Scores:
-    nsp_sum = mlm_sum = 0.0
-    nsp_correct = 0
-    ranks = []
-    with Progress(task, len(examples), "pairs") as progress:
-        for batch in ordered_batches(examples, batch_size):
-            batch = batch.to(device)
-            hidden_BTD = model(batch.ids_BT, batch.segments_BT)
-            mlm = mlm_loss(model, hidden_BTD, batch.labels_BT, with_rank=True)
-            assert mlm.rank_N is not None
-            nsp_logits_B2 = model.nsp_logits(hidden_BTD)
-            mlm_sum += mlm.loss_sum.item()
-            ranks.append(mlm.rank_N.cpu().numpy())
-            nsp_sum += nsp_loss(nsp_logits_B2, batch.is_next_B).item()
-            nsp_correct += int((nsp_logits_B2.argmax(-1) == batch.is_next_B).sum())
-            progress.advance(len(batch.is_next_B))
-            if should_stop():
-                raise EvaluationStopped
-    rank_N = np.concatenate(ranks)
+    predictions = predict(model, examples, batch_size, device, task, should_stop)
+    rank_N = predictions.rank_N
+    predicted_label_P = predictions.nsp_logits_P2.argmax(1)
     return Scores(
         pairs=len(examples),
         masked_tokens=len(rank_N),
-        mlm_loss=mlm_sum / max(len(rank_N), 1),
+        mlm_loss=predictions.mlm_loss_sum / max(len(rank_N), 1),
         mlm_top1=_share(rank_N < 1),
         mlm_top5=_share(rank_N < 5),
         mlm_reciprocal_rank=float((1 / (1 + rank_N)).mean()) if len(rank_N) else 0.0,
-        nsp_loss=nsp_sum / len(examples),
-        nsp_accuracy=nsp_correct / len(examples),
-        **baselines(examples, counts_V),
+        nsp_loss=predictions.nsp_loss_sum / len(examples),
+        nsp_accuracy=_share(predicted_label_P == examples.is_next),
+        **baseline_scores(examples, counts_V),
     )
 
 
-def baselines(examples: Examples, counts_V: np.ndarray) -> dict[str, float]:
-    """The fields of `Scores` that need no model: chance and the unigram on these very tokens and pairs."""
+def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
+    """Natural logarithms of the words' shares (V, float64), after adding one to each count (Laplace smoothing).
+
+    Smoothing gives every word a probability above 0. Special tokens have a count of 0.
+    """
+    smoothed_share_V = (counts_V + 1) / (counts_V.sum() + len(counts_V))
+    log_prob_V: np.ndarray = np.log(smoothed_share_V)
+    return log_prob_V
+
+
+def baseline_scores(examples: Examples, counts_V: np.ndarray) -> dict[str, float]:
+    """The fields of `Scores` that need no model: chance and the unigram baseline on the same tokens and pairs."""
     target_N = examples.labels[examples.labels > 0]
     next_share = float(examples.is_next.mean())
+    label_shares = (next_share, 1 - next_share)
     return {
         "mlm_unigram_loss": -float(unigram_log_probs(counts_V)[target_N].mean()) if len(target_N) else 0.0,
         "mlm_unigram_top1": _share(target_N == counts_V.argmax()),
         "mlm_chance_loss": math.log(len(counts_V) - FIRST_ORDINARY),
-        "nsp_chance_loss": -sum(share * math.log(share) for share in (next_share, 1 - next_share) if share > 0),
-        "nsp_chance_accuracy": max(next_share, 1 - next_share),
+        "nsp_chance_loss": -sum(share * math.log(share) for share in label_shares if share > 0),
+        "nsp_chance_accuracy": max(label_shares),
     }
 
 
@@ -149,5 +109,19 @@ def _share(flags: np.ndarray) -> float:
 
 
 def format_scores(scores: Scores) -> str:
-    """The scores as a table."""
-    return scores.table()
+    """The scores as a table of plain text: one row a score, with the baselines' columns next to the model's."""
+    rows = [
+        (
+            "MLM loss (nats)",
+            f"{scores.mlm_loss:.3f}",
+            f"{scores.mlm_unigram_loss:.3f}",
+            f"{scores.mlm_chance_loss:.3f}",
+        ),
+        ("MLM top-1", f"{scores.mlm_top1:.1%}", f"{scores.mlm_unigram_top1:.1%}", ""),
+        ("MLM top-5", f"{scores.mlm_top5:.1%}", "", ""),
+        ("MLM reciprocal rank", f"{scores.mlm_reciprocal_rank:.3f}", "", ""),
+        ("NSP loss (nats)", f"{scores.nsp_loss:.3f}", "", f"{scores.nsp_chance_loss:.3f}"),
+        ("NSP accuracy", f"{scores.nsp_accuracy:.1%}", "", f"{scores.nsp_chance_accuracy:.1%}"),
+    ]
+    title = f"held out: {scores.pairs:,} pairs, {scores.masked_tokens:,} masked tokens"
+    return f"{title}\n{format_table(('score', 'model', 'unigram', 'chance'), rows, text_headers=('score',))}"

@@ -1,9 +1,12 @@
-"""Scores of predictions, and how far chance could have moved them.
+"""Scores of predictions with bootstrap confidence intervals.
 
-Every function takes a weight for each pair, so that the bootstrap (Efron, 1979) need not copy anything: a resample is
-how often it draws each pair. Intervals are percentiles over the resamples; what varies is the pairs, not the training.
+A statistic is a function of the pairs' weights. The bootstrap (Efron, 1979) then need not copy any predictions: a
+resample is how often it draws each pair. Intervals are percentiles over the resamples. They show how far the choice of
+held-out pairs matters, not how far another training run would differ.
 
-Shapes: P pairs, R resamples, S statistics.
+Cost: each resample evaluates every statistic once, which reads one or two numbers for each pair.
+
+Shapes: P pairs (or documents), R resamples, S statistics.
 """
 
 from collections.abc import Callable
@@ -11,19 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 1000
-MOST_DRAWS = (
-    10**8
-)  # resamples times pairs: with more pairs than 100,000 fewer resamples are made, though no fewer than 100
 LEVEL = 0.95
-BINS = 10
+MOST_RESAMPLES = 1000
+FEWEST_RESAMPLES = 100
+# Bounds resamples x pairs: above 100,000 pairs fewer resamples are drawn.
+MOST_DRAWS = 10**8
+CALIBRATION_BINS = 10
 
-Statistic = Callable[[np.ndarray], float]  # of the weights (P)
+Statistic = Callable[[np.ndarray], float]  # of the weights (P, float64)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the range that holds LEVEL of its resamples."""
+    """The value of a statistic, and the range that holds LEVEL of its resamples."""
 
     value: float
     low: float
@@ -31,80 +34,92 @@ class Interval:
 
 
 def mean_of(sum_P: np.ndarray, count_P: np.ndarray | None = None) -> Statistic:
-    """The mean of what the pairs have sums and counts of (a count of one, if none is given); NaN without any."""
-    counts = np.ones(len(sum_P)) if count_P is None else count_P.astype(float)
+    """The mean over items of which each pair has a sum and a count (1 by default); NaN where there are no items."""
+    items_P = np.ones(len(sum_P)) if count_P is None else count_P.astype(float)
 
     def statistic(weight_P: np.ndarray) -> float:
-        total = float(weight_P @ counts)
-        return float(weight_P @ sum_P) / total if total else float("nan")
+        items = float(weight_P @ items_P)
+        return float(weight_P @ sum_P) / items if items else float("nan")
 
     return statistic
 
 
 def auc_of(score_P: np.ndarray, positive_P: np.ndarray) -> Statistic:
-    """The area under the ROC curve: how often a positive scores above a negative, ties half (Hanley and McNeil, 1982)."""
+    """The area under the ROC curve (Hanley and McNeil, 1982); NaN where one of the classes is missing.
+
+    It is the probability that a positive pair scores above a negative one, where ties count half.
+    """
     order = np.argsort(score_P, kind="stable")
-    positive = positive_P[order].astype(float)
+    sorted_positive_P = positive_P[order].astype(float)
+    # Where each group of equal scores begins.
     first = np.flatnonzero(np.append(True, np.diff(score_P[order]) > 0))
 
     def statistic(weight_P: np.ndarray) -> float:
-        weight = weight_P[order]
-        positives, negatives = (
-            np.add.reduceat(weight * positive, first),
-            np.add.reduceat(weight * (1 - positive), first),
-        )
-        below = np.cumsum(negatives) - negatives
-        total = positives.sum() * negatives.sum()
-        return float(positives @ (below + negatives / 2) / total) if total else float("nan")
+        sorted_weight_P = weight_P[order]
+        positives = np.add.reduceat(sorted_weight_P * sorted_positive_P, first)
+        negatives = np.add.reduceat(sorted_weight_P * (1 - sorted_positive_P), first)
+        negatives_below = np.cumsum(negatives) - negatives
+        comparisons = positives.sum() * negatives.sum()
+        return float(positives @ (negatives_below + negatives / 2) / comparisons) if comparisons else float("nan")
 
     return statistic
 
 
-def bin_of(probability_P: np.ndarray) -> np.ndarray:
-    """Which of BINS equally wide bins each probability is in."""
-    return np.minimum((probability_P * BINS).astype(np.int64), BINS - 1)
-
-
 def calibration_error_of(probability_P: np.ndarray, positive_P: np.ndarray) -> Statistic:
-    """Expected calibration error (Naeini et al., 2015): |share of positives - mean probability| over bins, weighted by their pairs."""
-    bins, gap_P = bin_of(probability_P), probability_P - positive_P
+    """Expected calibration error (Naeini et al., 2015).
+
+    The gap between a bin's mean probability and its share of positive pairs, averaged over bins by their pairs.
+    """
+    bin_P = _bin_of(probability_P)
+    gap_P = probability_P - positive_P
 
     def statistic(weight_P: np.ndarray) -> float:
-        return float(np.abs(np.bincount(bins, weight_P * gap_P, BINS)).sum() / weight_P.sum())
+        gap_sums = np.bincount(bin_P, weight_P * gap_P, CALIBRATION_BINS)
+        return float(np.abs(gap_sums).sum() / weight_P.sum())
 
     return statistic
 
 
 def calibration_bins(probability_P: np.ndarray, positive_P: np.ndarray) -> list[dict[str, float]]:
-    """What the error is made of: of each bin that has pairs, how many, their mean probability and share of positives."""
-    bins, found = bin_of(probability_P), []
-    for number in range(BINS):
-        own = bins == number
-        if own.any():
-            found.append(
+    """The non-empty bins of the calibration error: bounds, pairs, mean probability and share of positives."""
+    bin_P = _bin_of(probability_P)
+    bins = []
+    for index in range(CALIBRATION_BINS):
+        in_bin_P = bin_P == index
+        if in_bin_P.any():
+            bins.append(
                 {
-                    "from": number / BINS,
-                    "to": (number + 1) / BINS,
-                    "pairs": int(own.sum()),
-                    "probability": float(probability_P[own].mean()),
-                    "share": float(positive_P[own].mean()),
+                    "from": index / CALIBRATION_BINS,
+                    "to": (index + 1) / CALIBRATION_BINS,
+                    "pairs": int(in_bin_P.sum()),
+                    "probability": float(probability_P[in_bin_P].mean()),
+                    "share": float(positive_P[in_bin_P].mean()),
                 }
             )
-    return found
+    return bins
 
 
-def bootstrap(statistics: dict[str, Statistic], units: int, seed: int = 0) -> dict[str, Interval]:
-    """Each statistic of all `units` pairs (or documents), with its interval; the resamples are the same for all."""
+def _bin_of(probability_P: np.ndarray) -> np.ndarray:
+    """Which of equally wide bins each probability falls into; 1.0 belongs to the last."""
+    return np.minimum((probability_P * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+
+
+def bootstrap(statistics: dict[str, Statistic], pairs: int, seed: int = 0) -> dict[str, Interval]:
+    """Each statistic over all `pairs` (or documents), with its interval. All statistics see the same resamples.
+
+    A resample in which a statistic is NaN (one that drew no positive pair, say) does not count for its interval.
+    """
     rng = np.random.default_rng(seed)
-    resamples = int(np.clip(MOST_DRAWS // max(units, 1), 100, RESAMPLES))
-    sample_RS = np.empty((resamples, len(statistics)))
-    for row in sample_RS:
-        weight_P = np.bincount(rng.integers(units, size=units), minlength=units).astype(float)
-        row[:] = [statistic(weight_P) for statistic in statistics.values()]
+    resamples = int(np.clip(MOST_DRAWS // max(pairs, 1), FEWEST_RESAMPLES, MOST_RESAMPLES))
+    value_RS = np.empty((resamples, len(statistics)))
+    for value_S in value_RS:
+        weight_P = np.bincount(rng.integers(pairs, size=pairs), minlength=pairs).astype(float)
+        value_S[:] = [statistic(weight_P) for statistic in statistics.values()]
     tail = 100 * (1 - LEVEL) / 2
-    ones_P, found = np.ones(units), {}
-    for (name, statistic), sample_R in zip(statistics.items(), sample_RS.T, strict=True):
-        known = sample_R[~np.isnan(sample_R)]
-        low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (float("nan"), float("nan"))
-        found[name] = Interval(statistic(ones_P), float(low), float(high))
-    return found
+    all_once_P = np.ones(pairs)
+    intervals = {}
+    for (name, statistic), value_R in zip(statistics.items(), value_RS.T, strict=True):
+        defined = value_R[~np.isnan(value_R)]
+        low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) else (float("nan"), float("nan"))
+        intervals[name] = Interval(statistic(all_once_P), float(low), float(high))
+    return intervals

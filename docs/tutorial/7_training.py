@@ -22,7 +22,6 @@ from babybert.evaluation.look import SENTENCES, attention_weights, fill_ins, nei
 from babybert.evaluation.report_figures import plot_attention
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
-from babybert.serving.predictor import Predictor
 from babybert.training.train import load_or_create, make_optimizer
 
 dataset = tutorial.open_data()
@@ -142,7 +141,7 @@ def load(run: Path) -> BabyBert:
 
 bert, easy_bert = load(tutorial.run_folder("baby")), load(tutorial.run_folder("tiny", "demo"))
 for model, vocabulary, sentences in ((bert, tokenizer, SENTENCES[:6]), (easy_bert, easy.tokenizer, GENERATED)):
-    for found in fill_ins(Predictor(model, vocabulary), sentences):
+    for found in fill_ins(model, vocabulary, sentences):
         ranks = ", ".join(
             f"{word['word']} {word['rank']:,} ({word['vocabulary_place'] - 4:,})"
             for word in found["sensible"]
