@@ -157,8 +157,14 @@ def explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
 
 
 def info(config: InfoConfig, arguments: argparse.Namespace) -> int:
-    from babybert.info import describe, show
+    from babybert.info import describe, describe_ops, format_ops, show
 
+    if config.ops:
+        choices = describe_ops()
+        print(json.dumps(choices, indent=2) if config.json else format_ops(choices))
+        return 0
+    if arguments.path is None:
+        raise UsageError("give a path, or --ops; see `babybert info --help`")
     found = describe(Path(arguments.path), config)
     print(json.dumps(found, indent=2, ensure_ascii=False) if config.json else show(found))
     return 0
@@ -289,7 +295,8 @@ def make_parser() -> argparse.ArgumentParser:
             ):  # a setting that may be given without its flag
                 command.add_argument(argument, help=text, nargs="?", default=argparse.SUPPRESS)
             else:
-                command.add_argument(argument, help=text, nargs="+" if argument == "runs" else None)
+                nargs = {"runs": "+", "path": "?"}.get(argument)  # `info --ops` needs no path
+                command.add_argument(argument, help=text, nargs=nargs)
     return parser
 
 

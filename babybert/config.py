@@ -229,8 +229,10 @@ class PretrainConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 autocast on GPUs that have it")
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: all visible GPUs (DataParallel), else the CPU")
-    kernels: Literal["auto", "plain"] = option(
-        "auto", "auto: code of our own where it is made for the sizes and the device; plain: PyTorch's operations alone"
+    kernels: Literal["auto", "plain", "triton"] = option(
+        "auto",
+        "auto: the fastest measured implementation for the device and the sizes; plain: PyTorch's operations alone; "
+        "triton: as auto, with Triton kernels on a GPU, which have not been measured",
     )
     store: str | None = option(
         None, "s3://bucket/prefix: checkpoints are brought there in the background, and looked for there"
@@ -436,6 +438,7 @@ class InfoConfig:
     skip_bad_rows: bool = option(
         False, "a single table: count bad rows and pass over them, instead of stopping at the first"
     )
+    ops: bool = option(False, "show which implementation of each operation is used on this machine, and why")
     json: bool = option(False, "print JSON")
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ from babybert.evaluation.statistics import (
 )
 from babybert.model.bert import BabyBert
 from babybert.model.loss import IGNORED
-from babybert.model.mlm_head import mlm_head_token_losses
+from babybert.model.ops import mlm_head_token_losses
 from babybert.progress import Progress, say
 
 MASK_SEED = 0
