@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
 
 from babybert.config import InfoConfig
 from babybert.corpus.files import BadRows
@@ -39,6 +42,27 @@ def describe(path: Path, config: InfoConfig) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     raise DataError(f"{path}: not a dataset, run, checkpoint, tokenizer.json or table ({', '.join(TABLE_ENDINGS)})")
+
+
+def describe_ops() -> dict[str, Any]:
+    """Which implementation of each operation is picked on this machine's device for each preset, as JSON has it."""
+    from babybert.model.device import pick_device
+    from babybert.model.ops_table import choices
+
+    device = pick_device("auto")
+    return {"device": device.type, "operations": [dataclasses.asdict(choice) for choice in choices(device)]}
+
+
+def format_ops(description: dict[str, Any]) -> str:
+    """`describe_ops` as a table."""
+    table = Table("operation", "preset", "sizes", "implementation", Column("why", overflow="fold"), box=box.SIMPLE)
+    for choice in description["operations"]:
+        table.add_row(*(choice[name] for name in ("operation", "preset", "sizes", "implementation", "why")))
+    console = Console(width=160, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join([f"operations on {description['device']}, with --kernels auto", *lines]).rstrip()
 
 
 def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:

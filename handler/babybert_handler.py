@@ -64,7 +64,7 @@ class BabyBertHandler:
         self.predictor = Predictor.load(folder, compiled=True, threads=threads)
         give_back_memory()
         # With kernels, PyTorch has only small operations left, and its threads spin for a while after each.
-        torch.set_num_threads(1 if self.predictor.answers.best_words else threads)
+        torch.set_num_threads(1 if self.predictor.inference.uses_compiled_kernels else threads)
         served = json.loads((folder / "served.json").read_text(encoding="utf-8"))
         self.headers = {
             "content-type": "application/json",

@@ -25,7 +25,7 @@ from numba import njit
 from babybert.data.table import Examples
 from babybert.data.tokenizer import MASK, PAD, UNK
 from babybert.evaluation.scores import unigram_log_probs
-from babybert.model.kernels.cpu_math import compiled
+from babybert.jit import compile_kernels
 
 CHUNK = 2_000_000  # tokens counted at a time
 BUCKETS = 6  # of a neighbor's count: 0, below 10, 100, 1,000, 10,000, and more
@@ -332,4 +332,4 @@ def _make(_: int, cache: bool) -> tuple[Any, ...]:
     return (njit(cache=cache)(_rank_targets),)
 
 
-rank_kernel = compiled(_make)
+rank_kernel = compile_kernels(_make)

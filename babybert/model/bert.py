@@ -1,9 +1,9 @@
 """The network: a post-norm Transformer encoder with one head for each objective, module for module the reference's.
 
-Everything is PyTorch's own layers. At the reference's sizes 97 % of the 3,177,689 parameters are two tables of
-147,161 x 10, the token embedding and the MLM decoder (not tied); the decoder's softmax is most of the arithmetic.
+Its modules are PyTorch's layers. At the reference's sizes 97 % of the 3,177,689 parameters are two tables of 147,161 x
+10: the token embedding and the MLM decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
 
-Shapes: B pairs, T positions, D width, V vocabulary, N tokens or masked positions, M tokens asked for.
+Shapes: B pairs, T positions, D width, V vocabulary, N packed tokens or masked positions, M query positions.
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
-from babybert.model.kernels import cpu_kernels
+from babybert.model import ops
 from babybert.model.layer import Dropout, EncoderLayer
 from babybert.model.packing import PackedBatch
 
-MIMETIC_GAIN = 0.7  # more, and a token sees little but itself; tried: 0.7 and 1
+MIMETIC_GAIN = 0.7  # with more, a token attends to little but itself; tried: 0.7 and 1
 SEGMENTS = 3  # 0 padding, 1 `[CLS] A [SEP]`, 2 `B [SEP]`
 
 
 class TokenEmbedding(nn.Module):
-    """Token vectors, scaled by sqrt(D) to the size of the positions' (Vaswani et al., 2017, section 3.4)."""
+    """Token embeddings, scaled by sqrt(D) to the size of the positions (Vaswani et al., 2017, section 3.4)."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TokenEmbedding(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
-    """Adds fixed sines and cosines of the position (Vaswani et al., 2017, section 3.5), then drops out."""
+    """Adds fixed sines and cosines of the position (Vaswani et al., 2017, section 3.5), then applies dropout."""
 
     table_TD: Tensor
 
@@ -44,7 +44,8 @@ class PositionalEncoding(nn.Module):
         frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
         angle = torch.arange(max_positions)[:, None] * frequency
         table_TD = torch.zeros(max_positions, width)
-        table_TD[:, 0::2], table_TD[:, 1::2] = angle.sin(), angle.cos()
+        table_TD[:, 0::2] = angle.sin()
+        table_TD[:, 1::2] = angle.cos()
         self.register_buffer("table_TD", table_TD, persistent=False)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class PositionalEncoding(nn.Module):
 
 
 class BertEmbedding(nn.Module):
-    """Token, position and segment, added up."""
+    """The sum of token, position and segment embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -62,16 +63,15 @@ class BertEmbedding(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor, segments: Tensor, position: Tensor) -> Tensor:
-        """Vectors (..., D) of ids and segments (...); `position` is theirs, or that of the last dimension."""
-        return self.dropout(
-            self.positional_encoding(self.token_embedding(ids), position) + self.segment_embedding(segments)
-        )
+        """Embeddings (..., D) of ids and segments (...), at positions of the same shape or of the last dimension's."""
+        positioned = self.positional_encoding(self.token_embedding(ids), position)
+        return self.dropout(positioned + self.segment_embedding(segments))
 
 
 class BabyBert(nn.Module):
-    """Token ids to hidden states, and hidden states to what each objective predicts."""
+    """Token ids to hidden states, and hidden states to the logits of each objective."""
 
-    kernels = "auto"
+    kernels: ops.Kernels = "auto"
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -88,21 +88,22 @@ class BabyBert(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        # nn.TransformerEncoder copies one layer: without this, all layers would start with the same weights.
+        # nn.TransformerEncoder copies one layer. Without this, all layers would start with the same weights.
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        # sqrt(D) in the forward makes these of unit variance, as large as the positions.
+        # Scaled by sqrt(D) in the forward, these have unit variance, as the positional encodings do.
         nn.init.normal_(self.embedding.token_embedding.embedding.weight, std=self.config.width**-0.5)
         nn.init.normal_(self.embedding.segment_embedding.weight, std=self.config.width**-0.5)
         nn.init.zeros_(self.mlm_decoder.bias)
 
     @torch.no_grad()
     def initialize_mimetic(self) -> None:
-        """Begin with queries that equal the keys, so that tokens attend to what is like them (after Trockman and Kolter, 2023).
+        """Start with query weights equal to the key weights, so that tokens attend to similar ones.
 
-        Near positions are alike, and equal words are: neighbours, and words that A and B share, reach a token from the first
-        step on. Segments begin as large as tokens, that A and B are told apart.
+        After Trockman and Kolter, 2023. Near positions are similar, and equal words are: from the first step on a token
+        attends to its neighbours and to words that A and B share. Segment embeddings start as large as token
+        embeddings, so that A and B can be distinguished.
         """
         width = self.config.width
         for layer in self.encoder.layers:
@@ -112,44 +113,50 @@ class BabyBert(nn.Module):
         self.embedding.segment_embedding.weight.mul_(math.sqrt(width))
 
     def forward(self, ids_BT: Tensor, segments_BT: Tensor) -> Tensor:
-        """Hidden states (B, T, D). Positions that hold `[PAD]` are not attended to, wherever in the row they are."""
-        if self.kernels == "auto" and cpu_kernels(ids_BT.device):
-            rows = PackedBatch.of(ids_BT != PAD)
-            x_ND = self._embed_rows(ids_BT, segments_BT, rows)
+        """Hidden states (B, T, D). No position attends to `[PAD]`, wherever in a row it is."""
+        if ops.packs_tokens(ids_BT.device, self.kernels):
+            packed = PackedBatch.from_mask(ids_BT != PAD)
+            x_ND = self._embed_packed(ids_BT, segments_BT, packed)
             for layer in self.encoder.layers:
-                x_ND = layer.forward_rows(x_ND, rows)
-            return rows.pad(self.dropout(self.encoder_norm(x_ND)))
+                x_ND = layer.forward_packed(x_ND, packed)
+            return packed.unpack(self.dropout(self.encoder_norm(x_ND)))
         x_BTD = self.embedding(ids_BT, segments_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
         x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
         return self.dropout(self.encoder_norm(x_BTD))
 
     def hidden_at(self, ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor) -> Tensor:
-        """Hidden states (M, D) of some positions only, none of which is padding: b x T + t for position t of row b.
+        """Hidden states (M, D) at the query positions alone: b x T + t for position t of pair b.
 
-        All tokens have keys and values in the last layer, but only these need what comes after them.
+        None of them may be padding. In the last layer all tokens have keys and values, but what follows attention is
+        computed for the query positions only.
         """
-        rows = PackedBatch.of(ids_BT != PAD)
-        x_ND = self._embed_rows(ids_BT, segments_BT, rows)
-        last = len(self.encoder.layers) - 1
-        for index, layer in enumerate(self.encoder.layers):
-            x_ND = layer.forward_rows(x_ND, rows, torch.searchsorted(rows.index_N, query_M) if index == last else None)
-        return self.dropout(self.encoder_norm(x_ND))
+        packed = PackedBatch.from_mask(ids_BT != PAD)
+        x_ND = self._embed_packed(ids_BT, segments_BT, packed)
+        *first_layers, last_layer = self.encoder.layers
+        for layer in first_layers:
+            x_ND = layer.forward_packed(x_ND, packed)
+        x_MD = last_layer.forward_packed(x_ND, packed, torch.searchsorted(packed.index_N, query_M))
+        return self.dropout(self.encoder_norm(x_MD))
 
-    def _embed_rows(self, ids_BT: Tensor, segments_BT: Tensor, rows: PackedBatch) -> Tensor:
+    def _embed_packed(self, ids_BT: Tensor, segments_BT: Tensor, packed: PackedBatch) -> Tensor:
         position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        return self.embedding(rows.pack(ids_BT), rows.pack(segments_BT), rows.pack(position_BT))
+        return self.embedding(packed.pack(ids_BT), packed.pack(segments_BT), packed.pack(position_BT))
 
-    def set_kernels(self, kernels: str) -> "BabyBert":
-        """Compute by whatever is fastest here ("auto"), or by PyTorch's own operations ("plain")."""
+    def set_kernels(self, kernels: ops.Kernels) -> "BabyBert":
+        """Choose the implementations that `ops` may pick: "auto", "plain" or "triton". Returns the model.
+
+        Raises UsageError for "triton" where there is no GPU or no Triton.
+        """
+        ops.check_available(kernels)
         for module in self.modules():
             if isinstance(module, (BabyBert, EncoderLayer, Dropout)):
                 module.kernels = kernels
         return self
 
     def mlm_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits over the vocabulary (N, V) of chosen positions; ask for few, V is large."""
+        """Logits over the vocabulary (N, V) at the chosen positions. V is large: pass few positions."""
         return self.mlm_decoder(self.mlm_transform(hidden_ND))
 
     def nsp_logits(self, hidden_BTD: Tensor) -> Tensor:
-        """Logits (B, 2) from the `[CLS]` position: 1 is "B follows A"."""
+        """Logits (B, 2) from the `[CLS]` position; class 1 is "B follows A"."""
         return self.nsp_head(hidden_BTD[:, 0])

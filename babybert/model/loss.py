@@ -1,10 +1,11 @@
 """BERT's two objectives, written out, and the module that turns a batch into their sums.
 
-MLM: the cross entropy of the original token at each chosen position; positions that were not chosen (label 0) take no
-part and never reach the vocabulary. NSP: the cross entropy of is_next from the `[CLS]` state; 0 ("B is from
-elsewhere") is a class like 1, not something to ignore. The objective is the sum of the two means.
+MLM (masked language modelling): the cross entropy of the original token at each chosen position. Positions that were
+not chosen (label 0) have no loss, and no logits are computed for them. NSP (next sentence prediction): the cross
+entropy of is_next from the `[CLS]` state. Label 0 ("B is from elsewhere") is a class like 1, not a value to ignore. The
+objective is the sum of the two means (Devlin et al., 2019).
 
-`PretrainingModel.forward` returns sums and counts of shape (1,), not logits: `DataParallel` then gathers a few numbers
+`PretrainingModel.forward` returns sums and counts of shape (1,), not logits. `DataParallel` then gathers a few scalars
 instead of a B x T x V tensor, and the mean is over the whole batch, not a mean of the replicas' means.
 
 Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
@@ -16,58 +17,64 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from babybert.data.tokenizer import PAD
+from babybert.model import ops
 from babybert.model.bert import BabyBert
-from babybert.model.kernels import gpu_kernels
-from babybert.model.mlm_head import NO_TARGET, HeadLoss, mlm_head_loss
+from babybert.model.plain_ops import NO_TARGET, HeadLoss
 
 IGNORED = 0  # the MLM label of a position that was not chosen
 
 
 def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: bool = False) -> HeadLoss:
-    """Sum of the MLM cross entropies over the chosen positions, and how many they are."""
-    decoder, chosen_N = model.mlm_decoder, labels_BT.flatten() != IGNORED
-    gpu = gpu_kernels(labels_BT.device) if model.kernels == "auto" and not with_rank else None
-    # On a GPU, the host would have to wait for how many were chosen; the kernel passes over rows without a target.
-    waits = not (gpu and gpu.supports_head(hidden_BTD, decoder.weight))
-    index_N = chosen_N.nonzero().squeeze(1) if waits else chosen_N.int().argsort(descending=True, stable=True)
+    """Sum of the MLM cross entropies over the chosen positions, and their number.
+
+    `with_rank` also counts, for each of them, the tokens with a higher logit than the target.
+    """
+    decoder = model.mlm_decoder
+    chosen = labels_BT.flatten() != IGNORED
+    if not with_rank and ops.skips_rows_without_target(hidden_BTD, decoder.weight, model.kernels):
+        # On a GPU, `nonzero` waits for the number of chosen positions. This keeps all positions, the chosen ones first.
+        index_N = chosen.int().argsort(descending=True, stable=True)
+    else:
+        index_N = chosen.nonzero().squeeze(1)
     labels_N = labels_BT.flatten()[index_N]
     targets_N = labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
     transformed_ND = model.mlm_transform(hidden_BTD.flatten(0, 1)[index_N])
-    return mlm_head_loss(transformed_ND, decoder.weight, decoder.bias, targets_N, with_rank, model.kernels)
+    return ops.mlm_head_loss(transformed_ND, decoder.weight, decoder.bias, targets_N, with_rank, model.kernels)
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
-    """Sum over pairs of `-log softmax(logits)[is_next]`, both classes alike; a pair with -1 has no part in it."""
+    """Sum over pairs of `-log softmax(logits)[is_next]`. A pair whose label is -1 is left out."""
     logits_B2 = logits_B2.float()  # under autocast they are bf16
-    own_B = logits_B2.gather(1, is_next_B[:, None].long().clamp(min=0)).squeeze(1)
-    return ((logits_B2.logsumexp(-1) - own_B) * (is_next_B >= 0)).sum()
+    index_B1 = is_next_B[:, None].long().clamp(min=0)
+    target_logit_B = logits_B2.gather(1, index_B1).squeeze(1)
+    return ((logits_B2.logsumexp(-1) - target_logit_B) * (is_next_B >= 0)).sum()
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over pairs and chosen positions: what replicas, batches and epochs add up, and means are made of."""
+    """Sums over pairs and chosen positions, all of them scalars. Replicas, micro-batches and steps add up to means."""
 
-    mlm_sum: Tensor
-    mlm_count: Tensor
-    nsp_sum: Tensor
-    nsp_correct: Tensor
-    nsp_count: Tensor
-    tokens: Tensor
+    mlm_sum: Tensor  # cross entropies of the chosen positions, nats
+    mlm_count: Tensor  # chosen positions
+    nsp_sum: Tensor  # cross entropies of the pairs, nats
+    nsp_correct: Tensor  # pairs whose label is the likelier class
+    nsp_count: Tensor  # pairs with a label
+    tokens: Tensor  # tokens that are not padding
 
     @classmethod
     def of(cls, sums: dict[str, Tensor]) -> "LossSums":
-        """Add up what `PretrainingModel` returned, over the replicas if there were several."""
+        """Add up what `PretrainingModel` returned, over the replicas if there are several."""
         return cls(**{name: value.sum() for name, value in sums.items()})
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "LossSums":
-        """Each number changed."""
+        """`change` applied to each sum."""
         return LossSums(**{name: change(value) for name, value in vars(self).items()})
 
     def detach(self) -> "LossSums":
-        """The same numbers without their graph."""
+        """The same sums without their autograd graph."""
         return self.map(Tensor.detach)
 
     @property
@@ -82,17 +89,17 @@ class LossSums:
 
     @property
     def loss(self) -> Tensor:
-        """The objective."""
+        """The objective: the sum of the two means."""
         return self.mlm_loss + self.nsp_loss
 
     @property
     def nsp_accuracy(self) -> Tensor:
-        """Share of the pairs whose label is the likelier one."""
+        """Share of the pairs whose label is the likelier class."""
         return self.nsp_correct / self.nsp_count.clamp(min=1)
 
 
 class PretrainingModel(nn.Module):
-    """A BabyBert with its losses inside, so that it can be wrapped for several devices."""
+    """A BabyBert with its losses inside, so that it can be wrapped in `DataParallel` or `DistributedDataParallel`."""
 
     def __init__(self, bert: BabyBert) -> None:
         super().__init__()

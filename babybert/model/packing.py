@@ -1,29 +1,43 @@
-"""Padded batches to tokens laid end to end, and back."""
+"""Padded batches to packed tokens, and back.
 
-from typing import NamedTuple
+The tokens of all pairs are laid end to end, without padding. Attention looks from `cu_seqlens[b]` to `cu_seqlens[b +
+1]`; everything else in the encoder is a function of one token.
+
+Shapes: B pairs, T positions, N tokens of all pairs, D width.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class PackedBatch(NamedTuple):
-    """Where the tokens of a padded batch are when they are laid end to end."""
+@dataclass(frozen=True)
+class PackedBatch:
+    """Where the tokens of a padded batch are when they are packed. All tensors are on the batch's device."""
 
-    index_N: Tensor  # in the flattened batch
-    offsets: Tensor  # pair b has the tokens from offsets[b] to offsets[b + 1]
+    index_N: Tensor  # position of each token in the flattened batch, b x T + t (int64, ascending)
+    cu_seqlens: Tensor  # cumulative lengths (B + 1, int64): pair b has tokens cu_seqlens[b] to cu_seqlens[b + 1]
     shape: torch.Size  # (B, T)
 
     @classmethod
-    def of(cls, real_BT: Tensor) -> "PackedBatch":
-        """The positions that are not padding."""
-        return cls(real_BT.flatten().nonzero().squeeze(1), F.pad(real_BT.sum(1).cumsum(0), (1, 0)), real_BT.shape)
+    def from_mask(cls, mask_BT: Tensor) -> "PackedBatch":
+        """Pack the positions where the mask is true: those that are not padding. Waits for a GPU to count them."""
+        index_N = mask_BT.flatten().nonzero().squeeze(1)
+        cu_seqlens = F.pad(mask_BT.sum(1).cumsum(0), (1, 0))
+        return cls(index_N, cu_seqlens, mask_BT.shape)
 
-    def pack(self, x_BT: Tensor) -> Tensor:
-        """Of a padded batch, what is at the tokens."""
-        return x_BT.flatten(0, 1)[self.index_N]
+    def to_mask(self) -> Tensor:
+        """The mask (B, T): true where there is a token."""
+        mask = torch.zeros(self.shape.numel(), dtype=torch.bool, device=self.index_N.device)
+        return mask.index_fill_(0, self.index_N, True).view(self.shape)
 
-    def pad(self, x_ND: Tensor) -> Tensor:
+    def pack(self, x: Tensor) -> Tensor:
+        """The tokens' entries (N, ...) of a padded batch (B, T, ...)."""
+        return x.flatten(0, 1)[self.index_N]
+
+    def unpack(self, x_ND: Tensor) -> Tensor:
         """The padded batch (B, T, D), with zeros where there is no token."""
         flat = x_ND.new_zeros(self.shape.numel(), x_ND.shape[1]).index_copy(0, self.index_N, x_ND)
         return flat.view(*self.shape, -1)

@@ -21,7 +21,7 @@ from babybert.checkpoint.format import load_model
 from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
 from babybert.model.bert import BabyBert
-from babybert.model.inference import Answers
+from babybert.model.inference import InferenceModel
 from babybert.serving.request_schema import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets, shown
 
 SLICE_POSITIONS = 4096  # 32 MB for each hidden layer of the baby's feed-forward
@@ -59,7 +59,7 @@ class Predictor:
 
     def __init__(self, model: BabyBert, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.answers = Answers(model, compiled, threads)
+        self.inference = InferenceModel(model, compiled, threads)
 
     @classmethod
     def load(cls, folder: Path, compiled: bool = False, threads: int = 1) -> "Predictor":
@@ -226,7 +226,7 @@ class Predictor:
         # Each row's targets end to end, so that they are read in one go.
         row_X = [n for n, (_, targets) in enumerate(asked) for _ in targets or ()]
         ids_X = [token_id for _, targets in asked for token_id in targets or ()]
-        words = self.answers.words(hidden_ND, most, row_X, ids_X)
+        words = self.inference.top_tokens(hidden_ND, most, row_X, ids_X)
         score_X = iter(words.target_scores_X)
         filled = []
         for n, (top_k, targets) in enumerate(asked):

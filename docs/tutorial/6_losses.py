@@ -18,7 +18,7 @@ from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
-from babybert.model.mlm_head import mlm_head_token_losses
+from babybert.model.ops import mlm_head_token_losses
 
 # %% [markdown]
 # ## Three words, a pocket calculator
@@ -169,7 +169,7 @@ tutorial.show(figure, "6_losses")
 #
 # **In the package:** [`mlm_loss`](../../babybert/model/objectives.py), [`nsp_loss`](../../babybert/model/objectives.py),
 # [`PretrainingModel`](../../babybert/model/objectives.py), [`LossSums`](../../babybert/model/objectives.py),
-# [`plain_head_loss`](../../babybert/model/mlm_head.py) and the faster forms of it beside it,
+# [`plain_ops.mlm_head_loss`](../../babybert/model/plain_ops.py) and the faster forms that [`ops`](../../babybert/model/ops.py) picks,
 # [`unigram_log_probs`](../../babybert/training/evaluation.py), [`explain`](../../babybert/evaluation/explain.py).
 #
 # Next: [7. Training](7_training.md)

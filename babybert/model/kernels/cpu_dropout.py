@@ -1,6 +1,6 @@
-"""Dropout on a CPU by a hash of (row, column, seed): torch's own draws from a generator, one number after the other.
+"""Dropout on a CPU by a hash of (row, column, seed). PyTorch draws each number from a serial generator instead.
 
-Nothing is kept for the backward but the seed: it hashes again.
+Only the seed is kept for the backward, which computes the hash again.
 
 Shapes: N rows, D columns.
 """
@@ -12,7 +12,11 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from babybert.model.kernels.cpu_math import bits_of, compiled, dropout_numbers, row_key, threads_for
+from babybert.jit import compile_kernels
+from babybert.model.kernels import Requirements
+from babybert.model.kernels.cpu_math import bits_of, dropout_constants, row_key, threads_for
+
+NUMBERS_PER_THREAD = 2**14  # fewer are not worth a thread's start
 
 
 def _make(width: int, cache: bool) -> tuple[Any]:
@@ -29,29 +33,34 @@ def _make(width: int, cache: bool) -> tuple[Any]:
     return (drop_out,)
 
 
-kernels = compiled(_make)
+kernels_for = compile_kernels(_make)  # one kernel for all widths: it is always asked for with 0
 
 
-def supports(x: Tensor) -> bool:
-    """Whether this kernel is made for such a tensor."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+def requirements(x: Tensor) -> Requirements:
+    """What must hold for this kernel to be correct and faster than PyTorch's dropout."""
+    return {
+        "on a CPU": x.device.type == "cpu",
+        "fp32": x.dtype == torch.float32,
+        "at least one number": x.numel() > 0,
+    }
 
 
-def _drop_out(x: Tensor, drop: float, seed_2: Tensor) -> Tensor:
+def _drop_out(x: Tensor, dropout_p: float, seed_2: Tensor) -> Tensor:
     x_ND, y = x.contiguous().view(-1, x.shape[-1]), torch.empty(x.shape)
-    (drop_out,) = kernels(0)  # of any width
-    drop_out(x_ND.numpy(), y.view(x_ND.shape).numpy(), *dropout_numbers(drop, seed_2), threads_for(x.numel(), 2**14))
+    (drop_out,) = kernels_for(0)
+    threads = threads_for(x.numel(), NUMBERS_PER_THREAD)
+    drop_out(x_ND.numpy(), y.view(x_ND.shape).numpy(), *dropout_constants(dropout_p, seed_2), threads)
     return y
 
 
 class CpuDropout(torch.autograd.Function):
-    """`x`, each number of it 0 with probability `drop` and else divided by 1 - drop; of any shape, in fp32."""
+    """Dropout of `x`, of any shape, in fp32: each number 0 with probability `dropout_p`, else divided by 1 - p."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, drop: float, seed_2: Tensor) -> Tensor:
-        context.drop, context.seed_2 = drop, seed_2
-        return _drop_out(x.detach(), drop, seed_2)
+    def forward(context: Any, x: Tensor, dropout_p: float, seed_2: Tensor) -> Tensor:
+        context.dropout_p, context.seed_2 = dropout_p, seed_2
+        return _drop_out(x.detach(), dropout_p, seed_2)
 
     @staticmethod
     def backward(context: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _drop_out(d_outputs[0], context.drop, context.seed_2), None, None
+        return _drop_out(d_outputs[0], context.dropout_p, context.seed_2), None, None

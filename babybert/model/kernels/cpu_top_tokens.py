@@ -1,20 +1,23 @@
-"""A narrow model's answers on a CPU: numba kernels for one thread, which read each table once and write no logits.
+"""A narrow model's inference on a CPU: numba kernels for one thread, which read each table once and write no logits.
 
-A server asks for the likeliest words at some positions and their probabilities, not for a loss. `BestWords` passes over
-the vocabulary in blocks: the logits of a block and a position stay in the first cache, where their exponentials are added
-up and the best words so far are kept, so that nothing of N x V is ever written. A block is looked through for better words
-only if its sum is as large as the least of the best: no word in it can be, if all of them together are not. `FeedForward` is that of training
-without its dropout and its threads.
+A server needs the likeliest tokens at some positions and their probabilities, not a loss. `TopTokensKernel` reads the
+vocabulary block by block. The logits of a block and a position stay in the first-level cache, where their exponentials
+are added up and the best tokens so far are kept: nothing of N x V is written. A block is searched for better tokens
+only if the sum of its exponentials is as large as that of the worst token kept, since no token can be better otherwise.
+`FeedForwardKernel` is the feed-forward of training without dropout and threads.
 
-Compiled for one thread this takes a second or two, which a server can spend before it says that it is ready. No cache on
-disk is kept: numba's is keyed by the path of the source, and TorchServe unpacks an archive to another one each time.
+Compiling for one thread takes a second or two, which a server spends before it reports that it is ready. Nothing is
+cached on disk: numba's cache is keyed by the path of the source, and TorchServe unpacks an archive to a new one each
+time.
 
-The loops are compiled on the understanding that nothing overflows and nothing is NaN: `takes` looks at the weights.
+The loops are compiled under the assumption that nothing overflows and nothing is NaN: `requirements` checks the
+weights.
 
 Shapes: N masks or tokens, D width, V vocabulary, K candidates, B blocks, C columns of a block.
 """
 
 import functools
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,18 +26,19 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
+from babybert.model.kernels import Requirements
 from babybert.model.kernels.cpu_math import LANES, exp, largest
 
-BLOCK = 512  # words at a time: 20 KB of a table of width 10, which fit a core's first cache
-UNITS = 256  # hidden units at a time, of which there are two tables
-TOO_LARGE = np.float32(1e30)  # a sum of exponentials that is not to be trusted
-HIGHEST = np.float32(80)  # e^80 x BLOCK is a number yet, and too large
-NEARLY = np.float32(0.99)  # of what a sum must reach: it is rounded
-ROWS_A_THREAD = 8  # positions that are worth a thread's start
-WIDEST, WIDEST_FEED_FORWARD = 32, 16  # beyond them the matrix products of the plain form win
-SMALLEST_VOCABULARY = 4096  # with fewer words the plain form takes no time either
+BLOCK = 512  # tokens at a time: 20 KB of a table of width 10, which fit a core's first-level cache
+UNITS = 256  # hidden units at a time, with two tables of weights
+TOO_LARGE = np.float32(1e30)  # a sum of exponentials above which an fp32 sum may overflow
+HIGHEST_EXPONENT = np.float32(80)  # e^80 x BLOCK is still finite, and above TOO_LARGE
+ROUNDING_MARGIN = np.float32(0.99)  # of the sum that a block must reach: sums are rounded
+ROWS_PER_THREAD = 8  # fewer positions are not worth a thread's start
+WIDEST, WIDEST_FEED_FORWARD = 32, 16  # above them PyTorch's matrix products are faster
+SMALLEST_VOCABULARY = 4096  # with fewer tokens the plain form costs next to nothing
 LARGEST_WEIGHT = 1e4  # products of such numbers stay far below the largest of fp32, at any width up to WIDEST
-NOTHING = np.float32(-1e30)  # the bias of a word that is not there
+NOTHING = np.float32(-1e30)  # the bias of the tokens that only fill the last block
 
 
 @functools.cache
@@ -62,8 +66,8 @@ def _feed_forward_kernel(width: int) -> Any:
 
 
 @njit(inline="always")
-def _keep(z_C, first, logits_K, ids_K):
-    """Put what is above the last of the best so far in its place among them; of equals, the first stays before."""
+def _insert_better(z_C, first, logits_K, ids_K):
+    """Insert the logits above the worst one kept, in descending order; of equal ones the first token comes first."""
     last = len(logits_K) - 1
     for v in range(len(z_C)):
         if z_C[v] > logits_K[last]:
@@ -75,11 +79,13 @@ def _keep(z_C, first, logits_K, ids_K):
 
 
 @functools.cache
-def _best_kernel(width: int) -> Any:
+def _top_tokens_kernel(width: int) -> Any:
     D = width
 
+    # `shift_N` is what is subtracted from a position's logits, `sum_N` the sum of their exponentials (online softmax),
+    # and `enough_N` the sum that a block must reach to be searched.
     @njit(fastmath=True, nogil=True)
-    def best(hidden_ND, table_BDC, bias_BC, z_C, lanes, shift_N, enough_N, sum_N, logits_NK, ids_NK):
+    def top_tokens(hidden_ND, table_BDC, bias_BC, z_C, lanes, shift_N, enough_N, sum_N, logits_NK, ids_NK):
         last = logits_NK.shape[1] - 1
         for b in range(bias_BC.shape[0]):
             table, bias = table_BDC[b], bias_BC[b]
@@ -91,101 +97,95 @@ def _best_kernel(width: int) -> Any:
                         logit += h[d] * table[d, v]
                     z_C[v] = logit
                 for v in range(BLOCK):
-                    total += exp(min(z_C[v] - shift, HIGHEST))
-                if total > TOO_LARGE:  # also the first block: its shift is NOTHING
-                    most = largest(z_C, lanes)
-                    sum_N[n] *= np.exp(np.float64(shift) - np.float64(most))
-                    shift_N[n], shift, total = most, most, np.float32(0)
-                    enough_N[n] = 0  # it was relative to the old one
+                    total += exp(min(z_C[v] - shift, HIGHEST_EXPONENT))
+                if total > TOO_LARGE:  # always so in the first block, where the shift is NOTHING
+                    top = largest(z_C, lanes)
+                    sum_N[n] *= np.exp(np.float64(shift) - np.float64(top))
+                    shift_N[n], shift, total = top, top, np.float32(0)
+                    enough_N[n] = 0  # it was relative to the old shift
                     for v in range(BLOCK):
                         total += exp(z_C[v] - shift)
                 sum_N[n] += total
                 if total > enough_N[n] and largest(z_C, lanes) > logits_NK[n, last]:
-                    _keep(z_C, b * BLOCK, logits_NK[n], ids_NK[n])
-                    enough_N[n] = exp(logits_NK[n, last] - shift) * NEARLY
+                    _insert_better(z_C, b * BLOCK, logits_NK[n], ids_NK[n])
+                    enough_N[n] = exp(logits_NK[n, last] - shift) * ROUNDING_MARGIN
 
-    return best
+    return top_tokens
 
 
-def supports(model: Any) -> bool:
-    """Whether these kernels are made for such a `BabyBert`, and faster than PyTorch's operations."""
-    sane = all(
-        weight.dtype == torch.float32 and bool((weight.abs() <= LARGEST_WEIGHT).all()) for weight in model.parameters()
-    )
-    return sane and model.config.width <= WIDEST and model.config.vocab_size >= SMALLEST_VOCABULARY
+def requirements(width: int, vocab_size: int, weights: Iterable[Tensor]) -> Requirements:
+    """What must hold of a model for these kernels to be correct, and faster than PyTorch's operations."""
+    weights = list(weights)
+    return {
+        "on a CPU": all(weight.device.type == "cpu" for weight in weights),
+        "fp32 weights": all(weight.dtype == torch.float32 for weight in weights),
+        f"weights finite, at most {LARGEST_WEIGHT:,.0f}": all(
+            bool((weight.abs() <= LARGEST_WEIGHT).all()) for weight in weights
+        ),
+        f"width <= {WIDEST}": width <= WIDEST,
+        f"vocabulary >= {SMALLEST_VOCABULARY:,}": vocab_size >= SMALLEST_VOCABULARY,
+    }
 
 
 def _in_blocks(x_VD: Tensor, block: int, filling: float = 0.0) -> np.ndarray:
     """Rows as columns, `block` of them at a time: (B, D, C)."""
     blocks = -(-len(x_VD) // block)
-    whole = torch.full((blocks * block, x_VD.shape[1]), filling)
-    whole[: len(x_VD)] = x_VD.detach()
+    filled = torch.full((blocks * block, x_VD.shape[1]), filling)
+    filled[: len(x_VD)] = x_VD.detach()
     # PyTorch's memory begins at a cache line, numpy's does not.
-    columns: np.ndarray = whole.view(blocks, block, -1).transpose(1, 2).contiguous().numpy()
+    columns: np.ndarray = filled.view(blocks, block, -1).transpose(1, 2).contiguous().numpy()
     return columns
 
 
-class FeedForward:
+class FeedForwardKernel:
     """`relu(x @ W1.T + b1) @ W2.T + b2` of rows (..., D)."""
 
     def __init__(self, linear1: nn.Linear, linear2: nn.Linear) -> None:
-        self.kernel = _feed_forward_kernel(linear1.in_features)
-        self.tables = (
+        self._kernel = _feed_forward_kernel(linear1.in_features)
+        self._tables = (
             _in_blocks(linear1.weight, UNITS),
             _in_blocks(linear1.bias[:, None], UNITS)[:, 0],
             _in_blocks(linear2.weight.T, UNITS),
         )
-        self.bias2_D = linear2.bias.detach()
-        self.a_C = torch.empty(UNITS).numpy()
+        self._bias2_D = linear2.bias.detach()
+        self._a_C = torch.empty(UNITS).numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1]).contiguous()
-        y_ND = self.bias2_D.repeat(len(x_ND), 1)
-        self.kernel(x_ND.numpy(), *self.tables, self.a_C, y_ND.numpy())
+        y_ND = self._bias2_D.repeat(len(x_ND), 1)
+        self._kernel(x_ND.numpy(), *self._tables, self._a_C, y_ND.numpy())
         return y_ND.view(x.shape)
 
 
-class BestWords:
-    """The likeliest words at some positions, which are shared out to threads where there are several of them."""
+class TopTokensKernel:
+    """The likeliest tokens at some positions, which are shared out to `threads` threads where there are enough."""
 
     def __init__(self, weight_VD: Tensor, bias_V: Tensor, threads: int = 1) -> None:
-        self.kernel = _best_kernel(weight_VD.shape[1])
-        self.table_BDC, self.bias_BC = (
-            _in_blocks(weight_VD, BLOCK),
-            _in_blocks(bias_V[:, None], BLOCK, float(NOTHING))[:, 0],
-        )
-        self.vocabulary, self.threads = len(bias_V), threads
-        # Not OpenMP's, which go on spinning for a while: the cores are the server's, too.
-        self.pool = ThreadPoolExecutor(max(1, threads - 1))
+        self._kernel = _top_tokens_kernel(weight_VD.shape[1])
+        self._table_BDC = _in_blocks(weight_VD, BLOCK)
+        self._bias_BC = _in_blocks(bias_V[:, None], BLOCK, float(NOTHING))[:, 0]
+        self._vocab_size, self._threads = len(bias_V), threads
+        # Not OpenMP's threads, which go on spinning for a while: the server needs the cores, too.
+        self._pool = ThreadPoolExecutor(max(1, threads - 1))
 
     def __call__(self, hidden_ND: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log of the sum of all e^logit (N, fp64), and logits and ids (N, K) of the k largest, best first; K is at most V."""
-        rows = len(hidden_ND)
-        hidden, shift_N, enough_N, sum_N = (
-            hidden_ND.contiguous().numpy(),
-            np.full(rows, NOTHING),
-            np.zeros(rows, np.float32),
-            np.zeros(rows),
-        )
-        logits_NK, ids_NK = (
-            np.full((rows, min(k, self.vocabulary)), NOTHING),
-            np.zeros((rows, min(k, self.vocabulary)), np.int64),
-        )
+        """The logarithm of the sum of all e^logit (N, fp64), and logits and ids (N, K) of the k largest, best first.
+
+        K is k, or V where that is smaller.
+        """
+        positions, candidates = len(hidden_ND), min(k, self._vocab_size)
+        hidden = hidden_ND.contiguous().numpy()
+        shift_N, enough_N, sum_N = np.full(positions, NOTHING), np.zeros(positions, np.float32), np.zeros(positions)
+        logits_NK, ids_NK = np.full((positions, candidates), NOTHING), np.zeros((positions, candidates), np.int64)
 
         def run(first: int, end: int) -> None:
-            own = (x[first:end] for x in (shift_N, enough_N, sum_N, logits_NK, ids_NK))
-            self.kernel(
-                hidden[first:end],
-                self.table_BDC,
-                self.bias_BC,
-                torch.empty(BLOCK).numpy(),
-                torch.empty(LANES).numpy(),
-                *own,
-            )
+            scratch = torch.empty(BLOCK).numpy(), torch.empty(LANES).numpy()
+            outputs = [array[first:end] for array in (shift_N, enough_N, sum_N, logits_NK, ids_NK)]
+            self._kernel(hidden[first:end], self._table_BDC, self._bias_BC, *scratch, *outputs)
 
-        parts = max(1, min(self.threads, rows // ROWS_A_THREAD))
-        bounds = [rows * part // parts for part in range(parts + 1)]
-        others = [self.pool.submit(run, *bounds[part : part + 2]) for part in range(1, parts)]
+        shares = max(1, min(self._threads, positions // ROWS_PER_THREAD))
+        bounds = [positions * share // shares for share in range(shares + 1)]
+        others = [self._pool.submit(run, *bounds[share : share + 2]) for share in range(1, shares)]
         run(*bounds[:2])
         for other in others:
             other.result()

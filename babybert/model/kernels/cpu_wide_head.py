@@ -1,11 +1,11 @@
-"""The vocabulary head of a wide model on a CPU: matrix products by PyTorch, and one pass of ours over their logits.
+"""A wide model's vocabulary head on a CPU: matrix products by PyTorch, and one pass over their logits by numba.
 
-From width 33 on a matrix product is faster than loops of our own, but what comes after it is memory traffic: PyTorch adds the
-bias, seeks the maximum, takes exponentials, compares and sums in nine passes, most of which also write a table of C x V
-that the system must first clear. Here a row of logits (0.6 MB at V = 147,161) is turned into its loss, its rank and
-its gradient while it lies in the core's second cache, in the place where it stands.
+From width 33 on a matrix product is faster than hand-written loops, but what comes after it is memory traffic: PyTorch
+adds the bias, seeks the maximum, takes exponentials, compares and sums in nine passes, most of which also write a table
+of C x V that the system must first clear. Here a row of logits (0.6 MB at V = 147,161) is turned into its loss, its
+rank and its gradient in place, while it lies in the core's second-level cache.
 
-As in `ChunkedHeadLoss`, a few rows at a time have their gradients at once, for a loss that counts once.
+As in `ChunkedHeadLoss`, gradients are computed in the forward, chunk by chunk, for an output gradient of 1.
 
 Shapes: N masked positions, D width, V vocabulary, C rows of a chunk, T threads.
 """
@@ -17,87 +17,118 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from babybert.model.kernels.cpu_math import LANES, aligned, compiled, exp, largest, threads_for
+from babybert.jit import compile_kernels
+from babybert.model.kernels import Requirements
+from babybert.model.kernels.cpu_math import LANES, aligned, exp, largest, threads_for
 
-CHUNK = 2**24  # logits at a time: 64 MB; with fewer, the weight's gradient is gone through too often
+CHUNK = 2**24  # logits at a time: 64 MB; with fewer, the weight's gradient is read and written too often
 BLOCK = 4096  # logits of a row whose exponentials are added up in fp32
-SMALLEST_VOCABULARY = 4096  # with fewer words PyTorch's passes take no time either
+SMALLEST_VOCABULARY = 4096  # with fewer words PyTorch's passes cost next to nothing
+
+
+@njit(inline="always", fastmath=True)
+def _add_bias(z, bias_V, lanes):
+    """Add the bias to a row of products in place; return the largest logit."""
+    vocab = len(z)
+    for v in range(vocab):
+        z[v] += bias_V[v]
+    top = np.float32(-np.inf)
+    whole = vocab // LANES * LANES
+    if whole:
+        top = largest(z[:whole], lanes)
+    for v in range(whole, vocab):
+        top = max(top, z[v])
+    return top
+
+
+@njit(inline="always", fastmath=True)
+def _log_sum_and_rank(z, top, target_logit):
+    """The logarithm of the sum of a row's e^logit (fp64), and how many logits are above the target's."""
+    vocab, total, above = len(z), 0.0, 0
+    for first in range(0, vocab, BLOCK):
+        block_total, block_above = np.float32(0), np.int32(0)
+        for v in range(first, min(first + BLOCK, vocab)):
+            block_total += exp(z[v] - top)
+            block_above += np.int32(z[v] > target_logit)
+        total += block_total
+        above += block_above
+    return np.float64(top) + np.log(total), above
+
+
+@njit(inline="always", fastmath=True)
+def _replace_by_gradients(z, target, log_sum, d_bias):
+    """Turn a row of logits into their gradients, softmax - one_hot(target), and add them to the bias's."""
+    shift = np.float32(log_sum)
+    for v in range(len(z)):
+        z[v] = exp(min(z[v] - shift, np.float32(0)))
+    z[target] -= np.float32(1)
+    for v in range(len(z)):
+        d_bias[v] += z[v]
 
 
 def _make(width: int, cache: bool) -> tuple[Any]:
     @njit(parallel=True, fastmath=True, cache=cache)
-    def to_gradients(z_CV, bias_V, target_C, log_sum_C, own_C, rank_C, d_bias_TV, with_gradients):
-        threads, rows, vocab = d_bias_TV.shape[0], z_CV.shape[0], z_CV.shape[1]
+    def losses(z_CV, bias_V, target_C, log_sum_C, target_logit_C, rank_C, d_bias_TV, with_gradients):
+        threads, rows = d_bias_TV.shape[0], z_CV.shape[0]
         for thread in prange(threads):
             lanes = aligned(LANES)
             d_bias = d_bias_TV[thread]
             for c in range(rows * thread // threads, rows * (thread + 1) // threads):
-                z, target, top, total, above = z_CV[c], target_C[c], np.float32(-np.inf), 0.0, 0
-                for v in range(vocab):
-                    z[v] += bias_V[v]
-                whole = vocab // LANES * LANES
-                if whole:
-                    top = largest(z[:whole], lanes)
-                for v in range(whole, vocab):
-                    top = max(top, z[v])
-                own = z[target]
-                for first in range(0, vocab, BLOCK):
-                    part, part_above = np.float32(0), np.int32(0)
-                    for v in range(first, min(first + BLOCK, vocab)):
-                        part += exp(z[v] - top)
-                        part_above += np.int32(z[v] > own)
-                    total += part
-                    above += part_above
-                log_sum = np.float64(top) + np.log(total)
-                log_sum_C[c], own_C[c], rank_C[c] = log_sum, own, above
+                z, target = z_CV[c], target_C[c]
+                top = _add_bias(z, bias_V, lanes)
+                target_logit = z[target]
+                log_sum, rank = _log_sum_and_rank(z, top, target_logit)
+                log_sum_C[c], target_logit_C[c], rank_C[c] = log_sum, target_logit, rank
                 if with_gradients:
-                    shift = np.float32(log_sum)
-                    for v in range(vocab):
-                        z[v] = exp(min(z[v] - shift, np.float32(0)))
-                    z[target] -= np.float32(1)
-                    for v in range(vocab):
-                        d_bias[v] += z[v]
+                    _replace_by_gradients(z, target, log_sum, d_bias)
 
-    return (to_gradients,)
+    return (losses,)
 
 
-kernels = compiled(_make)
+kernels_for = compile_kernels(_make)  # one kernel for all widths: it is always asked for with 0
 
 
-def supports(hidden_ND: Tensor, weight_VD: Tensor) -> bool:
-    """Whether this way is made for such tensors: fp32 on a CPU, and no autocast that would have the products in bf16."""
-    fp32 = {hidden_ND.dtype, weight_VD.dtype} == {torch.float32} and not torch.is_autocast_enabled("cpu")
-    return weight_VD.device.type == "cpu" and fp32 and len(weight_VD) >= SMALLEST_VOCABULARY and len(hidden_ND) > 0
+def requirements(hidden_ND: Tensor, weight_VD: Tensor) -> Requirements:
+    """What must hold for this way to be correct and faster than PyTorch's operations."""
+    return {
+        "on a CPU": weight_VD.device.type == "cpu",
+        # Under autocast the matrix products would be in bf16.
+        "fp32": hidden_ND.dtype == weight_VD.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"),
+        f"vocabulary >= {SMALLEST_VOCABULARY:,}": len(weight_VD) >= SMALLEST_VOCABULARY,
+        "at least one position": len(hidden_ND) > 0,
+    }
 
 
-def _pass(
+def _losses(
     z_CV: Tensor, bias_V: Tensor, targets_C: Tensor, d_bias_TV: Tensor, with_gradients: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Loss (fp64) and rank of each row of products; they become the loss's gradients by the logits if these are asked for."""
+    """Loss (fp64) and rank of each row of products `z_CV`.
+
+    With gradients, `z_CV` is replaced by the gradients of the losses by the logits, which are also added to
+    `d_bias_TV`.
+    """
     rows = len(z_CV)
-    log_sum_C, own_C, rank_C = np.empty(rows), np.empty(rows, np.float32), np.empty(rows, np.int64)
-    arrays = z_CV.numpy(), bias_V.numpy(), targets_C.numpy(), log_sum_C, own_C, rank_C, d_bias_TV.numpy()
-    (to_gradients,) = kernels(0)  # of any width
-    to_gradients(*arrays, with_gradients)
-    return log_sum_C - own_C, rank_C
+    log_sum_C, target_logit_C, rank_C = np.empty(rows), np.empty(rows, np.float32), np.empty(rows, np.int64)
+    inputs = z_CV.numpy(), bias_V.numpy(), targets_C.numpy()
+    (losses,) = kernels_for(0)
+    losses(*inputs, log_sum_C, target_logit_C, rank_C, d_bias_TV.numpy(), with_gradients)
+    return log_sum_C - target_logit_C, rank_C
 
 
-def _chunks(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Rows of a chunk, the place for its logits, and one for the bias's gradient."""
+def _buffers(hidden_ND: Tensor, weight_VD: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Rows of a chunk, a buffer for its logits (C, V), and a zeroed one for the bias's gradient (T, V)."""
     vocab = len(weight_VD)
     rows = min(len(hidden_ND), max(1, CHUNK // vocab))
     return rows, hidden_ND.new_empty(rows, vocab), hidden_ND.new_zeros(threads_for(rows, 1), vocab)
 
 
-def mlm_head_token_losses(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each position's own cross entropy (fp32) and its target's rank."""
-    rows, z_CV, d_bias_TV = _chunks(hidden_ND, weight_VD)
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy (fp32) and the target's rank (int64) of each position."""
+    rows, z_CV, d_bias_TV = _buffers(hidden_ND, weight_VD)
     losses, ranks = [], []
     for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
-        own_CV = torch.mm(hidden_CD, weight_VD.T, out=z_CV[: len(hidden_CD)])
-        loss_C, rank_C = _pass(own_CV, bias_V, targets_C, d_bias_TV, False)
+        products_CV = torch.mm(hidden_CD, weight_VD.T, out=z_CV[: len(hidden_CD)])
+        loss_C, rank_C = _losses(products_CV, bias_V, targets_C, d_bias_TV, False)
         losses.append(loss_C)
         ranks.append(rank_C)
     return torch.from_numpy(np.concatenate(losses)).float(), torch.from_numpy(np.concatenate(ranks))
@@ -110,13 +141,13 @@ class CpuWideHeadLoss(torch.autograd.Function):
     def forward(
         context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_gradients: bool
     ) -> tuple[Tensor, Tensor]:
-        rows, z_CV, d_bias_TV = _chunks(hidden_ND, weight_VD)
+        rows, z_CV, d_bias_TV = _buffers(hidden_ND, weight_VD)
         loss_sum, ranks = 0.0, []
         d_hidden_ND, d_weight_VD = (torch.empty_like(x) if with_gradients else x for x in (hidden_ND, weight_VD))
         for first in range(0, len(targets_N), rows):
             hidden_CD = hidden_ND[first : first + rows]
             d_logits_CV = torch.mm(hidden_CD, weight_VD.T, out=z_CV[: len(hidden_CD)])
-            loss_C, rank_C = _pass(d_logits_CV, bias_V, targets_N[first : first + rows], d_bias_TV, with_gradients)
+            loss_C, rank_C = _losses(d_logits_CV, bias_V, targets_N[first : first + rows], d_bias_TV, with_gradients)
             loss_sum += loss_C.sum()
             ranks.append(rank_C)
             if with_gradients:
@@ -129,7 +160,7 @@ class CpuWideHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, d_loss: Tensor, d_rank: Tensor) -> tuple[Tensor | None, ...]:
-        assert context.gradients, "scaled in place: only one backward can be had"
+        assert context.gradients, "the gradients are scaled in place, so there can be only one backward"
         d_hidden_ND, d_weight_VD, d_bias_V = (gradient.mul_(d_loss) for gradient in context.gradients)
         context.gradients = ()
         return d_hidden_ND, d_weight_VD, d_bias_V, None, None
