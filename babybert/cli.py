@@ -26,6 +26,7 @@ class Command:
     arguments: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+NUMBER_OF_VALUES = {"runs": "+", "path": "?"}  # `info --ops` needs no path; other arguments have one value
 SENTENCES = {"sentence_a": "the first sentence", "sentence_b": "the second sentence"}
 SOURCE = {"source": "the same as --source"}
 COMMANDS = {
@@ -85,7 +86,7 @@ def _add_positional_arguments(parser: argparse.ArgumentParser, command: Command)
         if name in settings:  # a setting that may be given without its flag
             parser.add_argument(name, help=help_text, nargs="?", default=argparse.SUPPRESS)
         else:
-            parser.add_argument(name, help=help_text, nargs="+" if name == "runs" else None)
+            parser.add_argument(name, help=help_text, nargs=NUMBER_OF_VALUES.get(name))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

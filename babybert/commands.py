@@ -130,15 +130,17 @@ def run_look(config: LookConfig, arguments: argparse.Namespace) -> int:
     from babybert.evaluation.look import attention_weights, encode, format_look, look
     from babybert.evaluation.report_figures import plot_attention
     from babybert.figures import open_pyplot
-    from babybert.model.inference import InferenceModel
 
     if config.plot:
         open_pyplot()
     model, tokenizer = load_model(find_checkpoint(config.checkpoint))
-    model = InferenceModel(model).model
+    model = model.eval().set_kernels("plain")
     ids_1T, segments_1T = encode(model, tokenizer, config.text)
     results = look(model, tokenizer, config.words, config.among)
-    print_json(results) if config.json else print(format_look(results))
+    if config.json:
+        print_json(results)
+    else:
+        print(format_look(results))
     if config.plot:
         weights_LHTT = attention_weights(model, ids_1T, segments_1T)[:, 0].numpy()
         for path in plot_attention(tokenizer.tokens(ids_1T[0].tolist()), weights_LHTT, config.plot):
@@ -169,10 +171,19 @@ def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
 
 def run_info(config: InfoConfig, arguments: argparse.Namespace) -> int:
     """`babybert info`."""
-    from babybert.info import describe, format_description
+    from babybert.info import describe, describe_ops, format_description, format_ops
 
+    if config.ops:
+        operations = describe_ops()
+        print(json.dumps(operations, indent=2) if config.json else format_ops(operations))
+        return 0
+    if arguments.path is None:
+        raise UsageError("give a path, or --ops; see `babybert info --help`")
     description = describe(Path(arguments.path), config)
-    print_json(description) if config.json else print(format_description(description))
+    if config.json:
+        print_json(description)
+    else:
+        print(format_description(description))
     return 0
 
 

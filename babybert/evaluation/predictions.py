@@ -18,7 +18,7 @@ from babybert.data.loader import Batch, ordered_batches
 from babybert.data.table import Examples
 from babybert.model.bert import BabyBert
 from babybert.model.loss import IGNORED, mlm_loss, nsp_loss
-from babybert.model.mlm_head import mlm_head_token_losses
+from babybert.model.ops import mlm_head_token_losses
 from babybert.progress import Progress
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -97,7 +97,9 @@ class DistributedContext:
 
 
 @contextlib.contextmanager
-def start_distributed(strategy: str, device: str, precision: str) -> Iterator[DistributedContext]:
+def start_distributed(
+    strategy: str, device: Literal["auto", "cpu", "cuda"], precision: str
+) -> Iterator[DistributedContext]:
     """Join the run, and leave it at the end. Raises UsageError for what is not available here.
 
     Args:
