@@ -78,14 +78,13 @@ class Examples:
 
 def concatenate(chunks: Iterable[Examples]) -> Examples:
     """Put the pairs of all chunks one after the other."""
-    parts = list(chunks)
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    all_chunks = list(chunks)
     return Examples(
-        ids=np.concatenate([part.ids for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        segments=np.concatenate([part.segments for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        is_next=np.concatenate([part.is_next for part in parts]),
+        ids=np.concatenate([chunk.ids for chunk in all_chunks]),
+        labels=np.concatenate([chunk.labels for chunk in all_chunks]),
+        segments=np.concatenate([chunk.segments for chunk in all_chunks]),
+        offsets=_offsets(np.concatenate([np.diff(chunk.offsets) for chunk in all_chunks])),
+        is_next=np.concatenate([chunk.is_next for chunk in all_chunks]),
     )
 
 
@@ -252,6 +251,7 @@ def _report(path: Path, row_numbers: list[int], problems: dict[int, str], bad_ro
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """Return where rows of these lengths start, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
