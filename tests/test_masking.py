@@ -74,18 +74,18 @@ def test_every_row_has_a_target() -> None:
 
 def test_a_rows_masks_do_not_depend_on_the_other_rows(rows: Rows) -> None:
     ids, offsets = rows
-    whole = mask(ids, offsets, seed=3, epoch=2)
-    part = mask(ids[100 * LENGTH : 200 * LENGTH], offsets[:101], seed=3, epoch=2, first_row=100)
-    for all_rows, some in zip(whole, part, strict=True):
-        assert (all_rows[100 * LENGTH : 200 * LENGTH] == some).all()
+    all_rows = mask(ids, offsets, seed=3, epoch=2)
+    some_rows = mask(ids[100 * LENGTH : 200 * LENGTH], offsets[:101], seed=3, epoch=2, first_row=100)
+    for of_all, of_some in zip(all_rows, some_rows, strict=True):
+        assert (of_all[100 * LENGTH : 200 * LENGTH] == of_some).all()
 
 
 def test_rows_in_any_order_get_the_same_masks(rows: Rows) -> None:
     ids, offsets = rows
-    whole, _ = mask(ids, offsets, seed=3)
+    all_rows, _ = mask(ids, offsets, seed=3)
     chosen = np.array([7, 3999, 0])
-    some, _ = mask_tokens(ids.reshape(ROWS, LENGTH)[chosen].ravel(), offsets[:4], VOCABULARY, 3, 0, chosen)
-    assert (some.reshape(3, LENGTH) == whole.reshape(ROWS, LENGTH)[chosen]).all()
+    some_rows, _ = mask_tokens(ids.reshape(ROWS, LENGTH)[chosen].ravel(), offsets[:4], VOCABULARY, 3, 0, chosen)
+    assert (some_rows.reshape(3, LENGTH) == all_rows.reshape(ROWS, LENGTH)[chosen]).all()
 
 
 def test_seed_and_epoch_change_the_masks(rows: Rows) -> None:

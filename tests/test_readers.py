@@ -212,9 +212,9 @@ def test_a_limit_takes_the_first_or_spreads_over_a_sorted_corpus(tmp_path: Path,
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     assert read(tmp_path, "jsonl", tmp_path / "t.jsonl", limit=3) == TEXTS[:3]
     assert read(tmp_path, "jsonl", tmp_path / "t.jsonl", limit=99) == TEXTS
-    whole = read(tmp_path, "imdb", folder)
-    assert read(tmp_path, "imdb", folder, limit=4) == whole[::2]
-    assert read(tmp_path, "imdb", folder, limit=99) == whole
+    all_texts = read(tmp_path, "imdb", folder)
+    assert read(tmp_path, "imdb", folder, limit=4) == all_texts[::2]
+    assert read(tmp_path, "imdb", folder, limit=99) == all_texts
 
 
 def test_a_limited_corpus_can_be_read_again(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_bad_rows_can_be_counted_and_skipped(tmp_path: Path, caplog: pytest.LogC
     skipped = BadRows(skip=True)
     assert read_table(path, 10, skipped).ids.tolist() == [1, 3, 6, 2] * 2
     assert skipped.count == 7
-    for number in (2, 3, 4, 5, 6, 8, 9):
-        assert f"row {number}: " in caplog.text
+    for row in (2, 3, 4, 5, 6, 8, 9):
+        assert f"row {row}: " in caplog.text
 
 
 def test_only_the_first_bad_rows_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,9 +193,9 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
 
 def test_rows_have_offsets_that_start_at_zero() -> None:
     examples = Examples(np.arange(6), np.arange(6), np.ones(6), np.array([0, 2, 3, 6]), np.array([0, 1, 0]))
-    part = examples.rows(1, 3)
-    assert part.ids.tolist() == [2, 3, 4, 5]
-    assert part.offsets.tolist() == [0, 1, 4]
-    assert part.is_next.tolist() == [1, 0]
+    selected = examples.rows(1, 3)
+    assert selected.ids.tolist() == [2, 3, 4, 5]
+    assert selected.offsets.tolist() == [0, 1, 4]
+    assert selected.is_next.tolist() == [1, 0]
     assert examples.first(99) is examples
     assert len(examples.first(1)) == 1

@@ -52,27 +52,27 @@ def download(source: Download, folder: Path, pause: float = 2.0) -> Path:
     path = folder / source.url.rpartition("/")[2]
     if path.is_file() and path.stat().st_size == source.size:
         return path
-    part = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _fetch_with_retries(source, part, pause)
-        _verify_md5(source, part)
-        return part.replace(path)
+        _fetch_with_retries(source, partial, pause)
+        _verify_md5(source, partial)
+        return partial.replace(path)
     except OSError as error:
         raise StorageError(
-            f"{part}: cannot be written: {error.strerror}; make room or choose another --download-folder"
+            f"{partial}: cannot be written: {error.strerror}; make room or choose another --download-folder"
         ) from error
 
 
-def _fetch_with_retries(source: Download, part: Path, pause: float) -> None:
+def _fetch_with_retries(source: Download, partial: Path, pause: float) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _fetch_rest(source, part)
+            _fetch_rest(source, partial)
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == ATTEMPTS or is_refusal:
-                received = part.stat().st_size if part.exists() else 0
+                received = partial.stat().st_size if partial.exists() else 0
                 raise StorageError(
                     f"{source.url}: {error}; {received:,} of {source.size:,} bytes downloaded: run the command again "
                     "to resume, or download the file by other means and pass it with --source"
@@ -81,9 +81,9 @@ def _fetch_with_retries(source: Download, part: Path, pause: float) -> None:
             time.sleep(pause * attempt)
 
 
-def _fetch_rest(source: Download, part: Path) -> None:
-    """Append what `part` still lacks. Raises ConnectionError if the connection ends early."""
-    received = part.stat().st_size if part.exists() else 0
+def _fetch_rest(source: Download, partial: Path) -> None:
+    """Append what `partial` still lacks. Raises ConnectionError if the connection ends early."""
+    received = partial.stat().st_size if partial.exists() else 0
     if received >= source.size:
         return
     request = urllib.request.Request(source.url, headers={"Range": f"bytes={received}-", "User-Agent": "babybert"})
@@ -91,8 +91,8 @@ def _fetch_rest(source: Download, part: Path) -> None:
         if response.status != 206:  # the server ignores Range and sends the file from its start
             received = 0
         with (
-            part.open("ab" if received else "wb") as file,
-            Progress(f"download {part.stem}", source.size, "bytes", received) as progress,
+            partial.open("ab" if received else "wb") as file,
+            Progress(f"download {partial.stem}", source.size, "bytes", received) as progress,
         ):
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
@@ -102,12 +102,12 @@ def _fetch_rest(source: Download, part: Path) -> None:
         raise ConnectionError(f"the connection ended after {received:,} of {source.size:,} bytes")
 
 
-def _verify_md5(source: Download, part: Path) -> None:
-    """Delete `part` and raise DataError if its digest is not the published one."""
-    with part.open("rb") as file:
+def _verify_md5(source: Download, partial: Path) -> None:
+    """Delete `partial` and raise DataError if its digest is not the published one."""
+    with partial.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if digest != source.md5:
-        part.unlink()
+        partial.unlink()
         raise DataError(
             f"{source.url}: the downloaded file is not the expected one (MD5 {digest}, not {source.md5}); "
             "it was deleted"

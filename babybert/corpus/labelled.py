@@ -81,6 +81,7 @@ class _SmallestDigests:
         self._digests: set[int] = set()
 
     def add(self, digest: int, document: Labelled) -> None:
+        """Keep the document, if its digest is among the smallest so far."""
         if digest in self._digests:
             return
         if len(self._heap) < self._capacity:

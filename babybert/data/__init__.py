@@ -1,1 +1,1 @@
-"""From documents to batches: corpus, tokenizer, sentence pairs, masking, the CSV table, the loader."""
+"""From documents to batches: tokenizer, sentence pairs, masking, the table and its cache, the loaders."""

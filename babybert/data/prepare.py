@@ -53,9 +53,10 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out"
         )
     with _temporary_folders(config.out) as (partial, work):
-        facts = (
-            _import_tables(config, partial, work) if config.corpus == "table" else _use_corpus(config, partial, work)
-        )
+        if config.corpus == "table":
+            facts = _import_tables(config, partial, work)
+        else:
+            facts = _prepare_corpus(config, partial, work)
         _move_into_place(partial, config.out)
     return facts
 
@@ -95,7 +96,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
         path.replace(out / path.name)
 
 
-def _use_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
+def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
     """Make a dataset from documents."""
     bad_rows = BadRows(config.skip_bad_rows)
     corpus = open_corpus(config, work, bad_rows)

@@ -25,8 +25,7 @@ from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_ro
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
-LIST_COLUMNS = ("bert_input", "bert_label", "segment_label")
-COLUMNS = (*LIST_COLUMNS, "is_next")
+COLUMNS = ("bert_input", "bert_label", "segment_label", "is_next")
 IS_NEXT_VALUES = {"0": 0, "1": 1, "False": 0, "True": 1}
 ROWS_PER_CHUNK = 10_000
 TABLE_ENDINGS = (".csv", ".csv.gz", ".csv.zst", ".parquet")
@@ -79,14 +78,13 @@ class Examples:
 
 def concatenate(chunks: Iterable[Examples]) -> Examples:
     """Put the pairs of all chunks one after the other."""
-    parts = list(chunks)
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    all_chunks = list(chunks)
     return Examples(
-        ids=np.concatenate([part.ids for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        segments=np.concatenate([part.segments for part in parts]),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        is_next=np.concatenate([part.is_next for part in parts]),
+        ids=np.concatenate([chunk.ids for chunk in all_chunks]),
+        labels=np.concatenate([chunk.labels for chunk in all_chunks]),
+        segments=np.concatenate([chunk.segments for chunk in all_chunks]),
+        offsets=_offsets(np.concatenate([np.diff(chunk.offsets) for chunk in all_chunks])),
+        is_next=np.concatenate([chunk.is_next for chunk in all_chunks]),
     )
 
 
@@ -195,10 +193,10 @@ def _parse_rows(path: Path, chunk: RawChunk, bad_rows: BadRows) -> tuple[Example
         the good rows, whose numbers are still int64 and unchecked, and their row numbers.
     """
     problems: dict[int, str] = {}  # the first problem of each row, by its index in the chunk
-    inputs, labels, segments = (
-        _parse_lists(name, cells, problems) for name, cells in zip(LIST_COLUMNS, chunk.cells[:-1], strict=True)
-    )
-    is_next_cells = chunk.cells[-1]
+    input_cells, label_cells, segment_cells, is_next_cells = chunk.cells
+    inputs = _parse_lists("bert_input", input_cells, problems)
+    labels = _parse_lists("bert_label", label_cells, problems)
+    segments = _parse_lists("segment_label", segment_cells, problems)
     is_next = np.array([IS_NEXT_VALUES.get(str(cell).strip(), -1) for cell in is_next_cells], np.int8)
 
     for row in np.flatnonzero(inputs.lengths == 0).tolist():
@@ -253,6 +251,7 @@ def _report(path: Path, row_numbers: list[int], problems: dict[int, str], bad_ro
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """Return where rows of these lengths start, and the end of the last one."""
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
