@@ -99,7 +99,12 @@ def reference_loop(dataset: Dataset, options: argparse.Namespace) -> Curve:
     loader = make_loader(config, dataset.examples("train"), dataset.tokenizer.size, CPU)
     clock = Clock(60 * options.minutes, options.looks)
     return run(
-        step, loader.epoch, lambda: evaluate_held_out(bert, held_out, counts_V, 64, CPU), clock, config.batch_size, "reference"
+        step,
+        loader.epoch,
+        lambda: evaluate_held_out(bert, held_out, counts_V, 64, CPU),
+        clock,
+        config.batch_size,
+        "reference",
     )
 
 

@@ -59,7 +59,9 @@ def main() -> None:
         }
         config = settings(options.data, preset="baby") if width == 10 else settings(options.data, preset="mini", **own)
         _, curves[width] = learn(config, dataset, held_out, 60 * options.minutes, 6, f"width {width}")
-    bigram = float(bigram_losses_and_ranks(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))[0].mean())
+    bigram = float(
+        bigram_losses_and_ranks(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))[0].mean()
+    )
     result: dict[str, Any] = {"curves": curves, "unigram": unigram(curves[10]), "bigram": bigram, "ranks": ranks}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")

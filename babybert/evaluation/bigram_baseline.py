@@ -10,7 +10,7 @@ weight 0. `[CLS]` and `[SEP]` are neighbors like words: they say where a sentenc
 
 Cost: 16 bytes of memory for each distinct bigram and direction (IMDB: 2 million), and some 50 bytes for each of the
 CHUNK tokens that are counted at a time. Ranks are exact: a loop compiled by numba visits every word that was seen next
-to one of the two neighbors. Compiling it takes seconds, once for each machine.
+to one of the two neighbors (IMDB: 94,000 ranks in 8 s on one core). Compiling it takes a second, once.
 
 Shapes: N masked tokens, P pairs, V vocabulary, K = 3 experts (unigram, left, right), Q pairs of buckets.
 """
@@ -257,10 +257,12 @@ def _slices_of(counts: NeighborCounts, neighbor_N: np.ndarray) -> _Slices:
     return _Slices(words, counts.count, starts[neighbor_N], starts[neighbor_N + 1])
 
 
-# Below: the compiled search for ranks. Visiting all V words for each of N targets would take hours at IMDB's size.
-# Only words seen next to the left or the right neighbor differ from the unigram's order, so for each target
+# Below: the compiled search for ranks. Only words seen next to the left or the right neighbor have more than the
+# unigram's share. So for each target
 # 1. a bisection of the sorted unigram counts the words that are above the target by the unigram's share alone;
 # 2. a merge of the two neighbors' slices then corrects that number for the words in them, by their whole probability.
+# Comparing each target with all V words gives the same ranks (the test does it). On IMDB that takes 1.5 to 2 times as
+# long when compiled, and 3 to 4 times as long in numpy.
 
 
 @njit

@@ -35,9 +35,9 @@ def _draw_calibration(axis: Any, report: dict[str, Any]) -> None:
     bins = report["calibration"]
     axis.plot([0, 1], [0, 1], "k--", linewidth=1, label="calibrated")
     axis.scatter(
-        [part["probability"] for part in bins],
-        [part["share"] for part in bins],
-        s=[20 + 300 * part["pairs"] / report["pairs"] for part in bins],
+        [bin_["probability"] for bin_ in bins],
+        [bin_["share"] for bin_ in bins],
+        s=[20 + 300 * bin_["pairs"] / report["pairs"] for bin_ in bins],
         alpha=0.7,
         label="held-out pairs, by size",
     )
@@ -54,9 +54,9 @@ def _draw_slices(axis: Any, slices: list[dict[str, Any]], title: str, chance_los
     """The losses of the model and the baselines for each slice of the masked tokens."""
     for name, key in PREDICTORS:
         line = "-" if name == "model" else "--"
-        axis.plot([part[key] for part in slices], marker="o", markersize=4, linestyle=line, label=name)
+        axis.plot([slice_[key] for slice_ in slices], marker="o", markersize=4, linestyle=line, label=name)
     axis.axhline(chance_loss, color="gray", linestyle=":", label="chance")
-    tick_labels = [f"{slice_label(part)}\n({part['tokens']:,})" for part in slices]
+    tick_labels = [f"{slice_label(slice_)}\n({slice_['tokens']:,})" for slice_ in slices]
     axis.set_xticks(range(len(slices)), tick_labels, rotation=45, ha="right", fontsize="small")
     axis.set(title=f"MLM loss by {title}", ylabel="nats")
 

@@ -72,25 +72,25 @@ def _slice_table(slices: list[dict[str, Any]], title: str) -> str:
     headers = (title, "tokens", "loss", "bigram", "unigram", "top-1", "top-5", "rec. rank")
     rows = [
         (
-            slice_label(part),
-            f"{part['tokens']:,}",
-            format_number(part["mlm_loss"], ".3f"),
-            format_number(part["mlm_bigram_loss"], ".3f"),
-            format_number(part["mlm_unigram_loss"], ".3f"),
-            format_number(part["mlm_top1"], ".1%"),
-            format_number(part["mlm_top5"], ".1%"),
-            format_number(part["mlm_reciprocal_rank"], ".3f"),
+            slice_label(slice_),
+            f"{slice_['tokens']:,}",
+            format_number(slice_["mlm_loss"], ".3f"),
+            format_number(slice_["mlm_bigram_loss"], ".3f"),
+            format_number(slice_["mlm_unigram_loss"], ".3f"),
+            format_number(slice_["mlm_top1"], ".1%"),
+            format_number(slice_["mlm_top5"], ".1%"),
+            format_number(slice_["mlm_reciprocal_rank"], ".3f"),
         )
-        for part in slices
+        for slice_ in slices
     ]
     return format_table(headers, rows, text_headers=(title,))
 
 
-def slice_label(part: dict[str, Any]) -> str:
+def slice_label(slice_: dict[str, Any]) -> str:
     """The name of one slice of the report: the shown token, or the range of counts or positions."""
-    if "shown" in part:
-        return str(part["shown"])
-    low, high = part["from"], part["to"]
+    if "shown" in slice_:
+        return str(slice_["shown"])
+    low, high = slice_["from"], slice_["to"]
     if high is None:
         return f"{low:,} or more"
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
