@@ -47,7 +47,7 @@ def test_commands_in_code_blocks_parse(page: Path) -> None:
 
 
 def tree() -> list[Path]:
-    """The paths in the README's tree, relative to the repository. Folders end in a slash; indentation is two columns."""
+    """The paths in the README's tree. Folders end in a slash; two columns of indentation are one level."""
     block = re.search(
         r"^```text\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
