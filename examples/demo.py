@@ -1,7 +1,7 @@
 """The demo: the whole pipeline from generated reviews to a served model, with the commands that a user would run.
 
-It writes to `data/demo`, `runs/demo` and `model-store`. Servers listen on free ports of the loopback interface. They are
-stopped at the end, even if a step fails. Takes about two minutes on two cores.
+It writes to `data/demo`, `runs/demo` and `model-store`. Servers listen on free ports of the loopback interface, and
+they are stopped at the end even if a step fails. Takes about two minutes on two cores.
 """
 
 import json
