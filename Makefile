@@ -6,7 +6,7 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web lint types soak bench bench-learning bench-serving check format clean lock images monitoring pictures walk lint-deploy test-images
+.PHONY: help install demo test test-web lint types soak bench bench-learning bench-serving check format clean lock images monitoring pictures tutorial lint-deploy test-images
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -72,8 +72,8 @@ lock: $(DEPLOY) ## the images' requirements with hashes, after a change of const
 monitoring: $(INSTALLED) ## k8s/monitoring.yaml from the alerts and dashboards
 	$(BIN)/python k8s/render_monitoring.py
 
-walk: $(INSTALLED) ## run the chapters of docs/tutorial into runs/walk; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/tutorial
-	BABYBERT_WALK_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/tutorial/render.py
+tutorial: $(INSTALLED) ## run the tutorial's chapters into runs/tutorial; with ARCHIVE=aclImdb_v1.tar.gz on real reviews into docs/tutorial
+	BABYBERT_TUTORIAL_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/tutorial/render.py
 
 pictures: $(WEB) ## draw the dashboards from a real job, server and Prometheus into docs, and take the page's pictures
 	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py tests/web

@@ -1,34 +1,35 @@
-"""Who learns how much in the same time: the reference, Hugging Face's Trainer, and ours, on the same reviews and held-out pairs.
+"""Held-out loss after equal training time: the reference, Hugging Face's Trainer, and ours, on the same reviews.
 
     python benchmarks/learning.py --data data/imdb --wordpiece data/imdb-wordpiece       # 25 minutes on two cores
 
-One after the other, each for so many minutes of training; measuring stops its clock. The learning rate of each is fitted to that time:
-10 % warm-up, then down to zero. Prints every look, a table, and the first look at which ours was ahead for good; writes JSON and a chart.
+The models train one after the other, each for the same number of minutes. The clock stops during evaluation. Each
+learning rate schedule is fitted to that time: 10 % warm-up, then a linear decay to zero. Prints every evaluation and
+two tables, and writes JSON and a figure.
 
-`mini` reads pieces of words: another vocabulary, so its loss is not that of the others. What compares is how far each is below the
-word (or piece) counts of its own tokens, on pairs of the same held-out documents.
+`mini` uses WordPiece, which is a different vocabulary. Its loss cannot be compared with the others. What can be
+compared is how far each model is below the unigram baseline of its own tokens. The held-out pairs come from the same
+documents.
 """
 
 import argparse
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from learn import CPU, Clock, Curve, learn, point, run, settings, some_pairs
-from ways import hugging_face, hugging_face_inputs, reference
+from common import new_model, recipe_config, seed_step, training_loader, write_json
+from step_variants import hugging_face_inputs, hugging_face_model, reference_step
+from timed_training import Clock, Curve, curve_point, evaluator, first_held_out, run_steps, train_for
 
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import Batch, collate, ordered_batches
 from babybert.data.table import Examples
-from babybert.evaluation.scores import Scores, baseline_scores, evaluate_held_out
+from babybert.evaluation.scores import Scores, baselines
 from babybert.figures import open_pyplot, save_figure
 from babybert.model.loss import nsp_loss
-from babybert.training.distributed import DistributedContext
-from babybert.training.train import load_or_create, make_loader
 
-COLOURS = {
+COLORS = {
     "reference": "tab:gray",
     "hugging face": "tab:orange",
     "hugging face, tuned": "tab:red",
@@ -38,7 +39,7 @@ COLOURS = {
 
 
 def main() -> None:
-    """Train all, one after the other; print, write, draw."""
+    """Train all models one after the other; print tables, write JSON and a figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument(
@@ -47,93 +48,75 @@ def main() -> None:
         default=Path("data/imdb-wordpiece"),
         help="the same, prepared with --tokenizer-kind wordpiece",
     )
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each")
-    parser.add_argument(
-        "--looks",
-        type=int,
-        default=10,
-        help="how often each is measured; more at the beginning of a time would need shorter steps",
-    )
-    parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to measure on")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time of each model")
+    parser.add_argument("--looks", type=int, default=10, help="evaluations of each model, evenly spread over the time")
+    parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to score on")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("runs/benchmarks/learning"),
-        help="the JSON's and the picture's name, without an ending",
+        help="path of the JSON and the figure, no extension",
     )
     options = parser.parse_args()
     words, pieces = open_dataset(options.data), open_dataset(options.wordpiece)
     curves = {
-        "default": ours("default", words, options, preset="baby"),
-        "reference": reference_loop(words, options),
-        "hugging face": trainer("hugging face", words, options, batch_size=8, lr=5e-5),
-        "hugging face, tuned": trainer("hugging face, tuned", words, options, batch_size=32, lr=1e-3),
-        "mini": ours("mini", pieces, options, preset="mini"),
+        "default": train_ours("default", words, options, preset="baby"),
+        "reference": train_reference(words, options),
+        "hugging face": train_hugging_face("hugging face", words, options, batch_size=8, lr=5e-5),
+        "hugging face, tuned": train_hugging_face("hugging face, tuned", words, options, batch_size=32, lr=1e-3),
+        "mini": train_ours("mini", pieces, options, preset="mini"),
     }
-    table(curves)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(curves, indent=2) + "\n")
-    print("written:", *draw(curves, options.out), options.out.with_suffix(".json"))
+    print_tables(curves)
+    json_path = write_json(options.out.with_suffix(".json"), curves)
+    print("written:", *draw(curves, options.out), json_path)
 
 
-def ours(name: str, dataset: Dataset, options: argparse.Namespace, **given: Any) -> Curve:
-    """What `babybert pretrain --preset ...` does."""
-    config = settings(dataset.folder, **given)
-    return learn(config, dataset, some_pairs(dataset, options.pairs), 60 * options.minutes, options.looks, name)[1]
+def new_clock(options: argparse.Namespace) -> Clock:
+    """The time of one training."""
+    return Clock(60 * options.minutes, options.looks)
 
 
-def reference_loop(dataset: Dataset, options: argparse.Namespace) -> Curve:
+def train_ours(name: str, dataset: Dataset, options: argparse.Namespace, preset: str) -> Curve:
+    """The training of `babybert pretrain --preset ...`."""
+    config = recipe_config(dataset.folder, preset=preset)
+    return train_for(config, dataset, first_held_out(dataset, options.pairs), new_clock(options), name)[1]
+
+
+def train_reference(dataset: Dataset, options: argparse.Namespace) -> Curve:
     """The reference's recipe in its own loop: logits at every position, batches of six."""
-    config = settings(dataset.folder, recipe="reference")
+    config = recipe_config(dataset.folder, recipe="reference")
     torch.manual_seed(config.seed)
-    counts_V, held_out = dataset.token_counts(), some_pairs(dataset, options.pairs)
-    bert = load_or_create(config, dataset, counts_V, None).set_kernels("plain")
-    take, optimizer = reference(bert)
+    bert = new_model(config, dataset).set_kernels("plain")
+    train_step, optimizer = reference_step(bert)
+    clock = new_clock(options)
 
-    def step(batch: Batch, number: int, clock: Clock) -> None:
+    def step(batch: Batch, step_number: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = clock.rate(config)
-        DistributedContext("single", CPU, bf16=False).seed_step(config.seed, number)
-        take(batch)
+            group["lr"] = clock.lr(config)
+        seed_step(config.seed, step_number)
+        train_step(batch)
 
-    loader = make_loader(config, dataset.examples("train"), dataset.tokenizer.size, CPU)
-    clock = Clock(60 * options.minutes, options.looks)
-    return run(
-        step,
-        loader.epoch,
-        lambda: evaluate_held_out(bert, held_out, counts_V, 64, CPU),
-        clock,
-        config.batch_size,
-        "reference",
-    )
+    evaluate_model = evaluator(bert, dataset, first_held_out(dataset, options.pairs))
+    batches = training_loader(config, dataset)
+    return run_steps(step, batches.epoch, evaluate_model, clock, config.batch_size, "reference")
 
 
-def trainer(name: str, dataset: Dataset, options: argparse.Namespace, batch_size: int, lr: float) -> Curve:
-    """Hugging Face's model of the same sizes, trained by its own Trainer with AdamW."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+def train_hugging_face(name: str, dataset: Dataset, options: argparse.Namespace, batch_size: int, lr: float) -> Curve:
+    """Hugging Face's model of the same sizes, trained by its Trainer with AdamW."""
+    from transformers import Trainer, TrainingArguments
 
     torch.manual_seed(0)
-    model = hugging_face(dataset.tokenizer.size, "baby")
+    model = hugging_face_model(dataset.tokenizer.size, "baby")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    curve: Curve = []
-    clock = Clock(60 * options.minutes, options.looks)
-    config = settings(dataset.folder, lr=lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: clock.rate(config) / lr)
-    train, held_out, counts_V = dataset.examples("train"), some_pairs(dataset, options.pairs), dataset.token_counts()
+    clock = new_clock(options)
+    config = recipe_config(dataset.folder, lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: clock.lr(config) / lr)
+    train = dataset.examples("train")
+    held_out = first_held_out(dataset, options.pairs)
+    counts_V = dataset.token_counts()
 
-    class Look(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            curve.append(point(_score(model, held_out, counts_V), 0.0, 0, name))
-            clock.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if clock.due(len(curve) - 1):
-                clock.stop()
-                curve.append(
-                    point(_score(model, held_out, counts_V), clock.trained, state.global_step * batch_size, name)
-                )
-                control.should_training_stop = clock.trained >= clock.budget
-                clock.start()
+    def new_point(seconds: float, seen: int) -> dict[str, Any]:
+        return curve_point(_score(model, held_out, counts_V), seconds, seen, name)
 
     arguments = TrainingArguments(
         output_dir=str(options.out.parent / "trainer"),
@@ -148,42 +131,59 @@ def trainer(name: str, dataset: Dataset, options: argparse.Namespace, batch_size
         remove_unused_columns=False,
         seed=0,
     )
+    curve: Curve = []
     rows: Any = list(range(len(train)))
     Trainer(
         model,
         arguments,
-        lambda chosen: _inputs(train, chosen),
+        lambda chosen: hugging_face_inputs(collate(train, np.array(chosen))),
         rows,
         optimizers=(optimizer, schedule),
-        callbacks=[Look()],
+        callbacks=[_evaluation_callback(clock, curve, new_point, batch_size)],
     ).train()
     return curve
 
 
-def _inputs(examples: Examples, chosen: list[int]) -> dict[str, torch.Tensor]:
-    batch = collate(examples, np.array(chosen))
-    return hugging_face_inputs(batch)
+def _evaluation_callback(
+    clock: Clock, curve: Curve, new_point: Callable[[float, int], dict[str, Any]], batch_size: int
+) -> Any:
+    """A callback that appends `new_point(seconds, pairs)` to `curve` when an evaluation is due."""
+    from transformers import TrainerCallback
+
+    class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types here
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            curve.append(new_point(0.0, 0))
+            clock.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if clock.evaluation_due(len(curve) - 1):
+                clock.stop()
+                curve.append(new_point(clock.elapsed_before, state.global_step * batch_size))
+                control.should_training_stop = clock.elapsed_before >= clock.budget
+                clock.start()
+
+    return EvaluationCallback()
 
 
 @torch.inference_mode()
 def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
-    """As `evaluate_held_out`: logits at the masked positions alone."""
+    """The scores of Hugging Face's model, computed as `evaluate` does: logits at the masked positions only."""
     model.eval()
-    mlm_sum = nsp_sum = right = 0.0
+    mlm_sum = nsp_sum = nsp_correct = 0.0
     ranks = []
     for batch in ordered_batches(held_out, 64):
         inputs = hugging_face_inputs(batch)
-        hidden_BTD, pooled_BD = model.bert(
-            **{name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}, return_dict=False
-        )
-        chosen_BT = batch.labels_BT > 0
-        target_N, logits_NV = batch.labels_BT[chosen_BT], model.cls.predictions(hidden_BTD[chosen_BT])
-        own_N = logits_NV.gather(1, target_N[:, None])
-        mlm_sum += float((logits_NV.logsumexp(1) - own_N[:, 0]).sum())
-        ranks.append((logits_NV > own_N).sum(1))
-        nsp_B2 = model.cls.seq_relationship(pooled_BD).flip(1)  # its 0 is our 1
-        nsp_sum += float(nsp_loss(nsp_B2, batch.is_next_B))
-        right += float((nsp_B2.argmax(1) == batch.is_next_B).sum())
+        encoder_inputs = {name: inputs[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
+        hidden_BTD, pooled_BD = model.bert(**encoder_inputs, return_dict=False)
+        masked_BT = batch.labels_BT > 0
+        target_N = batch.labels_BT[masked_BT]
+        logits_NV = model.cls.predictions(hidden_BTD[masked_BT])
+        target_logits_N1 = logits_NV.gather(1, target_N[:, None])
+        mlm_sum += float((logits_NV.logsumexp(1) - target_logits_N1[:, 0]).sum())
+        ranks.append((logits_NV > target_logits_N1).sum(1))
+        nsp_logits_B2 = model.cls.seq_relationship(pooled_BD).flip(1)  # Hugging Face uses 0 for "B follows A", we use 1
+        nsp_sum += float(nsp_loss(nsp_logits_B2, batch.is_next_B))
+        nsp_correct += float((nsp_logits_B2.argmax(1) == batch.is_next_B).sum())
     model.train()
     rank_N = torch.cat(ranks).double()
     return Scores(
@@ -194,49 +194,57 @@ def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
         mlm_top5=float((rank_N < 5).double().mean()),
         mlm_reciprocal_rank=float((1 / (1 + rank_N)).mean()),
         nsp_loss=nsp_sum / len(held_out),
-        nsp_accuracy=right / len(held_out),
-        **baseline_scores(held_out, counts_V),
+        nsp_accuracy=nsp_correct / len(held_out),
+        **baselines(held_out, counts_V),
     )
 
 
-def table(curves: dict[str, Curve]) -> None:
-    """The last look of each, and from when on the default was ahead of each of the others."""
-    print(
-        "\n| | pairs | pairs/s | MLM loss | below its word counts | top-1 | NSP loss | NSP accuracy |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    )
+def print_tables(curves: dict[str, Curve]) -> None:
+    """The last evaluation of each model, and in how many evaluations the default has a lower loss than each peer."""
+    header = ("", "pairs", "pairs/s", "MLM loss", "below its unigram baseline", "top-1", "NSP loss", "NSP accuracy")
+    print(f"\n| {' | '.join(header)} |")
+    print(f"| --- | {' | '.join(['---:'] * (len(header) - 1))} |")
     for name, curve in curves.items():
-        at = curve[-1]
-        gain = at["mlm_unigram_loss"] - at["mlm_loss"]
-        row = f"{at['seen']:,} | {at['seen'] / at['seconds']:,.0f} | {at['mlm_loss']:.3f} | {gain:+.3f} | {at['mlm_top1']:.1%} | {at['nsp_loss']:.4f}"
-        print(f"| {name} | {row} | {at['nsp_accuracy']:.1%} |")
+        point = curve[-1]
+        cells = (
+            name,
+            f"{point['seen']:,}",
+            f"{point['seen'] / point['seconds']:,.0f}",
+            f"{point['mlm_loss']:.3f}",
+            f"{point['mlm_unigram_loss'] - point['mlm_loss']:+.3f}",
+            f"{point['mlm_top1']:.1%}",
+            f"{point['nsp_loss']:.4f}",
+            f"{point['nsp_accuracy']:.1%}",
+        )
+        print(f"| {' | '.join(cells)} |")
     for name, curve in curves.items():
         if name not in ("default", "mini"):
-            ahead = [own["mlm_loss"] < other["mlm_loss"] for own, other in zip(curves["default"], curve, strict=True)]
-            print(f"default ahead of {name} in {sum(ahead[1:])} of {len(ahead) - 1} looks")
+            pairs_of_points = list(zip(curves["default"], curve, strict=True))[1:]
+            ahead = sum(ours["mlm_loss"] < peer["mlm_loss"] for ours, peer in pairs_of_points)
+            print(f"default ahead of {name} in {ahead} of {len(pairs_of_points)} evaluations")
 
 
 def draw(curves: dict[str, Curve], out: Path) -> list[Path]:
-    """Held-out loss less that of word counts, and NSP accuracy, by time and by pairs."""
+    """Plot the held-out loss minus the unigram baseline, and NSP accuracy, by time and by pairs."""
     pyplot = open_pyplot()
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    for column, (axis, label) in enumerate((("seconds", "seconds of training"), ("seen", "pairs seen"))):
+    for (mlm_axis, nsp_axis), x, label in zip(
+        axes.T, ("seconds", "seen"), ("seconds of training", "pairs seen"), strict=True
+    ):
         for name, curve in curves.items():
-            seen = curve if axis == "seconds" else curve[1:]
-            x = [at[axis] for at in seen]
-            axes[0, column].plot(
-                x, [at["mlm_loss"] - at["mlm_unigram_loss"] for at in seen], ".-", color=COLOURS[name], label=name
-            )
-            axes[1, column].plot(x, [at["nsp_accuracy"] for at in seen], ".-", color=COLOURS[name], label=name)
-        axes[0, column].axhline(0, color="black", linestyle="--", linewidth=1)
-        axes[0, column].set_yscale("symlog", linthresh=0.5)
-        axes[0, column].set(
-            ylabel="MLM loss less that of word counts, nats", xlabel=label, title="masked words, held out"
-        )
-        axes[1, column].axhline(curves["default"][0]["nsp_chance_accuracy"], color="black", linestyle="--", linewidth=1)
-        axes[1, column].set(ylabel="NSP accuracy", xlabel=label, title="next sentence, held out")
-        if axis == "seen":
-            for row in (0, 1):
-                axes[row, column].set_xscale("log")
+            points = curve if x == "seconds" else curve[1:]  # 0 pairs cannot be shown on a logarithmic axis
+            x_values = [point[x] for point in points]
+            differences = [point["mlm_loss"] - point["mlm_unigram_loss"] for point in points]
+            mlm_axis.plot(x_values, differences, ".-", color=COLORS[name], label=name)
+            nsp_axis.plot(x_values, [point["nsp_accuracy"] for point in points], ".-", color=COLORS[name], label=name)
+        mlm_axis.axhline(0, color="black", linestyle="--", linewidth=1)
+        mlm_axis.set_yscale("symlog", linthresh=0.5)
+        mlm_axis.set(ylabel="MLM loss minus unigram baseline, nats", xlabel=label, title="masked words, held out")
+        nsp_axis.axhline(curves["default"][0]["nsp_chance_accuracy"], color="black", linestyle="--", linewidth=1)
+        nsp_axis.set(ylabel="NSP accuracy", xlabel=label, title="next sentence, held out")
+        if x == "seen":
+            mlm_axis.set_xscale("log")
+            nsp_axis.set_xscale("log")
     axes[0, 0].legend(fontsize="small")
     return save_figure(pyplot, figure, out)
 

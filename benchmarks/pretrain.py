@@ -1,14 +1,14 @@
-"""Pairs/s and memory of whole training steps beside three peers on the same batches, and how near the floor ours comes.
+"""Speed and memory of whole training steps, compared with three peers on the same batches and with the roofline.
 
     python benchmarks/pretrain.py --data data/imdb        # three minutes on two cores; needs `pip install '.[bench]'`
 
-Forward, backward, clipping and optimizer are in a step, and making the batch is too. Ways take turns, and medians are
-compared; memory is the peak of a process that takes steps of one way only. Prints tables, writes JSON, draws a chart.
+A step is making the batch, forward, backward, clipping and optimizer. The variants take turns, and medians are
+compared. Memory is the peak of a separate process that runs steps of one variant only. Prints tables, writes JSON and
+a figure.
 """
 
 import argparse
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -17,33 +17,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from floor import Rates, floor_seconds, measure_rates
-from ways import WAYS, batches_of, make_step
+from common import seconds_of, write_json
+from roofline import Rates, measure_rates, roofline_seconds
+from step_variants import VARIANTS, Step, make_step, truncated_batches
 
 from babybert.config import model_config
 from babybert.data.dataset import Dataset, open_dataset
+from babybert.data.loader import Batch
 
 Case = dict[str, Any]
-ALL: tuple[str, ...] = ("reference", "hugging face", "plain", "ours")
-TWO, OURS = ALL[2:], ALL[3:]
+ALL_VARIANTS: tuple[str, ...] = ("reference", "hugging face", "plain", "ours")
+PLAIN_AND_OURS, OURS = ALL_VARIANTS[2:], ALL_VARIANTS[3:]
 
 
 def main() -> None:
-    """Run every case, print as they end, write JSON and the chart."""
+    """Run every case and print it, write JSON and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeat", type=int, default=5, help="rounds in which each way has its turn")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds in which each variant runs one step")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/benchmarks"), help="folder for pretrain.json and pretrain.svg"
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile too, wherever the plain form is measured; some minutes more",
+        help="measure torch.compile too, where plain PyTorch is measured; takes some minutes more",
     )
-    parser.add_argument("--only", type=int, nargs="*", help="cases to run, by their number")
-    parser.add_argument("--memory-of", nargs=4, metavar=("WAY", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases to run")
+    parser.add_argument(
+        "--memory-of", nargs=4, metavar=("VARIANT", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     dataset, device = open_dataset(options.data), torch.device(options.device)
     if options.memory_of:
@@ -51,25 +55,25 @@ def main() -> None:
         return
     rates = measure_rates(device)
     print(
-        f"{describe(device)}: {2e-9 * rates.multiply_adds:,.0f} GFLOP/s, {1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s"
+        f"{describe(device)}: {2e-9 * rates.multiply_adds:,.0f} GFLOP/s, "
+        f"{1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s"
     )
-    found = []
-    for number, case in enumerate(cases(device)):
-        if options.only is None or number in options.only:
-            if options.compile and "plain" in case["ways"]:
-                case["ways"] += ("compiled",)
-            found.append(measure(dataset, options, device, rates, case))
-            show(number, found[-1], len(dataset.examples("train")))
-    options.out.mkdir(parents=True, exist_ok=True)
-    result = {"machine": describe(device), "rates": vars(rates), "cases": found}
-    (options.out / "pretrain.json").write_text(json.dumps(result, indent=2) + "\n")
-    growth(found)
-    draw(found, options.out / "pretrain.svg")
-    print(f"written: {options.out}/pretrain.json, {options.out}/pretrain.svg")
+    measured = []
+    for case_number, case in enumerate(cases(device)):
+        if options.only is None or case_number in options.only:
+            if options.compile and "plain" in case["variants"]:
+                case["variants"] += ("compiled",)
+            measured.append(measure(dataset, options, device, rates, case))
+            print_case(case_number, measured[-1], len(dataset.examples("train")))
+    result = {"machine": describe(device), "rates": vars(rates), "cases": measured}
+    json_path = write_json(options.out / "pretrain.json", result)
+    print_growth(measured)
+    draw(measured, options.out / "pretrain.svg")
+    print(f"written: {json_path}, {options.out}/pretrain.svg")
 
 
 def cases(device: torch.device) -> list[Case]:
-    """The case of the claims first, with all peers; then ours and the plain form by batch size, length and preset."""
+    """The main case with all peers first; then ours and plain PyTorch by batch size, length and preset."""
     if device.type == "cuda":
         sizes = [
             *itertools.product(("baby",), (32, 512, 4096), (64,)),
@@ -78,87 +82,90 @@ def cases(device: torch.device) -> list[Case]:
             ("tiny", 512, 64),
             ("mini", 512, 64),
         ]
-        peers = {("baby", 32, 64): ALL, ("baby", 512, 64): ALL}
+        variants = {("baby", 32, 64): ALL_VARIANTS, ("baby", 512, 64): ALL_VARIANTS}
     else:
         sizes = [
-            ("baby", 32, 64),
-            ("baby", 6, 64),
-            ("baby", 8, 64),
-            ("baby", 128, 64),
-            ("baby", 512, 64),
+            *itertools.product(("baby",), (32, 6, 8, 128, 512), (64,)),
             ("baby", 32, 32),
             ("baby", 32, 128),
+            ("tiny", 32, 64),
+            ("mini", 32, 64),
         ]
-        sizes += [("tiny", 32, 64), ("mini", 32, 64)]
-        peers = {
-            ("baby", 32, 64): ALL,
-            ("baby", 6, 64): ALL,
-            ("baby", 512, 64): OURS,
-        }  # there the plain form takes 20 s a step
-    return [{"preset": p, "batch": b, "positions": t, "ways": peers.get((p, b, t), TWO)} for p, b, t in sizes]
+        variants = {
+            ("baby", 32, 64): ALL_VARIANTS,
+            ("baby", 6, 64): ALL_VARIANTS,
+            ("baby", 512, 64): OURS,  # a step of plain PyTorch takes 20 s there
+        }
+    return [
+        {
+            "preset": preset,
+            "batch": batch,
+            "positions": positions,
+            "variants": variants.get((preset, batch, positions), PLAIN_AND_OURS),
+        }
+        for preset, batch, positions in sizes
+    ]
 
 
 def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device, rates: Rates, case: Case) -> Case:
-    """Median step and rates of each way, in turns, its peak of memory, and the floor of such steps."""
-    steps = {way: make_step(way, dataset, options.data, case["preset"], device) for way in case["ways"]}
-    batches = batches_of(dataset, case["batch"], case["positions"])
-    times: dict[str, list[float]] = {way: [] for way in steps}
-    first: dict[str, float] = {}
+    """Median time of a step of each variant, the peak of its memory, and the roofline."""
+    steps = {name: make_step(name, dataset, options.data, case["preset"], device) for name in case["variants"]}
+    batches = truncated_batches(dataset, case["batch"], case["positions"])
+    times: dict[str, list[float]] = {name: [] for name in steps}
     tokens, masked = [], []
-    rounds = options.repeat if "reference" in case["ways"] else min(options.repeat, 3)
-    for turn in range(rounds + 1):
-        begin = time.perf_counter()
+    rounds = options.repeat if "reference" in case["variants"] else min(options.repeat, 3)
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
         batch = next(batches)
-        making = time.perf_counter() - begin
+        batch_seconds = time.perf_counter() - start
         tokens.append(int((batch.ids_BT > 0).sum()))
         masked.append(int((batch.labels_BT > 0).sum()))
-        for way, step in steps.items():
-            begin = time.perf_counter()
-            step(batch.to(device))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            taken = making + time.perf_counter() - begin
-            if turn:
-                times[way].append(taken)
-            else:  # what was to be compiled has been
-                first[way] = taken
-    token, mask = statistics.median(tokens), statistics.median(masked)
-    floor = floor_seconds(model_config(case["preset"], dataset.tokenizer.size), token, mask, rates)
-    found: Case = {
-        **case,
-        "tokens": token,
-        "masked": mask,
-        "floor_ms": {name: 1000 * seconds for name, seconds in floor.items()},
-        "found": {},
-    }
-    for way, all_taken in times.items():
-        seconds = statistics.median(all_taken)
-        peak = (
-            _peak(options, way, case) if case["batch"] >= 32 and case["positions"] == 64 and way != "compiled" else None
-        )
-        found["found"][way] = {
+        for name, step in steps.items():
+            times[name].append(batch_seconds + _step_seconds(step, batch, device))
+    median_tokens, median_masked = statistics.median(tokens), statistics.median(masked)
+    sizes = model_config(case["preset"], dataset.tokenizer.size)
+    roofline = roofline_seconds(sizes, median_tokens, median_masked, rates)
+    results = {}
+    for name, (first_seconds, *later_seconds) in times.items():  # the first step compiles kernels
+        seconds = statistics.median(later_seconds)
+        with_memory = case["batch"] >= 32 and case["positions"] == 64 and name != "compiled"
+        results[name] = {
             "step_ms": 1000 * seconds,
             "pairs_per_second": case["batch"] / seconds,
-            "tokens_per_second": token / seconds,
-            "first_step_s": first[way],
-            "peak_gib": peak,
+            "tokens_per_second": median_tokens / seconds,
+            "first_step_s": first_seconds,
+            "peak_gib": _peak_of_process(options, name, case) if with_memory else None,
         }
-    return found
+    return {
+        **case,
+        "tokens": median_tokens,
+        "masked": median_masked,
+        "roofline_ms": {kind: 1000 * seconds for kind, seconds in roofline.items()},
+        "results": results,
+    }
 
 
-def _peak(options: argparse.Namespace, way: str, case: Case) -> float:
-    what = [way, case["preset"], str(case["batch"]), str(case["positions"])]
-    command = [sys.executable, __file__, f"--data={options.data}", f"--device={options.device}", "--memory-of", *what]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+def _step_seconds(step: Step, batch: Batch, device: torch.device) -> float:
+    def finished_step() -> None:
+        step(batch.to(device))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return seconds_of(finished_step)
+
+
+def _peak_of_process(options: argparse.Namespace, variant: str, case: Case) -> float:
+    memory_of = [variant, case["preset"], str(case["batch"]), str(case["positions"])]
+    flags = [f"--data={options.data}", f"--device={options.device}", "--memory-of", *memory_of]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
 def peak_gib(dataset: Dataset, options: argparse.Namespace, device: torch.device) -> float:
-    """The most memory that two steps took: of the device, or of this whole process."""
-    way, preset, batch, positions = options.memory_of
-    batches, step = (
-        batches_of(dataset, int(batch), int(positions)),
-        make_step(way, dataset, options.data, preset, device),
-    )
+    """Peak memory of two steps: of the GPU, or of this whole process."""
+    variant, preset, batch_size, positions = options.memory_of
+    batches = truncated_batches(dataset, int(batch_size), int(positions))
+    step = make_step(variant, dataset, options.data, preset, device)
     for _ in range(2):
         step(next(batches).to(device))
     if device.type == "cuda":
@@ -166,61 +173,63 @@ def peak_gib(dataset: Dataset, options: argparse.Namespace, device: torch.device
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def show(number: int, case: Case, pairs: int) -> None:
+def print_case(case_number: int, case: Case, pairs: int) -> None:
     """One case as a table."""
-    floor = sum(case["floor_ms"].values())
-    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in case["floor_ms"].items())
     print(
-        f"\n[{number}] {case['preset']}, batch {case['batch']} x {case['positions']}: {case['tokens']:,.0f} tokens, {case['masked']:,.0f} of them masked"
+        f"\n[{case_number}] {case['preset']}, batch {case['batch']} x {case['positions']}: "
+        f"{case['tokens']:,.0f} tokens, {case['masked']:,.0f} of them masked"
     )
-    ours = case["found"]["ours"]["pairs_per_second"]
-    for way, own in case["found"].items():
-        peak = f"peak {own['peak_gib']:.2f} GiB" if own["peak_gib"] else ""
-        peak += f"   first step {own['first_step_s']:.0f} s" if way == "compiled" else ""
-        rate = f"{own['step_ms']:>9,.1f} ms{own['pairs_per_second']:>10,.1f} pairs/s{own['tokens_per_second']:>11,.0f} tokens/s"
-        print(f"  {way:<14}{rate}   ours has {ours / own['pairs_per_second']:6.1f} x   {peak}")
-    print(
-        f"  floor         {floor:>9,.1f} ms ({parts}): ours takes {case['found']['ours']['step_ms'] / floor:.1f} times as long"
-    )
-    print(f"  an epoch of these {pairs:,} pairs by ours: {pairs / ours:,.0f} s", flush=True)
-
-
-def growth(found: list[Case]) -> None:
-    """How time grows with pairs and masked tokens, and memory with the batch, of the preset that was measured by batch size."""
-    ladder = sorted(
-        (case for case in found if case["preset"] == "baby" and case["positions"] == 64), key=lambda case: case["batch"]
-    )
-    if ladder:
-        print("\nours by batch size: the same time a pair and a masked token, were all of it work")
-    for case in ladder:
-        own = case["found"]["ours"]
-        peak = (
-            f"{own['peak_gib']:.2f} GiB; N x V in fp32 would be {4 * case['masked'] * 147_161 / 2**30:.2f}"
-            if own["peak_gib"]
-            else ""
-        )
+    ours = case["results"]["ours"]
+    for name, result in case["results"].items():
+        notes = [f"peak {result['peak_gib']:.2f} GiB"] if result["peak_gib"] else []
+        if name == "compiled":
+            notes.append(f"first step {result['first_step_s']:.0f} s")
         print(
-            f"  batch {case['batch']:>5}: {own['step_ms'] / case['batch']:.3f} ms a pair, {own['step_ms'] / case['masked']:.3f} a masked token   {peak}"
+            f"  {name:<14}{result['step_ms']:>9,.1f} ms{result['pairs_per_second']:>10,.1f} pairs/s"
+            f"{result['tokens_per_second']:>11,.0f} tokens/s   "
+            f"ours is {ours['pairs_per_second'] / result['pairs_per_second']:6.1f} x as fast   {'   '.join(notes)}"
+        )
+    roofline_ms = sum(case["roofline_ms"].values())
+    kinds = ", ".join(f"{kind} {ms:.1f}" for kind, ms in case["roofline_ms"].items())
+    ratio = ours["step_ms"] / roofline_ms
+    print(f"  roofline      {roofline_ms:>9,.1f} ms ({kinds}): ours takes {ratio:.1f} times as long")
+    print(f"  an epoch of these {pairs:,} pairs by ours: {pairs / ours['pairs_per_second']:,.0f} s", flush=True)
+
+
+def print_growth(measured: list[Case]) -> None:
+    """Time for each pair and masked token, and memory, by batch size."""
+    by_batch_size = [case for case in measured if case["preset"] == "baby" and case["positions"] == 64]
+    by_batch_size.sort(key=lambda case: case["batch"])
+    if by_batch_size:
+        print("\nours by batch size, time of a step divided by its pairs and masked tokens")
+    for case in by_batch_size:
+        ours = case["results"]["ours"]
+        memory = ""
+        if ours["peak_gib"]:
+            logits_gib = 4 * case["masked"] * 147_161 / 2**30
+            memory = f"{ours['peak_gib']:.2f} GiB; N x V in fp32 would be {logits_gib:.2f}"
+        print(
+            f"  batch {case['batch']:>5}: {ours['step_ms'] / case['batch']:.3f} ms a pair, "
+            f"{ours['step_ms'] / case['masked']:.3f} a masked token   {memory}"
         )
 
 
-def draw(found: list[Case], path: Path) -> None:
-    """Pairs/s of each way in each case, on a logarithmic axis."""
+def draw(measured: list[Case], path: Path) -> None:
+    """Plot the pairs/s of each variant in each case, on a logarithmic axis."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4.5))
-    ways = [way for way in WAYS if any(way in case["found"] for case in found)]
-    wide = 0.8 / len(ways)
-    for place, way in enumerate(ways):
-        points = [
-            (i + wide * (place - (len(ways) - 1) / 2), case["found"][way]["pairs_per_second"])
-            for i, case in enumerate(found)
-            if way in case["found"]
-        ]
-        axes.bar([x for x, _ in points], [rate for _, rate in points], wide, label=way)
+    names = [name for name in VARIANTS if any(name in case["results"] for case in measured)]
+    bar_width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        offset = bar_width * (index - (len(names) - 1) / 2)
+        in_cases = [(x, case["results"][name]) for x, case in enumerate(measured) if name in case["results"]]
+        rates = [result["pairs_per_second"] for _, result in in_cases]
+        axes.bar([x + offset for x, _ in in_cases], rates, bar_width, label=name)
     axes.set_yscale("log")
     axes.set_ylabel("pairs/s")
-    axes.set_xticks(range(len(found)), [f"{case['preset']}\n{case['batch']} x {case['positions']}" for case in found])
+    labels = [f"{case['preset']}\n{case['batch']} x {case['positions']}" for case in measured]
+    axes.set_xticks(range(len(measured)), labels)
     axes.legend()
     axes.grid(axis="y", alpha=0.3)
     figure.tight_layout()

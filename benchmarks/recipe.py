@@ -1,14 +1,14 @@
-"""Which settings learn best in a given time: one change at a time to a recipe, each trained as long as all others.
+"""Compare settings of a preset's recipe: each trial changes one setting and trains for the same time.
 
     python benchmarks/recipe.py --data data/imdb                    # a quarter of an hour on two cores
     python benchmarks/recipe.py --data data/imdb --seconds 10       # a quick look
 
-Each trial has one core and one thread, starts from the recipe of the preset, and changes what its row says. All are measured on the same held-out pairs
-with the same masks, at 15 %, whatever the trial masks in training. It prints a table and writes JSON.
+Each trial runs on one core with one thread. It starts from the recipe of the preset and applies the changes of its
+row. All trials are scored on the same held-out pairs with the same masks, at 15 %, whatever share the trial masks in
+training. Prints a table and writes JSON.
 """
 
 import argparse
-import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,7 +18,8 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from learn import learn, settings, some_pairs, unigram
+from common import recipe_config, write_json
+from timed_training import Clock, first_held_out, train_for, unigram_loss
 
 from babybert.data.dataset import open_dataset
 from babybert.data.pairs import ranges
@@ -26,7 +27,7 @@ from babybert.data.table import Examples
 from babybert.data.tokenizer import SEP
 
 Changes = dict[str, Any]
-# Where the search began, and the first steps away from it; then the recipe it came to, and one change at a time to that.
+# The settings before the search for a recipe. The first trials of a preset start from them, the others from its recipe.
 BEFORE: Changes = {
     "lr": 0.01,
     "decoder_lr_factor": 1.0,
@@ -104,71 +105,80 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument("--preset", choices=TRIALS, default="baby")
     parser.add_argument("--seconds", type=float, default=50.0, help="training time of each trial")
-    parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to measure on")
-    parser.add_argument("--only", type=int, nargs="*", help="trials to run, by their number from 0")
-    parser.add_argument("--cores", type=int, default=2, help="trials at once")
+    parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to score on")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the trials to run, from 0")
+    parser.add_argument("--cores", type=int, default=2, help="trials that run at the same time")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/recipe.json"))
     options = parser.parse_args()
-    with ProcessPoolExecutor(options.cores, multiprocessing.get_context("spawn"), one_thread) as pool:
-        chosen = [
-            changes
-            for number, changes in enumerate(TRIALS[options.preset])
-            if options.only is None or number in options.only
-        ]
-        found = list(pool.map(partial(trial, options), chosen))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
-    show(found)
+    trials = TRIALS[options.preset]
+    chosen = range(len(trials)) if options.only is None else options.only
+    with ProcessPoolExecutor(options.cores, multiprocessing.get_context("spawn"), use_one_thread) as pool:
+        results = list(pool.map(partial(run_trial, options), [trials[trial] for trial in chosen]))
+    write_json(options.out, results)
+    print_table(results)
 
 
-def one_thread() -> None:
-    """Of a new process: it has a core to itself."""
+def use_one_thread() -> None:
+    """Limit a worker process to one thread."""
     torch.set_num_threads(1)
     numba.set_num_threads(1)
 
 
-def trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
-    """Train with these changes."""
+def run_trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
+    """Train with these changes, and return the curve."""
     name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
+    overrides = {key: value for key, value in changes.items() if key != "negatives"}
+    config = recipe_config(options.data, preset=options.preset, **overrides)
     dataset = open_dataset(options.data)
     train = drawn_negatives(dataset.examples("train")) if changes.get("negatives") == "drawn" else None
-    config = settings(
-        options.data, preset=options.preset, **{key: value for key, value in changes.items() if key != "negatives"}
-    )
-    _, curve = learn(config, dataset, some_pairs(dataset, options.pairs), options.seconds, 2, name, train)
+    held_out = first_held_out(dataset, options.pairs)
+    _, curve = train_for(config, dataset, held_out, Clock(options.seconds, evaluations=2), name, train)
     return {"changes": changes, "name": name, "curve": curve}
 
 
 def drawn_negatives(examples: Examples) -> Examples:
-    """The same pairs, but each negative's B drawn from all sentences, A's and B's (Devlin et al., 2019), in place of other negatives' B's dealt anew."""
+    """The same pairs, but the B of each negative is drawn from all sentences, A's and B's (Devlin et al., 2019).
+
+    `babybert prepare` shuffles the B's of the negatives among themselves instead.
+    """
     rng = np.random.default_rng(0)
-    ids, start, lengths = examples.original_ids(), examples.offsets[:-1], np.diff(examples.offsets)
-    with_sep = np.add.reduceat(examples.segments == 2, start, dtype=np.int64)  # B and its [SEP]
-    before = lengths - with_sep  # [CLS] A [SEP]
-    starts, sizes = np.concatenate([start + 1, start + before]), np.concatenate([before - 2, with_sep - 1])
-    drawn = np.where(
-        examples.is_next == 1, len(start) + np.arange(len(start)), rng.integers(0, len(starts), len(start))
-    )
-    size = np.minimum(sizes[drawn], lengths.max() - before - 1)
-    offsets = np.concatenate([[0], np.cumsum(before + size + 1)])
-    new, segments = np.full(offsets[-1], SEP, np.int32), np.full(offsets[-1], 2, np.int8)
-    new[ranges(offsets[:-1], before)], segments[ranges(offsets[:-1], before)] = ids[ranges(start, before)], 1
-    new[ranges(offsets[:-1] + before, size)] = ids[ranges(starts[drawn], size)]
-    return Examples(new, np.zeros_like(new), segments, offsets, examples.is_next)
+    ids = examples.original_ids()
+    pair_start, pair_length = examples.offsets[:-1], np.diff(examples.offsets)
+    pairs = len(pair_start)
+    b_length = np.add.reduceat(examples.segments == 2, pair_start, dtype=np.int64)  # B and its [SEP]
+    a_length = pair_length - b_length  # [CLS] A [SEP]
+
+    # All sentences without special tokens, first the A's and then the B's, and for each pair the index of its new B.
+    sentence_start = np.concatenate([pair_start + 1, pair_start + a_length])
+    sentence_length = np.concatenate([a_length - 2, b_length - 1])
+    same_b = pairs + np.arange(pairs)
+    new_b = np.where(examples.is_next == 1, same_b, rng.integers(0, len(sentence_start), pairs))
+    new_b_length = np.minimum(sentence_length[new_b], pair_length.max() - a_length - 1)
+
+    offsets = np.concatenate([[0], np.cumsum(a_length + new_b_length + 1)])
+    new_ids = np.full(offsets[-1], SEP, np.int32)
+    segments = np.full(offsets[-1], 2, np.int8)
+    a_positions = ranges(offsets[:-1], a_length)
+    new_ids[a_positions] = ids[ranges(pair_start, a_length)]
+    segments[a_positions] = 1
+    b_positions = ranges(offsets[:-1] + a_length, new_b_length)
+    new_ids[b_positions] = ids[ranges(sentence_start[new_b], new_b_length)]
+    return Examples(new_ids, np.zeros_like(new_ids), segments, offsets, examples.is_next)
 
 
-def show(found: list[dict[str, Any]]) -> None:
-    """The table for the docs, best last scores in bold."""
-    best = min(trial["curve"][-1]["mlm_loss"] for trial in found)
-    print(
-        f"\n| change | pairs | MLM loss | to word counts ({unigram(found[0]['curve']):.3f}) | NSP accuracy |\n| --- | ---: | ---: | ---: | ---: |"
-    )
-    for trial in found:
-        at = trial["curve"][-1]
-        loss = f"**{at['mlm_loss']:.3f}**" if at["mlm_loss"] == best else f"{at['mlm_loss']:.3f}"
-        print(
-            f"| {trial['name']} | {at['seen']:,} | {loss} | {at['mlm_loss'] - at['mlm_unigram_loss']:+.3f} | {at['nsp_accuracy']:.1%} |"
-        )
+def print_table(results: list[dict[str, Any]]) -> None:
+    """A Markdown table of the last scores, with the lowest loss in bold."""
+    best = min(result["curve"][-1]["mlm_loss"] for result in results)
+    unigram = unigram_loss(results[0]["curve"])
+    print(f"\n| change | pairs | MLM loss | minus unigram baseline ({unigram:.3f}) | NSP accuracy |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for result in results:
+        point = result["curve"][-1]
+        loss = f"{point['mlm_loss']:.3f}"
+        if point["mlm_loss"] == best:
+            loss = f"**{loss}**"
+        difference = point["mlm_loss"] - point["mlm_unigram_loss"]
+        print(f"| {result['name']} | {point['seen']:,} | {loss} | {difference:+.3f} | {point['nsp_accuracy']:.1%} |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The whole line, from nothing to a served model: the commands a user would type, run one after the other.
+"""The demo: the whole pipeline from generated reviews to a served model, with the commands that a user would run.
 
-Everything lands in `data/demo`, `runs/demo` and `model-store`; servers use free ports of loopback and are stopped at
-the end, whatever happens. About two minutes on two cores.
+It writes to `data/demo`, `runs/demo` and `model-store`. Servers listen on free ports of the loopback interface, and
+they are stopped at the end even if a step fails. Takes about two minutes on two cores.
 """
 
 import json
@@ -20,8 +20,8 @@ from babybert.serving.torchserve import Server, free_ports
 
 ROOT = Path(__file__).parent.parent
 DATA, RUN, STORE = "data/demo", "runs/demo", "model-store"
-FILL = {"text": "The sheriff rides with a revolver near the [MASK].", "top_k": 3}
-FOLLOWS = {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "She launches near the planet with a laser."}
+FILL_MASK = {"text": "The sheriff rides with a revolver near the [MASK].", "top_k": 3}
+FOLLOWING = {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "She launches near the planet with a laser."}
 UNRELATED = {
     "sentence_a": "Mary is superb as the pilot.",
     "sentence_b": "He plays a sheriff in this terrible western film.",
@@ -35,11 +35,11 @@ def main() -> None:
     for folder in (DATA, RUN, STORE):
         shutil.rmtree(ROOT / folder, ignore_errors=True)
     run("prepare", "--corpus", "demo", "--out", DATA)
-    pretrain_and_watch()
+    pretrain_and_scrape()
     run("evaluate", "--checkpoint", RUN, "--data", DATA)
     run("archive", RUN, "--out", STORE)
-    serve_and_ask()
-    print(f"\nDone in {time.monotonic() - start:.0f} s; nothing is left running. What to try next:")
+    serve_and_request()
+    print(f"\nDone in {time.monotonic() - start:.0f} s; no process is left running. What to try next:")
     print(f'  .venv/bin/babybert fill-mask "Mary fights three [MASK] in the [MASK]." --checkpoint {RUN}')
     print(f"  .venv/bin/babybert serve {STORE}/babybert.mar")
     print("  .venv/bin/babybert prepare --corpus imdb --source aclImdb_v1.tar.gz --out data/imdb     (real reviews)")
@@ -47,18 +47,18 @@ def main() -> None:
 
 
 def command(*arguments: str) -> list[str]:
-    """Print a babybert command as a user would type it, and return the one to run."""
+    """Print a `babybert` command, and return the arguments that run it with this Python."""
     print(f"\n$ babybert {' '.join(arguments)}", flush=True)
     return [sys.executable, "-m", "babybert.cli", *arguments]
 
 
 def run(*arguments: str) -> None:
-    """Run one command to its end."""
+    """Run one command and wait for it."""
     subprocess.run(command(*arguments), cwd=ROOT, check=True)
 
 
-def pretrain_and_watch() -> None:
-    """Pretrain, reading the job's Prometheus metrics while it lasts; print those that moved."""
+def pretrain_and_scrape() -> None:
+    """Pretrain, scrape the job's Prometheus metrics meanwhile, and print those that changed."""
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}/metrics"
     first: dict[str, float] = {}
@@ -70,7 +70,7 @@ def pretrain_and_watch() -> None:
             try:
                 last = scrape(url)
             except (urllib.error.URLError, ConnectionError, TimeoutError):
-                continue  # it is starting, or has just ended
+                continue  # the job is starting or has just ended
             first = first or last
     finally:
         if job.poll() is None:
@@ -78,11 +78,11 @@ def pretrain_and_watch() -> None:
             job.wait()
     if job.returncode:
         raise subprocess.CalledProcessError(job.returncode, "babybert pretrain")
-    print_moved("the training job's metrics that moved", first, last)
+    print_changed("metrics of the training job that changed", first, last)
 
 
-def serve_and_ask() -> None:
-    """Serve the archive on free ports, ask both kinds of question over HTTP, print answers and moved metrics."""
+def serve_and_request() -> None:
+    """Serve the archive, send both kinds of request, and print the responses and the metrics that changed."""
     inference, management, metrics = free_ports(3)
     archive = ROOT / STORE / "babybert.mar"
     config = ServeConfig(
@@ -97,38 +97,35 @@ def serve_and_ask() -> None:
     )
     with Server(config, archive) as server:
         before = scrape(server.metrics_url)
-        for question in (FILL, FOLLOWS, UNRELATED):
-            print(f"\n$ curl --json '{json.dumps(question)}' {server.predictions_url}")
-            print(json.dumps(post(server.predictions_url, question), indent=2))
+        for request in (FILL_MASK, FOLLOWING, UNRELATED):
+            print(f"\n$ curl --json '{json.dumps(request)}' {server.predictions_url}")
+            print(json.dumps(post(server.predictions_url, request), indent=2))
         time.sleep(1)
-        print_moved("the server's metrics that moved", before, scrape(server.metrics_url))
+        print_changed("metrics of the server that changed", before, scrape(server.metrics_url))
 
 
 def post(url: str, body: Any) -> Any:
-    """POST JSON and return the JSON answer."""
+    """POST JSON and return the JSON response."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
 
 
 def scrape(url: str) -> dict[str, float]:
-    """The samples of a Prometheus endpoint, by name and labels."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
+    """The samples of a Prometheus endpoint by name and labels."""
+    with urllib.request.urlopen(url, timeout=5) as response:
+        lines = response.read().decode().splitlines()
     matches = (re.match(r"^([^#\s{]+(?:\{.*\})?)\s+(\S+)", line) for line in lines)
     return {match[1]: float(match[2]) for match in matches if match}
 
 
-def print_moved(title: str, before: dict[str, float], after: dict[str, float]) -> None:
-    """The samples of ours and of TorchServe's requests that differ."""
+def print_changed(title: str, before: dict[str, float], after: dict[str, float]) -> None:
+    """Print the samples of the project and of TorchServe's requests whose value differs."""
     print(f"\n{title}:")
     for name, value in sorted(after.items()):
-        if (
-            name.startswith(("babybert_", "ts_inference", "Requests"))
-            and "_bucket" not in name
-            and "_created" not in name
-            and value != before.get(name)
-        ):
+        is_shown = name.startswith(("babybert_", "ts_inference", "Requests"))
+        is_detail = "_bucket" in name or "_created" in name
+        if is_shown and not is_detail and value != before.get(name):
             print(f"  {name} {value:g}")
 
 

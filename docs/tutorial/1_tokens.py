@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 1. Tokens
 #
-# A network computes with numbers; a review is a string. The first step cuts the string into *tokens* and gives each
-# distinct token a number, its *id*.
+# A neural network computes with numbers, but a review is a string. The first step splits the string into *tokens* and
+# gives each distinct token a number, its *id*.
 
 # %%
 import itertools
@@ -19,10 +19,10 @@ review = next(text for text in texts if len(text) < 400)
 print(f"{len(texts):,} reviews. One of the short ones:\n\n{review[:160]}")
 
 # %% [markdown]
-# ## Cutting
+# ## Splitting
 #
-# The rules are few: lower case; some marks become tokens of their own, some vanish; then split at blanks. They are a
-# list of replacements, so we can do by hand what the package does.
+# The rules are few. The text is lowercased, some punctuation marks become separate tokens, others are removed, and
+# the result is split at white space. The rules are a list of replacements, so we can apply them by hand.
 
 # %%
 text = review.lower()
@@ -36,14 +36,14 @@ for old, new in RULES:
     print(f"{old!r:>9} -> {new!r}")
 
 # %% [markdown]
-# The package does it in [`BasicEnglishTokenizer.split`](../../babybert/data/words.py), and for text from users in
-# [`Tokenizer`](../../babybert/data/tokenizer.py); both read the same
+# In the package, [`BasicEnglishTokenizer.split`](../../babybert/data/basic_english.py) does this when data is
+# prepared, and [`Tokenizer`](../../babybert/data/tokenizer.py) does it for text from users. Both use the same
 # [`RULES`](../../babybert/data/tokenizer.py).
 #
 # ## Numbering
 #
-# One pass over all reviews counts the tokens. The most frequent one gets the smallest id. Five ids come before: they
-# are no words, and the next chapters need them.
+# One pass over all reviews counts the tokens. The most frequent token gets the smallest id. Five ids are reserved
+# before it for special tokens. They are not words, and the next chapters explain them.
 
 # %%
 words = BasicEnglishTokenizer()
@@ -57,25 +57,27 @@ for token in by_hand[:8]:
     print(f"{token:>12} {tokenizer.id_of(token):>7,}")
 
 # %% [markdown]
-# Ids turn back into tokens, but not into the very text: capital letters and blanks are gone.
+# Ids can be converted back to tokens, but not to the original text: capital letters and spacing are lost.
 #
-# A vocabulary of whole words knows no other words. What it has never seen becomes `[UNK]`, whatever it means. (Pieces of
-# words, as BERT's own WordPiece has them, mend that: [`Tokenizer.train_wordpiece`](../../babybert/data/tokenizer.py).)
+# A vocabulary of whole words does not cover other words. Any word that was not in the training text becomes `[UNK]`.
+# WordPiece, the tokenizer of the original BERT, avoids this by splitting rare words into pieces
+# ([`Tokenizer.train_wordpiece`](../../babybert/data/tokenizer.py)).
 
 
 # %%
-def there_and_back(tokenizer: Tokenizer, text: str) -> list[str]:
+def round_trip(tokenizer: Tokenizer, text: str) -> list[str]:
     return tokenizer.tokens(tokenizer.encode(text))
 
 
-print(there_and_back(tokenizer, "It's a brilliant MOVIE, isn't it? Quuxly so."))
-assert there_and_back(tokenizer, "quuxly") == ["[UNK]"]
+print(round_trip(tokenizer, "It's a brilliant MOVIE, isn't it? Quuxly so."))
+assert round_trip(tokenizer, "quuxly") == ["[UNK]"]
 
 # %% [markdown]
 # ## Few words are frequent, most are rare
 #
-# Below, each token is a point: how often it occurs against its place in the order. On such axes a straight line is
-# Zipf's law. It decides much of what follows: the model meets a few words all the time, and most words hardly ever.
+# In the left plot each point is a token: its number of occurrences against its rank by frequency. A straight line on
+# these logarithmic axes is Zipf's law. It matters for training: the model sees a few words all the time and most
+# words hardly ever.
 
 # %%
 counts = np.bincount(ids, minlength=tokenizer.size)[len(SPECIAL_TOKENS) :]
@@ -86,33 +88,36 @@ print(f"the {half} most frequent words are half of the text; {np.mean(counts == 
 
 figure, (zipf, covered) = tutorial.pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 zipf.loglog(np.arange(1, len(counts) + 1), counts, ".", markersize=3)
-for place in itertools.takewhile(lambda place: place <= len(counts), (1, 10, 100, 1000, 10_000)):
-    zipf.annotate(tokenizer.token(place + 4), (place, counts[place - 1]), xytext=(3, 5), textcoords="offset points")
+for rank in itertools.takewhile(lambda rank: rank <= len(counts), (1, 10, 100, 1000, 10_000)):
+    zipf.annotate(tokenizer.token(rank + 4), (rank, counts[rank - 1]), xytext=(3, 5), textcoords="offset points")
 zipf.set(
-    xlabel="place in the order", ylabel="occurrences", title="how often each word occurs", ylim=(0.5, 6 * counts[0])
+    xlabel="rank by frequency", ylabel="occurrences", title="how often each word occurs", ylim=(0.5, 6 * counts[0])
 )
 covered.semilogx(np.arange(1, len(counts) + 1), share)
 covered.axvline(half, color="gray", linestyle=":")
 covered.axhline(0.5, color="gray", linestyle=":")
-covered.set(xlabel="so many most frequent words", ylabel="share of the text", title="what they cover", ylim=(0, 1.02))
+covered.set(
+    xlabel="number of most frequent words", ylabel="share of the text", title="share they cover", ylim=(0, 1.02)
+)
 tutorial.show(figure, "1_tokens")
 
 # %% [markdown]
-# ## The number to beat
+# ## The unigram baseline
 #
-# Guess a hidden word from the counts alone: give each word its share p of the text. The mean of -ln p over all words is
-# then the price of a guess, in *nats*. It is the loss of a model that knows how frequent words are and nothing else, and
-# every model in this walk is measured against it. By hand, for the most frequent word:
+# The simplest model of masked words ignores the context. It predicts each word with probability p, the word's share
+# of the text. Its loss is the mean of -ln p over all words, measured in *nats*. This is the *unigram baseline*, and
+# every model in this tutorial is compared with it. By hand, for the most frequent word:
 
 # %%
 p = counts[0] / counts.sum()
 print(f"p({tokenizer.token(5)}) = {counts[0]:,} / {counts.sum():,} = {p:.4f},  -ln p = {-np.log(p):.3f}")
 print(f"mean of -ln p over all tokens: {unigram_entropy(counts):.3f} nats")
-print(f"every word alike: ln {len(counts):,} = {np.log(len(counts)):.3f} nats")
+print(f"uniform distribution: ln {len(counts):,} = {np.log(len(counts)):.3f} nats")
 assert np.isclose(unigram_entropy(counts), -(counts / counts.sum() * np.log(counts / counts.sum())).sum())
 
 # %% [markdown]
-# **In the package:** [`BasicEnglishTokenizer`](../../babybert/data/words.py), [`Tokenizer`](../../babybert/data/tokenizer.py),
-# [`open_corpus`](../../babybert/data/corpus.py), [`unigram_entropy`](../../babybert/data/dataset.py).
+# **In the package:** [`BasicEnglishTokenizer`](../../babybert/data/basic_english.py),
+# [`Tokenizer`](../../babybert/data/tokenizer.py), [`open_corpus`](../../babybert/corpus/readers.py),
+# [`unigram_entropy`](../../babybert/data/dataset.py).
 #
 # Next: [2. Pairs](2_pairs.md)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 2. Pairs
 #
-# BERT reads two sentences at a time and is asked whether the second one follows the first: *next sentence prediction*
-# (NSP). This chapter makes such pairs from reviews and lays each out as one row of ids.
+# BERT reads two sentences at a time and predicts whether the second follows the first. This task is *next sentence
+# prediction* (NSP). This chapter makes such pairs from reviews and turns each pair into one row of ids.
 
 # %%
 import itertools
@@ -22,8 +22,9 @@ print(f"{len(documents):,} reviews, {len(corpus.tokens):,} tokens end to end")
 # %% [markdown]
 # ## Sentences
 #
-# A sentence ends after `.`, `!` or `?` (a run of them is one end). The rule is crude: it cuts after "Mr." too. Sentences
-# are kept as places in one long array, `tokens[start:end]`, so that no object is made for each of millions of tokens.
+# A sentence ends after `.`, `!` or `?`; several of them in a row count as one end. The rule is simple, and it also
+# splits after "Mr.". A sentence is stored as a range in one long array, `tokens[start:end]`. This avoids creating a
+# Python object for each of millions of tokens.
 
 # %%
 sentences = split_sentences(corpus, tokenizer.sentence_end_ids())
@@ -34,66 +35,69 @@ def words_of(sentence: int) -> str:
 
 
 print(f"{len(sentences):,} sentences. The first four of the first review:")
-for number in range(4):
-    print(f"{number}: {words_of(number)}")
+for sentence in range(4):
+    print(f"{sentence}: {words_of(sentence)}")
 
 # %% [markdown]
-# ## Pairs
+# ## Positive and negative pairs
 #
-# Sentences 0 and 1 of a review are one pair, 2 and 3 the next. Now half of the pairs must become wrong ones. The second
-# sentences of that half are shuffled among themselves, so that each goes to another review's first sentence.
+# Sentences 0 and 1 of a review form one pair, sentences 2 and 3 the next. Half of the pairs become negatives: their
+# second sentences are shuffled among themselves, so that each moves to the first sentence of another review.
 
 # %%
 pairs = make_pairs(corpus, sentences, seed=0, split=0)
 
 
-def show(pair: int) -> None:
+def print_pair(pair: int) -> None:
     print(f"is_next {pairs.is_next[pair]}\n  A: {words_of(pairs.a[pair])}\n  B: {words_of(pairs.b[pair])}")
 
 
-length_a, length_b = ((sentences.end - sentences.start)[s] for s in (pairs.a, pairs.b))
+length_a, length_b = ((sentences.end - sentences.start)[sentence] for sentence in (pairs.a, pairs.b))
 short = np.flatnonzero((length_a >= 7) & (length_b >= 7) & (length_a + length_b < 32))
-show(short[pairs.is_next[short] == 1][0])
-show(short[pairs.is_next[short] == 0][0])
+print_pair(short[pairs.is_next[short] == 1][0])
+print_pair(short[pairs.is_next[short] == 0][0])
 print(f"{len(pairs):,} pairs, {pairs.is_next.mean():.1%} of them with the label 1")
 
 # %% [markdown]
-# Why shuffle, and not draw any sentence of the corpus as a wrong B? Because then B's of the two kinds would differ by
-# themselves: every true B is a second sentence, but a drawn one may open a review ("This is the worst film ...") or close
-# it. A model could see that without reading A. Shuffled, the B's of wrong pairs are exactly the sentences that were taken
-# away: each once, none new.
+# Why shuffle instead of drawing any sentence of the corpus as a negative B? Because drawn sentences differ from true
+# second sentences. Every true B is the second sentence of a pair, but a drawn sentence may open a review ("This is
+# the worst film ...") or close it. A model could detect that without reading A. After shuffling, the B sentences of
+# the negatives are exactly the second sentences of the same pairs, each used once.
 
 # %%
-wrong = pairs.is_next == 0
-assert set(pairs.b[wrong]) <= set(pairs.a[wrong] + 1)
+negative = pairs.is_next == 0
+assert set(pairs.b[negative]) <= set(pairs.a[negative] + 1)
 assert len(set(pairs.b)) == len(pairs)  # each sentence is used once
-assert (sentences.document[pairs.a[wrong]] != sentences.document[pairs.b[wrong]]).all()
-assert (pairs.b[~wrong] == pairs.a[~wrong] + 1).all()
+assert (sentences.document[pairs.a[negative]] != sentences.document[pairs.b[negative]]).all()
+assert (pairs.b[~negative] == pairs.a[~negative] + 1).all()
 
 # %% [markdown]
-# ## One row, with special tokens
+# ## One row with special tokens
 #
-# A pair becomes `[CLS] A [SEP] B [SEP]`. `[CLS]` stands for the pair as a whole: the answer to "does B follow?" will be
-# read off its place. `[SEP]` ends a sentence. *Segments* say the same in numbers, 1 for `[CLS] A [SEP]` and 2 for
-# `B [SEP]`, so that the network need not count separators.
+# A pair becomes `[CLS] A [SEP] B [SEP]`. `[CLS]` represents the whole pair: the NSP prediction is computed from its
+# hidden state. `[SEP]` ends a sentence. *Segments* mark the two sentences with numbers: 1 for `[CLS] A [SEP]` and 2
+# for `B [SEP]`. With segments the network does not have to count separators.
 
 # %%
-one = short[pairs.is_next[short] == 1][:1]
+positive = short[pairs.is_next[short] == 1][:1]
 ids, segments, offsets = assemble(
-    corpus, sentences, Pairs(pairs.a[one], pairs.b[one], pairs.is_next[one]), max_positions=128
+    corpus, sentences, Pairs(pairs.a[positive], pairs.b[positive], pairs.is_next[positive]), max_positions=128
 )
 for name, row in (("token", tokenizer.tokens(ids)), ("id", ids), ("segment", segments)):
     print(f"{name:<8}", *(f"{value!s:>8}" for value in row[:14]))
 
-a, b = (corpus.tokens[sentences.start[s] : sentences.end[s]].tolist() for s in (pairs.a[one][0], pairs.b[one][0]))
-assert ids.tolist() == [CLS, *a, SEP, *b, SEP]
-assert segments.tolist() == [1] * (len(a) + 2) + [2] * (len(b) + 1)
+tokens_a, tokens_b = (
+    corpus.tokens[sentences.start[sentence] : sentences.end[sentence]].tolist()
+    for sentence in (pairs.a[positive][0], pairs.b[positive][0])
+)
+assert ids.tolist() == [CLS, *tokens_a, SEP, *tokens_b, SEP]
+assert segments.tolist() == [1] * (len(tokens_a) + 2) + [2] * (len(tokens_b) + 1)
 
 # %% [markdown]
-# ## How long they are
+# ## Lengths
 #
-# A row may have 128 tokens. Of a longer pair, tokens are cut from the end of the longer sentence until it fits.
-# In a batch, shorter rows are filled up with `[PAD]`, id 0, which the network does not look at.
+# A row has at most 128 tokens. If a pair is longer, tokens are removed from the end of the longer sentence until the
+# pair fits. In a batch, shorter rows are padded with `[PAD]`, id 0, which the network ignores.
 
 # %%
 ids, segments, offsets = assemble(corpus, sentences, pairs, max_positions=128)
@@ -103,8 +107,8 @@ print(f"mean length {lengths.mean():.1f} tokens; {np.mean(length_a + length_b + 
 figure, (rows, histogram) = tutorial.pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 picture = np.zeros((24, 128))
 for row in range(24):
-    own = slice(offsets[row], offsets[row + 1])
-    picture[row, : lengths[row]] = np.where(ids[own] <= SEP, 3, segments[own])
+    row_tokens = slice(offsets[row], offsets[row + 1])
+    picture[row, : lengths[row]] = np.where(ids[row_tokens] <= SEP, 3, segments[row_tokens])
 colors = tutorial.pyplot.matplotlib.colors.ListedColormap(["white", "tab:blue", "tab:orange", "black"])
 rows.imshow(picture[:, : lengths[:24].max()], cmap=colors, vmin=0, vmax=3, aspect="auto", interpolation="nearest")
 rows.set(title="24 pairs: A, B; black: [CLS] and [SEP]", xlabel="position", ylabel="pair")
@@ -114,9 +118,9 @@ histogram.set(title="lengths of all pairs", xlabel="tokens, special ones include
 tutorial.show(figure, "2_pairs")
 
 # %% [markdown]
-# **In the package:** [`split_sentences`](../../babybert/data/pairs.py), [`make_pairs`](../../babybert/data/pairs.py),
-# [`assemble`](../../babybert/data/pairs.py), [`truncate_longest_first`](../../babybert/data/pairs.py),
-# [`collate`](../../babybert/data/loader.py) for the padding. Google's BERT has the label the other way round: there, 0 is
-# "B follows".
+# **In the package:** [`split_sentences`](../../babybert/data/sentences.py),
+# [`make_pairs`](../../babybert/data/pairs.py), [`assemble`](../../babybert/data/pairs.py),
+# [`cut_lengths`](../../babybert/data/pairs.py), and [`collate`](../../babybert/data/loader.py) for padding. Google's
+# BERT uses the opposite label: there 0 means "B follows A".
 #
 # Next: [3. Masking](3_masking.md)

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 4. Embeddings and positions
 #
-# Ids are only names: 17 is not more than 16. The network looks each one up in a table and gets a *vector*, numbers that it
-# can change while it learns. To it come two more vectors, one for the position and one for the segment.
+# Ids are only labels: id 17 is not "more" than id 16. The network looks up each id in a table and gets a vector of
+# trainable numbers, the *token embedding*. Two more vectors are added to it, one for the position and one for the
+# segment.
 
 # %%
 import math
@@ -19,14 +20,14 @@ tokenizer = dataset.tokenizer
 torch.manual_seed(0)
 model = BabyBert(model_config("baby", tokenizer.size)).eval()
 
-pair, segments = map(torch.from_numpy, tutorial.a_pair(dataset))
+pair, segments = map(torch.from_numpy, tutorial.example_pair(dataset))
 print(" ".join(tokenizer.tokens(pair)))
 print(*segments.tolist())
 
 # %% [markdown]
-# The model is new: its numbers are random. It has the reference's sizes
-# ([`PRESETS`](../../babybert/config.py)): a vector has D = 10 numbers. Nearly all of
-# its parameters are two tables with a row for each token, this one and the one that predicts (chapter 6).
+# The model is new, so its weights are random. Its sizes are those of the reference model
+# ([`PRESETS`](../../babybert/config.py)): the width D, the number of values in a vector, is 10. Nearly all parameters
+# are in two tables with one row for each token: the token embeddings and the MLM decoder (chapter 6).
 
 # %%
 total = sum(parameter.numel() for parameter in model.parameters())
@@ -38,7 +39,7 @@ print(f"{total:,} parameters, {tables / total:.0%} of them in the two tables")
 # %% [markdown]
 # ## By hand
 #
-# The sum of three vectors, for the token at position 5:
+# The embedding of the token at position 5 is the sum of three vectors:
 
 # %%
 t, width = 5, model.config.width
@@ -52,48 +53,51 @@ for name, vector in (
     ("segment 1", segment),
     ("sum", token + position + segment),
 ):
-    print(f"{name:<16}", *(f"{number:6.2f}" for number in vector.tolist()))
+    print(f"{name:<16}", *(f"{value:6.2f}" for value in vector.tolist()))
 
 with torch.inference_mode():
     embedded_TD = model.embedding(pair, segments, torch.arange(len(pair)))
 assert torch.allclose(embedded_TD[t], token + position + segment, atol=1e-5)
 
 # %% [markdown]
-# Token vectors are multiplied by the square root of D, so that they are about as large as the positions' sines and
-# cosines and neither drowns the other.
+# Token embeddings are multiplied by the square root of D. This makes them about as large as the sines and cosines of
+# the positions, so that neither dominates the sum.
 #
-# ## Why positions at all
+# ## Why positions are needed
 #
-# What comes next, attention, is a weighted sum over all tokens, and a sum does not know an order. Without positions "dog
-# bites man" and "man bites dog" would be the same. Each position gets its own pattern: numbers 0 and 1 are the sine
-# and cosine of a fast wave, 2 and 3 of a slower one, and so on. Nothing of this is learned.
+# The next step, attention, is a weighted sum over all tokens, and a sum does not depend on the order of its terms.
+# Without positions "dog bites man" and "man bites dog" would be the same. Each position therefore has a distinct
+# vector: values 0 and 1 are the sine and cosine of a fast wave, values 2 and 3 those of a slower one, and so on.
+# These vectors are fixed, not trained.
 #
-# The pattern has a use beyond being different: how alike two positions are (their dot product) depends on their
-# distance alone.
+# They have another useful property: the similarity of two positions (their dot product) depends only on their
+# distance.
 
 # %%
 table_TD = model.embedding.positional_encoding.table_TD[:128]
-alike = table_TD @ table_TD.T
-print("alike, positions 10 and 13:", f"{alike[10, 13]:.4f};", "positions 80 and 83:", f"{alike[80, 83]:.4f}")
-assert torch.allclose(alike[10, 13], alike[80, 83], atol=1e-3)
-assert torch.allclose(alike.diagonal(), torch.full((128,), width / 2), atol=1e-3)  # sin^2 + cos^2 = 1, five times
+similarity = table_TD @ table_TD.T
+print(f"similarity of positions 10 and 13: {similarity[10, 13]:.4f}; of positions 80 and 83: {similarity[80, 83]:.4f}")
+assert torch.allclose(similarity[10, 13], similarity[80, 83], atol=1e-3)
+assert torch.allclose(similarity.diagonal(), torch.full((128,), width / 2), atol=1e-3)  # sin^2 + cos^2 = 1, five times
 
 figure, (waves, distance) = tutorial.pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-shown = waves.imshow(table_TD.T.numpy(), aspect="auto", cmap="RdBu", interpolation="nearest")
-figure.colorbar(shown)
-waves.set(title="the vectors of positions", xlabel="position", ylabel="number in the vector")
+image = waves.imshow(table_TD.T.numpy(), aspect="auto", cmap="RdBu", interpolation="nearest")
+figure.colorbar(image)
+waves.set(title="position vectors", xlabel="position", ylabel="index in the vector")
 for start in (20, 64):
-    distance.plot(np.arange(128) - start, alike[start], label=f"position {start} with the others")
-distance.set(title="how alike two positions are", xlabel="distance", ylabel="dot product")
+    distance.plot(np.arange(128) - start, similarity[start], label=f"position {start} with all others")
+distance.set(title="similarity of two positions", xlabel="distance", ylabel="dot product")
 distance.legend()
 tutorial.show(figure, "4_embeddings")
 
 # %% [markdown]
-# With ten numbers, the two slowest of the five waves hardly move within 128 positions (the lowest rows of the left
-# picture): most of what says *where* is in the first six numbers. And near is not simply alike: the fast wave makes the
-# curve on the right go up and down. What to make of it, the network has to learn.
+# A vector of ten values has five waves, and the two slowest hardly change within 128 positions (the lowest rows of
+# the left plot). Most of the information about the position is in the first six values. The similarity on the right
+# does not simply fall with the distance either: the fast wave makes it oscillate. The network has to learn how to use
+# these vectors.
 #
-# **In the package:** [`TokenEmbedding`](../../babybert/model/bert.py), [`PositionalEncoding`](../../babybert/model/bert.py),
-# [`BertEmbedding`](../../babybert/model/bert.py). (Google's BERT learns its positions; fixed ones are the reference's choice.)
+# **In the package:** [`TokenEmbedding`](../../babybert/model/bert.py),
+# [`PositionalEncoding`](../../babybert/model/bert.py), [`BertEmbedding`](../../babybert/model/bert.py). (Google's
+# BERT learns its position vectors. The fixed ones follow the reference model.)
 #
 # Next: [5. Attention](5_attention.md)

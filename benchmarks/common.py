@@ -1,0 +1,101 @@
+"""Helpers that the benchmarks share: configurations, models, whole training steps, timing, and JSON results.
+
+The other benchmarks reach the training loop through this module, so that they do not depend on how it is split into
+modules.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from babybert.config import PretrainConfig, model_config
+from babybert.data.dataset import Dataset
+from babybert.data.loader import Batch, Loader
+from babybert.data.table import Examples
+from babybert.model.bert import BabyBert
+from babybert.model.loss import PretrainingModel
+from babybert.training.distributed import DistributedContext, backward
+from babybert.training.lr_schedule import learning_rate
+from babybert.training.train import load_or_create, make_loader, make_optimizer
+
+CPU = torch.device("cpu")
+
+
+def recipe_config(data: Path, **overrides: Any) -> PretrainConfig:
+    """The configuration of `babybert pretrain`: the preset's recipe, and `overrides` on top of it."""
+    given = {"data": data, "metrics": False, "device": "cpu", **overrides}
+    return PretrainConfig(**{**PretrainConfig.implied(given), **given})
+
+
+def preset_config(data: Path, preset: str, **overrides: Any) -> PretrainConfig:
+    """A configuration with the sizes and the dropout of a preset, for measurements of speed.
+
+    The recipe of `baby` has no dropout. The sizes have 0.1, as the reference and Hugging Face's model do, so that all
+    of them do the same work.
+    """
+    dropout = model_config(preset, vocab_size=6).dropout
+    return PretrainConfig(data=data, preset=preset, dropout=dropout, metrics=False, **overrides)
+
+
+def new_model(config: PretrainConfig, dataset: Dataset) -> BabyBert:
+    """A model with initial weights, as `babybert pretrain` creates it."""
+    return load_or_create(config, dataset, dataset.token_counts(), None).set_kernels(config.kernels)
+
+
+def training_loader(config: PretrainConfig, dataset: Dataset, train: Examples | None = None) -> Loader:
+    """The batches of `babybert pretrain`, of the dataset's training pairs or of `train`."""
+    return make_loader(config, train or dataset.examples("train"), dataset.tokenizer.size, CPU)
+
+
+def lr_at(config: PretrainConfig, seconds: float, budget: float) -> float:
+    """The learning rate after `seconds` of a training that lasts `budget` seconds: the schedule by milliseconds."""
+    milliseconds, total = int(1000 * seconds), int(1000 * budget)
+    return learning_rate(milliseconds, total, config.lr, config.warmup_fraction, config.schedule)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed dropout for a step, as training on one device does."""
+    DistributedContext("single", CPU, bf16=False).seed_step(seed, step)
+
+
+@dataclass
+class TrainingStep:
+    """One training step of `babybert pretrain` on one device: forward, backward, clipping and optimizer."""
+
+    bert: BabyBert
+    model: nn.Module  # the loss of `bert`, possibly compiled
+    optimizer: torch.optim.Optimizer
+    context: DistributedContext
+    config: PretrainConfig
+
+    @classmethod
+    def of(cls, bert: BabyBert, config: PretrainConfig, device: torch.device = CPU) -> "TrainingStep":
+        """The step of `bert`, which is on `device`, with a new optimizer; bfloat16 on a GPU."""
+        context = DistributedContext("single", device, bf16=device.type == "cuda")
+        return cls(bert, PretrainingModel(bert), make_optimizer(bert, config), context, config)
+
+    def __call__(self, batch: Batch) -> None:
+        backward(self.model, batch, self.context, self.config.accumulate)
+        nn.utils.clip_grad_norm_(self.bert.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def write_json(path: Path, result: Any) -> Path:
+    """Write a benchmark's figures, and return `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return path
