@@ -244,14 +244,14 @@ def _ports_with_room(count: int) -> list[int]:
 ONES = 2**32 - 1
 
 
-def _mix(x):
+def _mix(x: torch.Tensor) -> torch.Tensor:
     x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
     x = (x ^ (x >> 15)) * 0x846CA68B & ONES
     return x ^ (x >> 16)
 
 
-def dropout_mask(rows, columns, drop, seed_2):
-    """What the kernels' dropout keeps, written in int64: a product that wraps has its lowest 32 bits right."""
+def dropout_mask(rows: int, columns: int, dropout_p: float, seed_2: torch.Tensor) -> torch.Tensor:
+    """What the kernels' dropout keeps, computed in int64: a product that wraps has its lowest 32 bits right."""
     first, second = seed_2.tolist()
     key = _mix((torch.arange(rows) + first) & ONES) ^ second
-    return _mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)
+    return _mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(dropout_p * 2**32), ONES)
