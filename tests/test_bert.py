@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,25 +14,25 @@ SMALL = ModelConfig(vocab_size=30, width=8, heads=2, layers=2, feed_forward=16, 
 
 
 @pytest.fixture
-def bert():
+def bert() -> BabyBert:
     torch.manual_seed(0)
     return BabyBert(SMALL).eval()
 
 
-def test_the_reference_module_for_module():
+def test_the_reference_module_for_module() -> None:
     model = BabyBert(model_config("baby", 147_161))
     assert str(model) + "\n" == (Path(__file__).parent / "golden" / "baby.txt").read_text()
     assert sum(parameter.numel() for parameter in model.parameters()) == 3_177_689
 
 
-def test_shapes(bert):
+def test_shapes(bert: BabyBert) -> None:
     hidden_BTD = bert(torch.randint(5, 30, (3, 7)), torch.ones(3, 7, dtype=torch.long))
     assert hidden_BTD.shape == (3, 7, 8)
     assert bert.mlm_logits(hidden_BTD[0, :2]).shape == (2, 30)
     assert bert.nsp_logits(hidden_BTD).shape == (3, 2)
 
 
-def test_padding_changes_nothing_wherever_it_is(bert):
+def test_padding_changes_nothing_wherever_it_is(bert: BabyBert) -> None:
     ids, segments = torch.tensor([[1, 7, 8, 2, 9, 2]]), torch.tensor([[1, 1, 1, 1, 2, 2]])
     plain = bert(ids, segments)
     padded = bert(
@@ -39,7 +40,7 @@ def test_padding_changes_nothing_wherever_it_is(bert):
         torch.cat([segments, torch.zeros(1, 4, dtype=torch.long)], 1),
     )
     torch.testing.assert_close(padded[:, :6], plain, atol=1e-6, rtol=0)
-    # Inside a row, as in the course's files: what the padding's own embedding is makes no difference.
+    # Inside a row, as in the course's files: the padding's embedding makes no difference.
     inside = torch.tensor([[1, 7, 0, 0, 9, 2]])
     before = bert(inside, segments)[:, [0, 1, 4, 5]]
     with torch.no_grad():
@@ -47,7 +48,7 @@ def test_padding_changes_nothing_wherever_it_is(bert):
     torch.testing.assert_close(bert(inside, segments)[:, [0, 1, 4, 5]], before)
 
 
-def test_positions_are_the_papers_sines():
+def test_positions_are_the_papers_sines() -> None:
     encoding = PositionalEncoding(width=4, max_positions=5, dropout=0.0)
     added = encoding(torch.zeros(1, 5, 4), torch.arange(5))[0]
     for position in range(5):
@@ -55,18 +56,18 @@ def test_positions_are_the_papers_sines():
         assert added[position].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_tokens_are_scaled_by_the_root_of_the_width(bert):
+def test_tokens_are_scaled_by_the_root_of_the_width(bert: BabyBert) -> None:
     token = bert.embedding.token_embedding
     torch.testing.assert_close(token(torch.tensor([7])), token.embedding.weight[[7]] * math.sqrt(8))
 
 
-def test_layers_start_with_weights_of_their_own(bert):
+def test_layers_start_with_different_weights(bert: BabyBert) -> None:
     first, second = bert.encoder.layers
     assert not torch.equal(first.linear1.weight, second.linear1.weight)
 
 
-def test_mimetic_weights_attend_to_what_is_alike():
-    """In the first layer a token of A gives most to itself, and of B's words to the same one."""
+def test_mimetic_weights_attend_to_equal_tokens() -> None:
+    """In the first layer a token of A attends most to itself, and among B's words to the same one."""
     torch.manual_seed(0)
     model = BabyBert(ModelConfig(vocab_size=30, width=128, heads=4, layers=2, feed_forward=16, max_positions=64)).eval()
     plain_segments = model.embedding.segment_embedding.weight.detach().clone()
@@ -80,7 +81,7 @@ def test_mimetic_weights_attend_to_what_is_alike():
     assert weight_TT[17].argmax() == 17
 
 
-def test_order_and_segments_matter(bert):
+def test_order_and_segments_matter(bert: BabyBert) -> None:
     ones = torch.ones(1, 4, dtype=torch.long)
     one = bert(torch.tensor([[1, 7, 8, 2]]), ones)
     assert not torch.allclose(one[:, 0], bert(torch.tensor([[1, 8, 7, 2]]), ones)[:, 0])
@@ -96,12 +97,12 @@ def test_order_and_segments_matter(bert):
         ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(sizes, message):
+def test_impossible_sizes_are_refused(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         model_config("baby", 30, **sizes)
 
 
-def test_presets():
+def test_presets() -> None:
     assert model_config("mini", 30).width == 128
     assert model_config("tiny", 30, width=32).width == 32
     with pytest.raises(UsageError, match="unknown preset 'huge'; choose one of baby, tiny, mini"):

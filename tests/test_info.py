@@ -3,15 +3,18 @@
 import json
 from pathlib import Path
 from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from babybert.cli import main
 from babybert.config import InfoConfig
 from babybert.data.dataset import Dataset
 from babybert.errors import DataError
 from babybert.info import describe, measure
+from babybert.model.ops_table import choices
 from babybert.training.train import pretrain
 
 
@@ -95,3 +98,23 @@ def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> Non
     (tmp_path / "x.md").write_text("hello")
     with pytest.raises(DataError, match=message):
         describe(tmp_path / name, InfoConfig())
+
+
+def test_ops_shows_what_is_picked_on_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["info", "--ops", "--json"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert description["device"] == "cpu"
+    assert description["operations"] == [asdict(choice) for choice in choices(torch.device("cpu"))]
+    assert main(["info", "--ops"]) == 0
+    table = capsys.readouterr().out
+    assert table.startswith("operations on cpu, with --kernels auto\n")
+    for row in description["operations"]:
+        assert any(row["sizes"] in line and row["implementation"] in line for line in table.splitlines())
+
+
+def test_without_a_path_or_ops_there_is_nothing_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 2
+    assert "give a path, or --ops" in capsys.readouterr().err
