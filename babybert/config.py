@@ -535,7 +535,7 @@ class PlaygroundConfig:
         "run whose curves and checkpoints are shown, a folder or s3://bucket/prefix; without it, --checkpoint's if that is a run",
     )
     host: str = option("127.0.0.1", "address the page listens on; whoever reaches it may ask the model")
-    port: int = option(7860, "port of the page; 0 takes a free one and prints it")
+    port: int | None = option(None, "port of the page; 0: any free port; none: 7860, or a free port if that is taken")
 
     def __post_init__(self) -> None:
         require(
@@ -546,4 +546,4 @@ class PlaygroundConfig:
             address is None or bool(re.match("https?://[^/]", address)),
             f"endpoint is '{address}'; it must look like http://127.0.0.1:8080",
         )
-        require(0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")
+        require(self.port is None or 0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")

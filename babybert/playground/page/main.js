@@ -1,4 +1,4 @@
-// Starts the page: asks what it is of, and hands that to its parts.
+// Starts the page: asks the server about the model, and passes that on to the sections.
 import { ask } from "./api.js";
 import { banner } from "./banner.js";
 import { find, plural } from "./dom.js";
