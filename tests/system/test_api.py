@@ -101,9 +101,8 @@ def test_an_invalid_request_is_an_error_with_the_reason(
 
 def test_a_character_set_in_the_content_type_and_a_query_are_accepted(server: ServedModel) -> None:
     assert server.ask(PAIR, {"Content-Type": "application/json; charset=utf-8"}).status == 200
-    assert (
-        server.ask(PAIR, {**JSON, "body": "x"}).status == 200
-    )  # a header of this name hides the content type of the body
+    # TorchServe keeps the content type of the body under the name of this header, which therefore replaces it.
+    assert server.ask(PAIR, {**JSON, "body": "x"}).status == 200
     assert server.ask(PAIR, query="?text=x&top_k=2").status == 200
 
 
