@@ -1,4 +1,4 @@
-"""Child processes for tests, with a time limit on every wait: a child that hangs fails its test and says what it printed."""
+"""Child processes with a time limit on every wait: one that hangs fails its test, with what it has printed."""
 
 import os
 import subprocess

@@ -124,7 +124,7 @@ class ServedModel:
 
 
 def wait_for(check: Callable[[], Result], seconds: float = 30) -> Result:
-    """Call `check` until its result is true, and return that; metrics arrive a moment later than answers, for example."""
+    """Call `check` until its result is true, and return that. Metrics, for example, arrive later than answers."""
     deadline = time.monotonic() + seconds
     while not (result := check()):
         assert time.monotonic() < deadline, f"it did not become true within {seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Predictions of the `Predictor` compared with the model's own softmax, alone, in batches and in Hugging Face's pipeline."""
+"""Predictions compared with the softmax of the model: alone, in batches, and in Hugging Face's pipeline."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -22,7 +22,7 @@ from babybert.cli import main
 from babybert.config import ServeConfig
 from babybert.serving.archive import check_archive, write_archive
 from babybert.serving.predictor import Predictor
-from babybert.serving.torchserve import Server, free_ports
+from babybert.serving.torchserve import TorchServe, free_ports
 
 run = tutorial.run_folder("baby")
 if not run.is_dir():
@@ -49,7 +49,7 @@ print(*(name for name in names if "/" not in name), sep="\n")
 # %% [markdown]
 # ## A server, and a question
 #
-# TorchServe runs in Java and starts a Python process that loads the model: the *worker*. `Server` starts both on free ports
+# TorchServe runs in Java and starts a Python process that loads the model: the *worker*. `TorchServe` starts both on free ports
 # and goes on when the worker is ready. (In daily life: `babybert serve runs/demo`.) A question is a POST with JSON.
 
 
@@ -74,7 +74,8 @@ text = (
 )
 a, b = "The movie was wonderful.", "I saw it twice."
 inference, management, metrics = free_ports(3)
-with Server(ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive) as server:
+config = ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics)
+with TorchServe(config, archive) as server:
     answer = post(server.predictions_url, {"text": text, "top_k": 8})
     follows = post(server.predictions_url, {"sentence_a": a, "sentence_b": b})
     deadline = time.monotonic() + 20  # the worker tells its metrics a moment later
@@ -118,8 +119,8 @@ for line in counted:
 assert len(counted) == 2
 
 # %% [markdown]
-# **In the package:** [`write_archive`](../../babybert/inference/archive.py), [`Server`](../../babybert/inference/server.py),
-# [`serve`](../../babybert/inference/serve.py), [`Predictor`](../../babybert/inference/predictor.py), and outside it
+# **In the package:** [`write_archive`](../../babybert/serving/archive.py), [`TorchServe`](../../babybert/serving/torchserve.py),
+# [`serve`](../../babybert/serving/serve.py), [`Predictor`](../../babybert/serving/predictor.py), and outside it
 # [`BabyBertHandler`](../../handler/babybert_handler.py), which TorchServe calls. [api.md](../api.md) has all questions and
 # answers, [serving.md](../serving.md) how the server is run.
 #

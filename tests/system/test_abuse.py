@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -137,7 +137,7 @@ def draw_examples(strategy: st.SearchStrategy[bytes], count: int) -> list[bytes]
 
 
 def send_all(server: ServedModel, requests: list[tuple[bytes, str]]) -> list[Status]:
-    """Send (body, content type) pairs over a few connections; returns the statuses. Fails for an undocumented response."""
+    """Send pairs of body and content type over a few connections. Fails for a response that is not documented."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         futures = [pool.submit(send, server, requests[start::CONNECTIONS]) for start in range(CONNECTIONS)]
         return [status for future in futures for status in future.result()]

@@ -107,7 +107,7 @@ def test_a_character_set_in_the_content_type_and_a_query_are_accepted(server: Se
 
 
 def test_the_largest_answer_is_not_too_large_for_the_server(server: ServedModel) -> None:
-    """Each candidate repeats the text, so answers grow with masks x top_k x text; here each character takes four bytes."""
+    """Each candidate repeats the text, so answers grow with masks x top_k x text; here a character takes four bytes."""
     text = "\U0001f3ac" * 9_000 + " [MASK]"
     answer = server.ask({"text": text, "top_k": 100})
     assert answer.status == 200
@@ -118,7 +118,7 @@ def test_the_largest_answer_is_not_too_large_for_the_server(server: ServedModel)
 
 
 def test_answers_do_not_depend_on_their_batch(server: ServedModel) -> None:
-    """32 requests of all kinds, also invalid ones, at once over as many connections: the same as one by one, to 1e-6."""
+    """32 requests of all kinds, also invalid ones, at once over as many connections: the same as one by one."""
     bodies: list[dict[str, Any]] = []
     for repeats in range(1, 9):
         bodies += [

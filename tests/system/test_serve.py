@@ -223,7 +223,7 @@ def test_a_killed_worker_is_replaced(archive: Path) -> None:
 
         def is_replaced() -> bool:
             (worker,) = server.model()["workers"]
-            return worker["status"] == "READY" and worker["pid"] != killed
+            return bool(worker["status"] == "READY" and worker["pid"] != killed)
 
         wait_for(is_replaced, 60)
         before = load.answered()
