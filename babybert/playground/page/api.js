@@ -1,8 +1,12 @@
 // Requests to the playground server: JSON in, JSON out. A refused request becomes an Error with the message of the API.
 import { banner, SERVER_DOWN } from "./banner.js";
 
+function post(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}
+
 export async function ask(path, body) {
-  const request = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const request = body === undefined ? {} : post(body);
   let response;
   try {
     response = await fetch(`/api/${path}`, request);

@@ -13,7 +13,8 @@ class Banner {
   }
 
   down(reason) {
-    const text = `${reason} Trying again every ${RETRY_SECONDS} seconds; this message disappears once there is an answer.`;
+    const retry = `Trying again every ${RETRY_SECONDS} seconds; this message disappears once there is an answer.`;
+    const text = `${reason} ${retry}`;
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.hidden = false;
     this.recovered.textContent = "";

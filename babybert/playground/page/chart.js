@@ -10,12 +10,15 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
   const values = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) values.push(Number(value.toPrecision(12)));
+  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) {
+    values.push(Number(value.toPrecision(12)));
+  }
   return values;
 }
 
 function describe(title, { held_out: held, train, baselines }) {
-  const ends = (points) => `${points[0][1].toFixed(3)} at step ${points[0][0]} to ${points.at(-1)[1].toFixed(3)} at step ${points.at(-1)[0]}`;
+  const point = ([step, value]) => `${value.toFixed(3)} at step ${step}`;
+  const ends = (points) => `${point(points[0])} to ${point(points.at(-1))}`;
   const parts = [];
   if (train.length) parts.push(`training from ${ends(train)}`);
   if (held.length) parts.push(`held out from ${ends(held)}`);
@@ -33,7 +36,10 @@ function draw(title, curve, width) {
   const y = (value) => HEIGHT - EDGE.bottom - ((value - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
   const svg = make("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": describe(title, curve) });
   const label = (text, attributes) => svg.append(make("text", attributes, text));
-  const path = (points, kind) => svg.append(make("polyline", { points: points.map(([step, value]) => `${x(step)},${y(value)}`).join(" "), class: kind }));
+  const path = (points, kind) => {
+    const coordinates = points.map(([step, value]) => `${x(step)},${y(value)}`).join(" ");
+    svg.append(make("polyline", { points: coordinates, class: kind }));
+  };
   for (const value of ticks(low, high, 5)) {
     svg.append(make("line", { x1: EDGE.left - 4, x2: EDGE.left, y1: y(value), y2: y(value), class: "axis" }));
     label(String(value), { x: EDGE.left - 7, y: y(value) + 4, "text-anchor": "end" });
@@ -51,7 +57,8 @@ function draw(title, curve, width) {
   path(mean, "mean");
   for (const { name, value } of baselines) {
     path([[0, value], [last, value]], "base");
-    label(`${name} ${value.toFixed(3)}`, { x: width - EDGE.right, y: y(value) - 4, "text-anchor": "end", class: "base-name" });
+    const place = { x: width - EDGE.right, y: y(value) - 4, "text-anchor": "end" };
+    label(`${name} ${value.toFixed(3)}`, { ...place, class: "base-name" });
   }
   path(held, "held");
   for (const [step, value] of held) svg.append(make("circle", { cx: x(step), cy: y(value), r: 3, class: "mark" }));
@@ -62,10 +69,21 @@ function draw(title, curve, width) {
 export function chart(title, curve) {
   const holder = make("div", { class: "chart" });
   const item = (kind, text) => make("li", { class: kind }, text);
-  const legend = make("ul", { class: "legend" }, item("mean", "training, running mean"), item("held", "held out"), item("base", "baselines"));
-  const rows = curve.held_out.map(([step, value]) => make("tr", {}, make("th", { scope: "row" }, step.toLocaleString("en")), make("td", {}, value.toFixed(3))));
-  const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Step"), make("th", { scope: "col" }, "Held-out loss")));
-  const table = make("details", {}, make("summary", {}, `${title}, held out, as numbers`), make("table", {}, head, make("tbody", {}, ...rows)));
+  const legend = make(
+    "ul",
+    { class: "legend" },
+    item("mean", "training, running mean"),
+    item("held", "held out"),
+    item("base", "baselines"),
+  );
+  const columnHead = (text) => make("th", { scope: "col" }, text);
+  const head = make("thead", {}, make("tr", {}, columnHead("Step"), columnHead("Held-out loss")));
+  const rows = curve.held_out.map(([step, value]) => {
+    const rowHead = make("th", { scope: "row" }, step.toLocaleString("en"));
+    return make("tr", {}, rowHead, make("td", {}, value.toFixed(3)));
+  });
+  const summary = make("summary", {}, `${title}, held out, as numbers`);
+  const table = make("details", {}, summary, make("table", {}, head, make("tbody", {}, ...rows)));
   let drawnWidth = 0;
   new ResizeObserver(() => {
     const width = Math.max(260, Math.round(holder.clientWidth));

@@ -23,7 +23,8 @@ export function bars(entries, label) {
   for (const { label: name, share, value } of entries) {
     const bar = make("span", { class: "bar" });
     bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-    list.append(make("li", {}, name, make("span", { class: "track", "aria-hidden": "true" }, bar), make("span", { class: "value" }, value)));
+    const track = make("span", { class: "track", "aria-hidden": "true" }, bar);
+    list.append(make("li", {}, name, track, make("span", { class: "value" }, value)));
   }
   return list;
 }

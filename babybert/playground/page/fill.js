@@ -1,4 +1,4 @@
-// Fill in: masks are inserted at the cursor or replace a random word; candidates are bars; clicks complete the sentence.
+// Fill in: masks are inserted at the cursor or replace a random word. Candidates are bars; clicks complete the text.
 import { ask, onSubmit } from "./api.js";
 import { bars, find, make, percent, plural } from "./dom.js";
 
@@ -62,7 +62,10 @@ function show(text, masks) {
   const highest = Math.max(...masks.flatMap((mask) => mask.candidates.map((candidate) => candidate.score)));
   const columns = masks.map((mask, index) => {
     const group = [];
-    const entries = mask.candidates.map(({ token, score }) => ({ label: candidateButton(token, index, group), share: score / highest, value: percent(score) }));
+    const entries = mask.candidates.map(({ token, score }) => {
+      const label = candidateButton(token, index, group);
+      return { label, share: score / highest, value: percent(score) };
+    });
     const title = `Mask ${index + 1}, token ${mask.position}`;
     return make("div", {}, make("h3", {}, title), bars(entries, title));
   });

@@ -17,14 +17,23 @@ function gauge(probability) {
     text(30, 120, "not next"),
     text(172, 120, "next"),
   );
-  const label = { "aria-label": "Probability that B follows A", "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": probability, "aria-valuetext": percent(probability) };
-  return make("div", { class: "gauge", role: "meter", ...label }, svg);
+  const attributes = {
+    class: "gauge",
+    role: "meter",
+    "aria-label": "Probability that B follows A",
+    "aria-valuemin": 0,
+    "aria-valuemax": 1,
+    "aria-valuenow": probability,
+    "aria-valuetext": percent(probability),
+  };
+  return make("div", attributes, svg);
 }
 
 function explain(isNext, probability) {
   const verdict = isNext ? "Yes: B follows A." : "No: B does not follow A.";
   const doubt = Math.abs(probability - 0.5) < 0.05 ? " The model is close to undecided." : "";
-  return `${verdict} The model gives ${percent(probability)} to "B is the next sentence"; from 50% the answer is yes.${doubt}`;
+  const score = `The model gives ${percent(probability)} to "B is the next sentence"; from 50% the answer is yes.`;
+  return `${verdict} ${score}${doubt}`;
 }
 
 export function startFollows() {

@@ -6,13 +6,17 @@ import { find, make, percent, plural } from "./dom.js";
 const TITLES = { mlm_loss: "MLM loss, nats", nsp_loss: "NSP loss, nats" };
 const CANDIDATES = 4;
 
+function describeCheckpoints(steps) {
+  if (!steps.length) return "no checkpoint yet";
+  return `${plural(steps.length, "checkpoint")}, at steps ${steps.map((step) => step.toLocaleString("en")).join(", ")}`;
+}
+
 async function readCurves() {
   const error = find("learned-error");
   error.hidden = true;
   try {
     const { run, curves, steps } = await ask("curves");
-    const checkpoints = steps.length ? `${plural(steps.length, "checkpoint")}, at steps ${steps.map((step) => step.toLocaleString("en")).join(", ")}` : "no checkpoint yet";
-    find("learned-run").textContent = `${run}: ${checkpoints}.`;
+    find("learned-run").textContent = `${run}: ${describeCheckpoints(steps)}.`;
     find("learned-charts").replaceChildren(...Object.entries(TITLES).map(([key, title]) => chart(title, curves[key])));
   } catch (problem) {
     error.textContent = problem.message;
@@ -22,10 +26,14 @@ async function readCurves() {
 
 function show({ checkpoints }) {
   const masks = checkpoints[0].masks.length;
-  const titles = ["Step", ...Array.from({ length: masks }, (_, index) => (masks === 1 ? "Best words" : `Mask ${index + 1}`))];
-  const head = make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title))));
+  const maskTitles = Array.from({ length: masks }, (_, index) => (masks === 1 ? "Best words" : `Mask ${index + 1}`));
+  const titles = ["Step", ...maskTitles].map((title) => make("th", { scope: "col" }, title));
+  const head = make("thead", {}, make("tr", {}, ...titles));
   const rows = checkpoints.map(({ step, masks: stepMasks }) => {
-    const cells = stepMasks.map(({ candidates }) => make("td", {}, candidates.map(({ token, score }) => `${token} ${percent(score)}`).join(", ")));
+    const cells = stepMasks.map(({ candidates }) => {
+      const words = candidates.map(({ token, score }) => `${token} ${percent(score)}`);
+      return make("td", {}, words.join(", "));
+    });
     return make("tr", {}, make("th", { scope: "row" }, step.toLocaleString("en")), ...cells);
   });
   find("learned-table").replaceChildren(head, make("tbody", {}, ...rows));

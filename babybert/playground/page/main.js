@@ -9,8 +9,14 @@ import { startSees } from "./sees.js";
 
 function sizes(inside) {
   if (!inside) return "";
-  const words = `vocabulary of ${inside.vocab_size.toLocaleString("en")} (${inside.tokenizer}), width ${inside.width}`;
-  return ` Its sizes: ${words}, ${plural(inside.layers, "layer")}, ${plural(inside.heads, "head")}, up to ${inside.max_positions} positions.`;
+  const parts = [
+    `vocabulary of ${inside.vocab_size.toLocaleString("en")} (${inside.tokenizer})`,
+    `width ${inside.width}`,
+    plural(inside.layers, "layer"),
+    plural(inside.heads, "head"),
+    `up to ${inside.max_positions} positions`,
+  ];
+  return ` Its sizes: ${parts.join(", ")}.`;
 }
 
 async function start() {

@@ -3,7 +3,11 @@ import { ask, onSubmit } from "./api.js";
 import { bars, find, make, plural } from "./dom.js";
 
 const cell = (tag, text, attributes = {}) => make(tag, attributes, String(text));
-const headRow = (names) => make("thead", {}, make("tr", {}, ...names.map((name) => cell("th", name, { scope: "col" }))));
+
+function headRow(names) {
+  const cells = names.map((name) => cell("th", name, { scope: "col" }));
+  return make("thead", {}, make("tr", {}, ...cells));
+}
 
 function showTokens(tokens) {
   const rows = tokens.map(({ token, id, segment, source, unknown }, position) =>
@@ -17,9 +21,12 @@ function showTokens(tokens) {
       cell("td", unknown ? `${source} (unknown word)` : source),
     ),
   );
-  find("sees-tokens").replaceChildren(headRow(["Position", "Token", "Id", "Segment", "From"]), make("tbody", {}, ...rows));
+  const head = headRow(["Position", "Token", "Id", "Segment", "From"]);
+  find("sees-tokens").replaceChildren(head, make("tbody", {}, ...rows));
   const unknown = tokens.filter((token) => token.unknown).map((token) => token.source);
-  find("sees-unknown").textContent = unknown.length ? `Not in the vocabulary, so read as [UNK]: ${unknown.join(", ")}.` : "Every word is in the vocabulary.";
+  find("sees-unknown").textContent = unknown.length
+    ? `Not in the vocabulary, so read as [UNK]: ${unknown.join(", ")}.`
+    : "Every word is in the vocabulary.";
 }
 
 function showMap({ tokens, attention, layer, head, reason }) {
@@ -34,7 +41,8 @@ function showMap({ tokens, attention, layer, head, reason }) {
     const cells = weights.map((weight, to) => {
       const share = Math.round((weight / largest) * 100);
       const kind = `${share >= 60 ? "from60 " : ""}${share >= 70 ? "from70" : ""}`.trim();
-      const weightCell = cell("td", Math.round(weight * 100), { class: kind, title: `${names[from]} to ${names[to]}: ${(weight * 100).toFixed(1)}%` });
+      const hint = `${names[from]} to ${names[to]}: ${(weight * 100).toFixed(1)}%`;
+      const weightCell = cell("td", Math.round(weight * 100), { class: kind, title: hint });
       weightCell.style.setProperty("--share", `${share}%`);
       return weightCell;
     });
@@ -42,19 +50,26 @@ function showMap({ tokens, attention, layer, head, reason }) {
   });
   const title = make("caption", {}, `Layer ${layer + 1}, head ${head + 1}, weights in percent`);
   find("sees-map").replaceChildren(title, headRow(["from \\ to", ...names]), make("tbody", {}, ...rows));
-  find("sees-map-note").textContent = `Each row shows how much one position attends to each of the columns; a row adds up to 100. The strongest colour is the largest weight, ${(largest * 100).toFixed(1)}%.`;
+  find("sees-map-note").textContent =
+    "Each row shows how much one position attends to each of the columns; a row adds up to 100. " +
+    `The strongest colour is the largest weight, ${(largest * 100).toFixed(1)}%.`;
 }
 
 function options(select, count) {
-  select.replaceChildren(...Array.from({ length: count }, (_, index) => make("option", { value: index }, String(index + 1))));
+  const entries = Array.from({ length: count }, (_, index) => make("option", { value: index }, String(index + 1)));
+  select.replaceChildren(...entries);
 }
 
 function showNear({ word, known, neighbours }) {
   if (!known) {
-    find("near-result").replaceChildren(make("p", {}, `"${word}" is not one word of the vocabulary, so it has no token embedding.`));
+    const reason = `"${word}" is not one word of the vocabulary, so it has no token embedding.`;
+    find("near-result").replaceChildren(make("p", {}, reason));
     return "";
   }
-  const entries = neighbours.map(({ word: near, cosine }) => ({ label: make("span", { class: "name" }, near), share: cosine, value: cosine.toFixed(2) }));
+  const entries = neighbours.map(({ word: near, cosine }) => {
+    const label = make("span", { class: "name" }, near);
+    return { label, share: cosine, value: cosine.toFixed(2) };
+  });
   find("near-result").replaceChildren(bars(entries, `Neighbours of ${word}, by cosine`));
   return `${plural(neighbours.length, "neighbour")} of "${word}".`;
 }
@@ -66,12 +81,15 @@ export function startSees({ inside, no_inside: reason }) {
   if (!inside) return;
   options(find("sees-layer"), inside.layers);
   options(find("sees-head"), inside.heads);
-  find("near-note").textContent = `The words with the most similar token embeddings (cosine similarity), among the first ${inside.among.toLocaleString("en")} of the vocabulary.`;
+  find("near-note").textContent =
+    "The words with the most similar token embeddings (cosine similarity), " +
+    `among the first ${inside.among.toLocaleString("en")} of the vocabulary.`;
   const form = find("sees-form");
   onSubmit(form, async (isLatest) => {
     find("sees-result").hidden = true;
     const [layer, head] = [Number(find("sees-layer").value), Number(find("sees-head").value)];
-    const answer = await ask("inside", { sentence_a: find("sees-a").value, sentence_b: find("sees-b").value, layer, head });
+    const sentences = { sentence_a: find("sees-a").value, sentence_b: find("sees-b").value };
+    const answer = await ask("inside", { ...sentences, layer, head });
     if (isLatest()) {
       showTokens(answer.tokens);
       showMap(answer);
@@ -79,7 +97,11 @@ export function startSees({ inside, no_inside: reason }) {
     }
     return `${plural(answer.tokens.length, "token")}.`;
   });
-  for (const id of ["sees-layer", "sees-head"]) find(id).addEventListener("change", () => { if (!find("sees-result").hidden) form.requestSubmit(); });
+  for (const id of ["sees-layer", "sees-head"]) {
+    find(id).addEventListener("change", () => {
+      if (!find("sees-result").hidden) form.requestSubmit();
+    });
+  }
   onSubmit(find("near-form"), async (isLatest) => {
     find("near-result").replaceChildren();
     const answer = await ask("neighbours", { word: find("near-word").value });
