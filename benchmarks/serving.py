@@ -1,10 +1,11 @@
-"""Requests/s and latency of the served model beside three peers with the same server settings, all in one run.
+"""Throughput and latency of the served model, compared with three peers behind the same server settings in one run.
 
-    python benchmarks/serving.py --data data/imdb       # five minutes on two cores; needs `pip install '.[bench]'` and wrk
+    python benchmarks/serving.py --data data/imdb
 
-The echo handler answers without looking, and is the server's own ceiling. All servers run at once, each asked in turn by
-`wrk` on loopback, and medians of the rounds are compared; client and servers share the cores. The model has the reference's
-sizes; how well it was trained does not matter. Prints a table and writes JSON.
+It takes five minutes on two cores, and needs `pip install '.[bench]'` and wrk. The echo handler answers without a
+model: it shows what the server alone can do. All servers run at the same time. `wrk` queries them in turn on loopback,
+and medians over the rounds are compared. Client and servers share the cores. The model has the sizes of the reference;
+its training makes no difference. Prints a table and writes JSON.
 """
 
 import argparse
@@ -17,183 +18,163 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 from babybert.checkpoint.format import MODEL_FILES, find_checkpoint
 from babybert.config import PRESETS, ServeConfig
 from babybert.data.tokenizer import Tokenizer
-from babybert.serving.archive import MODEL_NAME, pack, write_archive
-from babybert.serving.torchserve import Server, free_ports
+from babybert.serving.archive import MODEL_NAME, copy_package, pack, write_archive
+from babybert.serving.torchserve import TorchServe, free_ports
 
-HERE = Path(__file__).parent
+PEERS_FOLDER = Path(__file__).parent / "serving_peers"
 CLIENTS = (1, 8, 64)
+START_TRIALS = 3
 TEXTS = (
     "the movie was [MASK] .",
     "i thought the acting in this film was really [MASK] , but the story was not .",
     "one of the worst [MASK] that i have ever seen .",
     "if you like this kind of thing , you will love it : the [MASK] is great and so is the music .",
 )
-WAYS = {
+SERVERS = {
     "ours": "babybert serve",
-    "echo": "a handler that answers without looking",
+    "echo": "a handler that answers without a model",
     "hugging face": "fill-mask pipeline, BertForMaskedLM of the same sizes",
     "reference": "logits and softmax at every position, one text at a time",
 }
+MEASURES = ("requests_per_second", "p50_ms", "p99_ms")
+Measures = dict[str, float]  # by name of MEASURES
+Loads = dict[str, dict[int, Measures]]  # by server and number of clients
 
 
 def main() -> None:
-    """Pack, serve and ask all of them; print as they end."""
+    """Write the archives, serve them, measure, and print."""
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--data", type=Path, default=Path("data/imdb"), help="prepared IMDB: the vocabulary of the reference's size"
+        "--data", type=Path, default=Path("data/imdb"), help="prepared IMDB, whose vocabulary is that of the reference"
     )
     parser.add_argument("--seconds", type=int, default=4, help="of each load")
     parser.add_argument("--workers", type=int, default=1, help="of each server")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each server at each load")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each server at each load")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for serving.json")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed; run: apt-get install wrk")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         archives = make_archives(options.data, Path(folder))
-        start = first_answer_seconds(archives["ours"])
-        servers = {way: stack.enter_context(serve(archive, options.workers)) for way, archive in archives.items()}
-        found = measure(servers, options)
-        memory = {way: worker_mb(server) for way, server in servers.items()}
-    show(found, memory, start)
+        start_seconds = first_answer_seconds(archives["ours"])
+        servers = {
+            name: stack.enter_context(make_server(archive, options.workers)) for name, archive in archives.items()
+        }
+        loads = measure(servers, options.rounds, options.seconds)
+        memory = {name: worker_memory_mb(server) for name, server in servers.items()}
+    print_report(loads, memory, start_seconds)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "serving.json").write_text(
-        json.dumps({"loads": found, "worker_mb": memory, "first_answer_s": start}, indent=2) + "\n"
-    )
+    report = {"loads": loads, "worker_mb": memory, "first_answer_s": start_seconds}
+    (options.out / "serving.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def make_archives(data: Path, folder: Path) -> dict[str, Path]:
-    """An archive of each way, of a model of the reference's sizes that has taken one step."""
-    command = [
-        sys.executable,
-        "-m",
-        "babybert.cli",
-        "pretrain",
-        f"--data={data}",
-        f"--out={folder / 'run'}",
-        "--preset=baby",
-        "--max-steps=1",
-    ]
-    subprocess.run([*command, "--validation-pairs=64", "--no-metrics", "--device=cpu"], check=True)
+    """An archive for each server, with a model of the reference's sizes after one step of training."""
+    flags = ["--preset=baby", "--max-steps=1", "--validation-pairs=64", "--no-metrics", "--device=cpu"]
+    command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={data}", f"--out={folder / 'run'}", *flags]
+    subprocess.run(command, check=True)
     checkpoint = find_checkpoint(folder / "run")
-    for way in ("echo", "hugging_face", "reference"):
-        (folder / way / "content").mkdir(parents=True)
+    contents = {name: folder / name.replace(" ", "_") / "content" for name in ("echo", "hugging face", "reference")}
+    for content in contents.values():
+        content.mkdir(parents=True)
+    (contents["echo"] / "empty").touch()  # the archiver refuses an empty folder
+    save_hugging_face_model(checkpoint / "tokenizer.json", contents["hugging face"])
+    copy_package(contents["reference"])
     for name in MODEL_FILES:
-        shutil.copyfile(checkpoint / name, folder / "reference" / "content" / name)
-    package = Path(__file__).parent.parent / "babybert"
-    shutil.copytree(
-        package, folder / "reference" / "content" / "babybert", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    save_hugging_face(
-        Tokenizer.load(checkpoint / "tokenizer.json"),
-        checkpoint / "tokenizer.json",
-        folder / "hugging_face" / "content",
-    )
-    (folder / "echo" / "content" / "nothing").touch()
+        shutil.copyfile(checkpoint / name, contents["reference"] / name)
     archives = {"ours": write_archive(checkpoint, folder / "ours")}
-    for way in ("echo", "hugging face", "reference"):
-        name = way.replace(" ", "_")
-        served = {"version": "1", "step": 1, "digest": ""}
-        archives[way] = pack(
-            folder / name / "content", HERE / "serving_peers" / name / "babybert_handler.py", served, folder / name
-        )
+    for name, content in contents.items():
+        handler = PEERS_FOLDER / name.replace(" ", "_") / "babybert_handler.py"
+        archives[name] = pack(content, handler, {"version": "1", "step": 1, "digest": ""}, content.parent)
     return archives
 
 
-def save_hugging_face(tokenizer: Tokenizer, path: Path, content: Path) -> None:
-    """A masked language model of `transformers` of the same sizes, untrained, with the same tokenizer."""
+def save_hugging_face_model(tokenizer_file: Path, content: Path) -> None:
+    """Save an untrained masked language model of `transformers` with the sizes of `baby` and our tokenizer."""
     import transformers
 
-    own = PRESETS["baby"]
-    sizes = {
-        "hidden_size": own["width"],
-        "num_hidden_layers": own["layers"],
-        "num_attention_heads": own["heads"],
-        "intermediate_size": own["feed_forward"],
-    }
-    config = transformers.BertConfig(vocab_size=tokenizer.size, **sizes)
+    baby = PRESETS["baby"]
+    config = transformers.BertConfig(
+        vocab_size=Tokenizer.load(tokenizer_file).size,
+        hidden_size=baby["width"],
+        num_hidden_layers=baby["layers"],
+        num_attention_heads=baby["heads"],
+        intermediate_size=baby["feed_forward"],
+    )
     model: Any = transformers.BertForMaskedLM(config)
     model.save_pretrained(content)
-    names = {
-        "pad_token": "[PAD]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-        "unk_token": "[UNK]",
-    }
-    wrapped: Any = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), **names)
-    wrapped.save_pretrained(content)
+    special_tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "mask", "unk")}
+    tokenizer: Any = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **special_tokens)
+    tokenizer.save_pretrained(content)
 
 
-def serve(archive: Path, workers: int) -> Server:
-    """A server of this archive on ports of its own."""
+def make_server(archive: Path, workers: int) -> TorchServe:
+    """A server for this archive on free ports."""
     inference, management, metrics = free_ports(3)
-    return Server(
-        ServeConfig(
-            source=str(archive),
-            workers=workers,
-            inference_port=inference,
-            management_port=management,
-            metrics_port=metrics,
-        ),
-        archive,
+    config = ServeConfig(
+        source=str(archive),
+        workers=workers,
+        inference_port=inference,
+        management_port=management,
+        metrics_port=metrics,
     )
+    return TorchServe(config, archive)
 
 
 def first_answer_seconds(archive: Path) -> float:
-    """From `babybert serve` of a built archive to its first answer, the median of three."""
-    taken = []
-    for _ in range(3):
-        ports = free_ports(3)
-        flags = [
-            f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)
-        ]
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "babybert.cli", "serve", str(archive), *flags], stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr
-        assert "POST" in process.stderr.readline()
-        asked = json.dumps({"text": TEXTS[0]})
-        url = f"http://127.0.0.1:{ports[0]}/predictions/{MODEL_NAME}"
-        subprocess.run(
-            ["curl", "-sf", "-H", "Content-Type: application/json", "-d", asked, url],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        taken.append(time.perf_counter() - start)
-        process.terminate()
-        process.wait()
-    return statistics.median(taken)
+    """Seconds from the start of `babybert serve ARCHIVE` to its first answer, the median of START_TRIALS."""
+    return statistics.median(time_first_answer(archive) for _ in range(START_TRIALS))
 
 
-def measure(servers: dict[str, Server], options: argparse.Namespace) -> dict[str, dict[int, dict[str, float]]]:
-    """Medians over the rounds of what `wrk` says, by way and number of clients; the first answers warm each server up."""
-    loads: dict[str, dict[int, list[dict[str, float]]]] = {way: {clients: [] for clients in CLIENTS} for way in servers}
+def time_first_answer(archive: Path) -> float:
+    """Seconds from the start of `babybert serve ARCHIVE` to its first answer."""
+    inference, management, metrics = free_ports(3)
+    ports = [f"--inference-port={inference}", f"--management-port={management}", f"--metrics-port={metrics}"]
+    command = [sys.executable, "-m", "babybert.cli", "serve", str(archive), *ports]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{inference}/predictions/{MODEL_NAME}",
+        json.dumps({"text": TEXTS[0]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert "POST" in process.stderr.readline()  # the server is ready
+    with urllib.request.urlopen(request, timeout=60) as response:
+        response.read()
+    seconds = time.perf_counter() - start
+    process.terminate()
+    process.wait()
+    return seconds
+
+
+def measure(servers: dict[str, TorchServe], rounds: int, seconds: int) -> Loads:
+    """Medians over the rounds of what `wrk` measures; each server is warmed up before."""
     for server in servers.values():
-        ask(server, 8, 2)
-    for _ in range(options.rounds):
+        run_wrk(server, clients=8, seconds=2)
+    results: dict[tuple[str, int], list[Measures]] = {}
+    for _ in range(rounds):
         for clients in CLIENTS:
-            for way, server in servers.items():
-                loads[way][clients].append(ask(server, clients, options.seconds))
-    names = ("requests_per_second", "p50_ms", "p99_ms")
-    return {
-        way: {
-            clients: {name: statistics.median(run[name] for run in runs) for name in names}
-            for clients, runs in own.items()
-        }
-        for way, own in loads.items()
-    }
+            for name, server in servers.items():
+                results.setdefault((name, clients), []).append(run_wrk(server, clients, seconds))
+    return {name: {clients: medians(results[name, clients]) for clients in CLIENTS} for name in servers}
 
 
-def ask(server: Server, clients: int, seconds: int) -> dict[str, float]:
-    """One load. Anything but an answer of status 200 ends the benchmark."""
+def medians(results: list[Measures]) -> Measures:
+    """The median of each measure."""
+    return {name: statistics.median(result[name] for result in results) for name in MEASURES}
+
+
+def run_wrk(server: TorchServe, clients: int, seconds: int) -> Measures:
+    """Send requests with `wrk`. Any response with a status other than 200 ends the benchmark."""
     bodies = ", ".join(f"[[{json.dumps({'text': text})}]]" for text in TEXTS)
     script = f"""
         local requests, next = {{}}, 0
@@ -205,52 +186,59 @@ def ask(server: Server, clients: int, seconds: int) -> dict[str, float]:
         function request() next = next % #requests + 1; return requests[next] end
         function done(summary, latency)
           local e = summary.errors
-          print(string.format("found %d %d %d %d %d", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-            e.connect + e.read + e.write + e.status + e.timeout))
+          local failed = e.connect + e.read + e.write + e.status + e.timeout
+          print(string.format("measured %d %d %d %d %d", summary.requests, summary.duration,
+            latency:percentile(50), latency:percentile(99), failed))
         end
     """
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{clients}",
-            f"-d{seconds}s",
-            "--timeout",
-            "60s",
-            "-s",
-            file.name,
-            server.predictions_url,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    match = re.search(r"found (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+        flags = ["-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "60s", "-s", file.name]
+        done = subprocess.run(["wrk", *flags, server.predictions_url], capture_output=True, text=True, check=True)
+    match = re.search(r"measured (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
     assert match, done.stdout + done.stderr
     requests, microseconds, p50, p99, failed = map(int, match.groups())
     assert failed == 0, done.stdout
     return {"requests_per_second": 1e6 * requests / microseconds, "p50_ms": p50 / 1000, "p99_ms": p99 / 1000}
 
 
-def worker_mb(server: Server) -> float:
-    """The most memory that one of its workers has had."""
+def worker_memory_mb(server: TorchServe) -> float:
+    """The peak memory of the largest worker."""
     workers = server.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
-    return max(
-        int(Path(f"/proc/{worker['pid']}/status").read_text().split("VmHWM:")[1].split()[0]) / 1000
-        for worker in workers
-    )
+    return max(peak_memory_mb(worker["pid"]) for worker in workers)
 
 
-def show(found: dict[str, dict[int, dict[str, float]]], memory: dict[str, float], start: float) -> None:
-    """The table, and ours beside each."""
+def peak_memory_mb(pid: int) -> float:
+    """The peak resident memory of a process, from the kernel."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1000
+
+
+def print_report(loads: Loads, memory: dict[str, float], start_seconds: float) -> None:
+    """A table for each number of clients, with the throughput of ours relative to each server."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=150)
     for clients in CLIENTS:
-        print(f"\n{clients} client{'s' if clients > 1 else ''}")
-        ours = found["ours"][clients]["requests_per_second"]
-        for way, text in WAYS.items():
-            own = found[way][clients]
-            rate = f"{own['requests_per_second']:>9,.1f} requests/s   p50 {own['p50_ms']:>8,.1f} ms   p99 {own['p99_ms']:>8,.1f} ms"
-            print(f"  {way:<13}{rate}   ours has {ours / own['requests_per_second']:6.2f} x   {text}")
-    print("\nmost memory of a worker: " + ", ".join(f"{way} {mb:,.0f} MB" for way, mb in memory.items()))
-    print(f"from `babybert serve` of a built archive to the first answer: {start:.1f} s")
+        table = Table(
+            title=f"{clients} client{'s' if clients > 1 else ''}", title_justify="left", title_style="", box=None
+        )
+        table.add_column("server")
+        for heading in ("requests/s", "p50 ms", "p99 ms", "ours / it"):
+            table.add_column(heading, justify="right")
+        table.add_column("what it is")
+        our_rate = loads["ours"][clients]["requests_per_second"]
+        for name, description in SERVERS.items():
+            result = loads[name][clients]
+            rate = result["requests_per_second"]
+            cells = [f"{rate:,.1f}", f"{result['p50_ms']:,.1f}", f"{result['p99_ms']:,.1f}", f"{our_rate / rate:.2f} x"]
+            table.add_row(name, *cells, description)
+        console.print(table)
+        console.print()
+    console.print("peak memory of a worker: " + ", ".join(f"{name} {mb:,.0f} MB" for name, mb in memory.items()))
+    console.print(f"from `babybert serve` of an archive to the first answer: {start_seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from babybert.config import ServeConfig
-from babybert.serving.torchserve import Server, free_ports
+from babybert.serving.torchserve import TorchServe, free_ports
 
 ROOT = Path(__file__).parent.parent
 DATA, RUN, STORE = "data/demo", "runs/demo", "model-store"
@@ -95,7 +95,7 @@ def serve_and_request() -> None:
         f"--management-port={management}",
         f"--metrics-port={metrics}",
     )
-    with Server(config, archive) as server:
+    with TorchServe(config, archive) as server:
         before = scrape(server.metrics_url)
         for request in (FILL_MASK, FOLLOWING, UNRELATED):
             print(f"\n$ curl --json '{json.dumps(request)}' {server.predictions_url}")

@@ -1,17 +1,19 @@
-"""Child processes of the tests. Each has a time limit: a process that hangs fails one test, not the whole run."""
+"""Child processes with a time limit on every wait: one that hangs fails its test, with what it has printed."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-TIME_LIMIT = (
-    240.0  # seconds; below the limit of one test in pyproject.toml, so that the failure shows the process's output
-)
+import pytest
+
+START_SECONDS = 120.0  # for a command to start; imports are slow on a loaded machine
+STOP_SECONDS = 60.0
+COMMAND_SECONDS = 240.0  # below the limit of one test in pyproject.toml, so that the failure shows the output
 
 
 def babybert_command(*arguments: str) -> list[str]:
@@ -23,9 +25,9 @@ def run_babybert(
     *arguments: str,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
-    seconds: float = TIME_LIMIT,
+    seconds: float = COMMAND_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `babybert ARGUMENTS` to its end and capture its output; the caller checks the exit code.
+    """Run `babybert ARGUMENTS` to its end and capture its output. The caller checks the exit code.
 
     `environment` is added to the variables of this process. Raises subprocess.TimeoutExpired after `seconds`.
     """
@@ -39,24 +41,80 @@ def run_babybert(
     )
 
 
-def wait_for_line(process: subprocess.Popen[str], pattern: str, seconds: float = TIME_LIMIT) -> str:
-    """Read a process's standard error up to the first line that matches the regular expression, and return that line.
+def babybert_output(*arguments: str, cwd: Path | None = None) -> str:
+    """Run `babybert ARGUMENTS`, check that it succeeds, and return its standard output."""
+    done = run_babybert(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    What follows stays in the pipe for the caller. Fails with everything read so far if the process ends first. After
-    `seconds` the process is killed, which ends its output and with it the wait.
-    """
-    assert process.stderr is not None, "start the process with stderr=subprocess.PIPE"
-    timer = threading.Timer(seconds, process.kill)
-    timer.start()
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if re.search(pattern, line):
-                return line
-    finally:
-        timer.cancel()
-    raise AssertionError(f"no line matches {pattern!r} within {seconds:.0f} s:\n{''.join(lines)}")
+
+class ChildProcess:
+    """A running command whose standard error is collected by a thread."""
+
+    def __init__(
+        self, command: Sequence[str], folder: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.lines: list[str] = []  # of its standard error, so far
+        self.process = subprocess.Popen(
+            command, cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+        )
+        self._reader = threading.Thread(target=self._read_lines, daemon=True)
+        self._reader.start()
+
+    def _read_lines(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.lines.append(line)
+
+    def wait_for_line(self, text: str, timeout: float = START_SECONDS) -> str:
+        """The first line on standard error that contains `text`. Fails if the process ends or the time is over."""
+        deadline = time.monotonic() + timeout
+        while True:
+            has_ended = not self._reader.is_alive()  # before the lines are searched, so that none is missed
+            for line in self.lines:
+                if text in line:
+                    return line
+            if has_ended:
+                pytest.fail(f"the process ended without a line with '{text}':\n{self.output}")
+            if time.monotonic() > deadline:
+                pytest.fail(f"no line with '{text}' within {timeout:.0f} s:\n{self.output}")
+            time.sleep(0.02)
+
+    def wait(self, timeout: float = STOP_SECONDS) -> int:
+        """The exit code. Fails if the process does not end in time."""
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the process did not end within {timeout:.0f} s:\n{self.output}")
+        self._reader.join(timeout)
+        return code
+
+    def send_signal(self, signal_number: int) -> None:
+        """Send a signal to the process."""
+        self.process.send_signal(signal_number)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """Its standard error so far."""
+        return "".join(self.lines)
+
+    def kill(self) -> None:
+        """End it now, if it still runs."""
+        self.process.kill()
+        self.process.wait(STOP_SECONDS)
+        self._reader.join(STOP_SECONDS)
+
+
+def start_babybert(
+    *arguments: str, folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> ChildProcess:
+    """Start a `babybert` command in `folder`."""
+    return ChildProcess(babybert_command(*arguments), folder, environment)
 
 
 # Arguments: function as module:attribute, number of the fatal call, "before" or "after" the import of babybert, flags.
@@ -90,7 +148,7 @@ sys.exit(babybert.cli.main(flags))
 
 
 def run_until_killed(
-    function: str, calls: int, *flags: str, before_import: bool = False, seconds: float = TIME_LIMIT
+    function: str, calls: int, *flags: str, before_import: bool = False, seconds: float = COMMAND_SECONDS
 ) -> None:
     """Run `babybert FLAGS` in a process that kills itself with SIGKILL at a chosen moment.
 

@@ -1,60 +1,84 @@
+"""Predictions compared with the softmax of the model: alone, in batches, and in Hugging Face's pipeline."""
+
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from babybert.config import ModelConfig
+from babybert.data.dataset import Dataset
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.model import inference as answers
+from babybert.model import inference
 from babybert.model.bert import BabyBert
-from babybert.serving import predictor as module
-from babybert.serving.predictor import Predictor, Work
-from babybert.serving.request_schema import FillMask, NextSentence, parse_object
+from babybert.serving import predictor as predictor_module
+from babybert.serving.predictor import BatchStats, Predictor
+from babybert.serving.request_schema import FillMask, Item, NextSentence, parse_object
+
+
+def make_predictor(tokenizer: Tokenizer, seed: int = 0) -> Predictor:
+    """An untrained model of 40 positions, with random weights."""
+    torch.manual_seed(seed)
+    config = ModelConfig(vocab_size=tokenizer.size, width=16, feed_forward=16, max_positions=40)
+    return Predictor(BabyBert(config), tokenizer)
 
 
 @pytest.fixture(scope="module")
-def predictor(demo):
-    torch.manual_seed(0)
-    return Predictor(
-        BabyBert(
-            ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=2, feed_forward=16, max_positions=40)
-        ),
-        demo.tokenizer,
-    )
+def predictor(demo: Dataset) -> Predictor:
+    return make_predictor(demo.tokenizer)
 
 
-def test_candidates_are_the_models_softmax(predictor):
+def candidates(answer: dict[str, Any], key: str, mask: int = 0) -> list[Any]:
+    """One key of each candidate for a mask."""
+    return [candidate[key] for candidate in answer["masks"][mask]["candidates"]]
+
+
+def assert_close(answer: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same answer up to the rounding of scores."""
+    if "probability" in expected:
+        assert answer["probability"] == pytest.approx(expected["probability"], abs=1e-6)
+        return
+    for mask, expected_mask in zip(answer["masks"], expected["masks"], strict=True):
+        assert mask["position"] == expected_mask["position"]
+        pairs = list(zip(mask["candidates"], expected_mask["candidates"], strict=True))
+        assert [one["sequence"] for one, _ in pairs] == [other["sequence"] for _, other in pairs]
+        assert [one["score"] for one, _ in pairs] == pytest.approx([other["score"] for _, other in pairs], abs=1e-6)
+
+
+def test_candidates_are_the_models_softmax(predictor: Predictor) -> None:
     tokenizer = predictor.tokenizer
     (answer,) = predictor.fill_mask(["Mary is [MASK] in the [MASK]."], top_k=4)
     assert [mask["position"] for mask in answer["masks"]] == [2, 5]
     ids = [1, *tokenizer.encode("mary is [MASK] in the [MASK] ."), 2]
     with torch.no_grad():
         hidden = predictor.model(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))
-        expected = torch.softmax(predictor.model.mlm_logits(hidden[0, [3, 6]]).double(), -1)
-    for mask, probability in zip(answer["masks"], expected, strict=True):
-        best = probability.sort(descending=True)
-        assert [c["id"] for c in mask["candidates"]] == best.indices[:4].tolist()
-        assert [c["score"] for c in mask["candidates"]] == pytest.approx(best.values[:4].tolist(), rel=1e-4)
-        for candidate in mask["candidates"]:
-            assert tokenizer.token(candidate["id"]) == candidate["token"]
-    assert (
-        answer["masks"][0]["candidates"][0]["sequence"]
-        == f"mary is {answer['masks'][0]['candidates'][0]['token']} in the [MASK] ."
-    )
+        probabilities = torch.softmax(predictor.model.mlm_logits(hidden[0, [3, 6]]).double(), -1)
+    for mask in (0, 1):
+        best = probabilities[mask].sort(descending=True)
+        assert candidates(answer, "id", mask) == best.indices[:4].tolist()
+        assert candidates(answer, "score", mask) == pytest.approx(best.values[:4].tolist(), rel=1e-4)
+        tokens = [tokenizer.token(token_id) for token_id in candidates(answer, "id", mask)]
+        assert candidates(answer, "token", mask) == tokens
+    token = candidates(answer, "token")[0]
+    assert candidates(answer, "sequence")[0] == f"mary is {token} in the [MASK] ."
 
 
-def test_next_sentence_is_class_one(predictor):
+def test_next_sentence_is_class_one(predictor: Predictor) -> None:
     (answer,) = predictor.next_sentence([("Mary is superb.", "She rides.")])
     encode = predictor.tokenizer.encode
     a, b = encode("Mary is superb."), encode("She rides.")
-    ids, segments = [1, *a, 2, *b, 2], [1] * (len(a) + 2) + [2] * (len(b) + 1)
+    ids = [1, *a, 2, *b, 2]
+    segments = [1] * (len(a) + 2) + [2] * (len(b) + 1)
     with torch.no_grad():
         logits = predictor.model.nsp_logits(predictor.model(torch.tensor([ids]), torch.tensor([segments])))
     assert answer["probability"] == pytest.approx(torch.softmax(logits.double(), -1)[0, 1].item(), rel=1e-5)
     assert answer["is_next"] == (answer["probability"] >= 0.5)
 
 
-def test_answers_do_not_depend_on_the_batch_and_a_bad_one_harms_none(predictor):
-    items = [
+def test_answers_do_not_depend_on_the_batch_and_an_invalid_item_affects_no_other(predictor: Predictor) -> None:
+    items: list[Item] = [
         FillMask("The [MASK]."),
         NextSentence("Mary is superb. " * 4, "She rides."),
         FillMask("word " * 60 + "[MASK]"),
@@ -64,113 +88,104 @@ def test_answers_do_not_depend_on_the_batch_and_a_bad_one_harms_none(predictor):
         FillMask("The [MASK].", targets=("sheriff", "pilot")),
         FillMask("The [MASK].", targets=("sheriff", "xyzzy", "two words")),
     ] * 4
-    together = predictor.answer(items)
+    together = predictor.predict(items)
     assert "'sentence_a' has no words" in str(together[3])
     assert "'text' is 63 tokens long, [CLS] and [SEP] included; the model takes at most 40" in str(together[2])
     assert "not one word of the vocabulary: 'xyzzy', 'two words'" in str(together[7])
     for item, answer in zip(items, together, strict=True):
-        (alone,) = predictor.answer([item])
+        (alone,) = predictor.predict([item])
         if isinstance(alone, UsageError):
             assert str(alone) == str(answer)
-        elif "probability" in alone:
-            assert answer["probability"] == pytest.approx(alone["probability"], abs=1e-6)
         else:
-            for found, expected in zip(answer["masks"], alone["masks"], strict=True):
-                assert [c["sequence"] for c in found["candidates"]] == [c["sequence"] for c in expected["candidates"]]
-                assert [c["score"] for c in found["candidates"]] == pytest.approx(
-                    [c["score"] for c in expected["candidates"]], abs=1e-6
-                )
+            assert_close(answer, alone)
     with pytest.raises(UsageError):
         predictor.fill_mask(["word " * 60 + "[MASK]"])
 
 
-def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
-    items = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)] + [
-        NextSentence("a " * 9, "b")
-    ] * 5
-    whole = predictor.answer(items)
-    shapes = []
-    monkeypatch.setattr(module, "SLICE_POSITIONS", 50)
-    monkeypatch.setattr(answers, "SLICE_MASKS", 3)
-    hidden_at, decoder = predictor.model.hidden_at, predictor.model.mlm_decoder
-    monkeypatch.setattr(
-        predictor.model,
-        "hidden_at",
-        lambda ids, segments, asked: shapes.append(ids.shape) or hidden_at(ids, segments, asked),
-    )
-    monkeypatch.setattr(decoder, "forward", lambda h, forward=decoder.forward: shapes.append((len(h), 0)) or forward(h))
-    work = Work()
-    for found, expected in zip(predictor.answer(items, work), whole, strict=True):
-        if "probability" in expected:
-            assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
-        else:
-            for one, other in zip(found["masks"], expected["masks"], strict=True):
-                assert one["position"] == other["position"]
-                assert [c["score"] for c in one["candidates"]] == pytest.approx(
-                    [c["score"] for c in other["candidates"]], abs=1e-6
-                )
-    passes = [shape for shape in shapes if shape[1]]
-    assert len(passes) > 4
-    assert max(b * t for b, t in passes) <= 50
-    assert max(n for n, zero in shapes if not zero) == 3
-    assert work.masks == sum(len(answer.get("masks", ())) for answer in whole)
-    assert work.tokens == sum(len(predictor.tokenizer.encode(item.text)) + 2 for item in items[:30]) + 5 * (9 + 1 + 3)
+def test_a_large_batch_goes_through_the_model_in_bounded_slices(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)]
+    items: Sequence[Item] = [*texts, *[NextSentence("a " * 9, "b")] * 5]
+    expected_answers = predictor.predict(items)
+    padded_positions: list[int] = []
+    decoded_masks: list[int] = []
+    hidden_at = predictor.model.hidden_at
+    decode = predictor.model.mlm_decoder.forward
+
+    def record_pass(ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor) -> Tensor:
+        padded_positions.append(ids_BT.numel())
+        return hidden_at(ids_BT, segments_BT, query_M)
+
+    def record_decoding(hidden_ND: Tensor) -> Tensor:
+        decoded_masks.append(len(hidden_ND))
+        return decode(hidden_ND)
+
+    monkeypatch.setattr(predictor_module, "MAX_BATCH_POSITIONS", 50)
+    monkeypatch.setattr(inference, "SLICE_MASKS", 3)
+    monkeypatch.setattr(predictor.model, "hidden_at", record_pass)
+    monkeypatch.setattr(predictor.model.mlm_decoder, "forward", record_decoding)
+    stats = BatchStats()
+    for answer, expected in zip(predictor.predict(items, stats), expected_answers, strict=True):
+        assert_close(answer, expected)
+    assert len(padded_positions) > 4
+    assert max(padded_positions) <= 50
+    assert max(decoded_masks) == 3
+    assert stats.masks == sum(len(answer.get("masks", ())) for answer in expected_answers)
+    text_tokens = sum(len(predictor.tokenizer.encode(item.text)) + 2 for item in texts)
+    assert stats.tokens == text_tokens + 5 * (9 + 1 + 3)
 
 
-def test_targets_have_the_scores_of_the_whole_softmax(predictor):
-    (everything,) = predictor.fill_mask(["The [MASK] rides."], top_k=100)
-    scores = {c["token"]: c["score"] for c in everything["masks"][0]["candidates"]}
-    asked = [*list(scores)[3:9:2], list(scores)[3].upper()]
-    (answer,) = predictor.fill_mask(["The [MASK] rides."], targets=asked)
-    assert {c["token"]: c["score"] for c in answer["masks"][0]["candidates"]} == pytest.approx(
-        {token: scores[token] for token in asked[:3]}
-    )
-    assert [c["score"] for c in answer["masks"][0]["candidates"]] == sorted(
-        (scores[token] for token in asked[:3]), reverse=True
-    )
-    (first,) = predictor.fill_mask(["The [MASK] rides."], top_k=1, targets=asked)
+def test_targets_have_their_scores_of_the_whole_softmax(predictor: Predictor) -> None:
+    (whole,) = predictor.fill_mask(["The [MASK] rides."], top_k=100)
+    scores = dict(zip(candidates(whole, "token"), candidates(whole, "score"), strict=True))
+    words = list(scores)[3:9:2]
+    targets = [*words, words[0].upper()]  # the same word twice, once the tokenizer has lower-cased it
+    (answer,) = predictor.fill_mask(["The [MASK] rides."], targets=targets)
+    target_scores = dict(zip(candidates(answer, "token"), candidates(answer, "score"), strict=True))
+    assert target_scores == pytest.approx({word: scores[word] for word in words})
+    assert candidates(answer, "score") == sorted((scores[word] for word in words), reverse=True)
+    (first,) = predictor.fill_mask(["The [MASK] rides."], top_k=1, targets=targets)
     assert first["masks"][0]["candidates"] == answer["masks"][0]["candidates"][:1]
 
 
-def test_what_is_too_long_is_cut_where_it_is_asked(predictor):
+def test_what_is_too_long_is_cut_with_truncate(predictor: Predictor) -> None:
     long, cut = "mary " + "the " * 60, "mary " + "the " * 36
-    assert predictor.answer([FillMask(f"[MASK] {long}", truncate=True)])[0]["masks"][0]["candidates"][0][
-        "score"
-    ] == pytest.approx(predictor.fill_mask([f"[MASK] {cut}"])[0]["masks"][0]["candidates"][0]["score"])
-    (lost,) = predictor.answer([FillMask(f"[MASK] {long} [MASK] [MASK]", truncate=True, name="text[3]")])
+    (truncated,) = predictor.predict([FillMask(f"[MASK] {long}", truncate=True)])
+    (expected,) = predictor.fill_mask([f"[MASK] {cut}"])
+    assert candidates(truncated, "score")[0] == pytest.approx(candidates(expected, "score")[0])
+    (lost,) = predictor.predict([FillMask(f"[MASK] {long} [MASK] [MASK]", truncate=True, name="text[3]")])
     assert "'text[3]' cut to 38 tokens loses 2 of its 3 [MASK]s" in str(lost)
-    for a, b, kept_a, kept_b in (
-        ("a " * 50, "the " * 50, 19, 18),
-        ("a " * 50, "the " * 5, 32, 5),
-        ("a " * 5, "the " * 50, 5, 32),
-    ):
-        (found,) = predictor.answer([NextSentence(a, b, truncate=True)])
-        (expected,) = predictor.next_sentence([("a " * kept_a, "the " * kept_b)])
-        assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
-    assert "'pairs[1].sentence_a' with 'sentence_b' is 103 tokens long" in str(
-        predictor.answer([NextSentence("a " * 50, "the " * 50, prefix="pairs[1].")])[0]
-    )
+    (too_long,) = predictor.predict([NextSentence("a " * 50, "the " * 50, prefix="pairs[1].")])
+    assert "'pairs[1].sentence_a' with 'sentence_b' is 103 tokens long" in str(too_long)
 
 
-def test_weights_that_are_no_numbers_are_an_error_of_their_row_alone(demo):
-    torch.manual_seed(0)
-    predictor = Predictor(
-        BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, feed_forward=16, max_positions=40)),
-        demo.tokenizer,
-    )
+@pytest.mark.parametrize(
+    ("length_a", "length_b", "kept_a", "kept_b"), [(50, 50, 19, 18), (50, 5, 32, 5), (5, 50, 5, 32)]
+)
+def test_a_pair_loses_the_end_of_its_longer_sentence(
+    predictor: Predictor, length_a: int, length_b: int, kept_a: int, kept_b: int
+) -> None:
+    (truncated,) = predictor.predict([NextSentence("a " * length_a, "the " * length_b, truncate=True)])
+    (expected,) = predictor.next_sentence([("a " * kept_a, "the " * kept_b)])
+    assert truncated["probability"] == pytest.approx(expected["probability"], abs=1e-6)
+
+
+def test_non_finite_scores_are_an_error_of_their_item_alone(demo: Dataset) -> None:
+    predictor = make_predictor(demo.tokenizer)
+    sheriff = demo.tokenizer.id_of("sheriff")
+    assert sheriff is not None
     with torch.no_grad():
-        predictor.model.embedding.token_embedding.embedding.weight[demo.tokenizer.id_of("sheriff")] = float("nan")
-    items = [
+        predictor.model.embedding.token_embedding.embedding.weight[sheriff] = float("nan")
+    items: list[Item] = [
         FillMask("The [MASK] rides."),
         FillMask("The sheriff [MASK]."),
         NextSentence("The sheriff.", "a"),
         FillMask("The sheriff [MASK].", targets=("the",)),
     ]
-    answers = predictor.answer(items)
-    (alone,) = predictor.answer(items[:1])
-    assert answers[0]["masks"][0]["candidates"][0]["score"] == pytest.approx(
-        alone["masks"][0]["candidates"][0]["score"], abs=1e-6
-    )
+    answers = predictor.predict(items)
+    (alone,) = predictor.predict(items[:1])
+    assert candidates(answers[0], "score")[0] == pytest.approx(candidates(alone, "score")[0], abs=1e-6)
     assert all(isinstance(answer, DataError) and "no finite score" in str(answer) for answer in answers[1:])
 
 
@@ -185,8 +200,10 @@ def test_weights_that_are_no_numbers_are_an_error_of_their_row_alone(demo):
     ],
 )
 @pytest.mark.parametrize("targets", [None, ["the", "Rides"]])
-def test_the_pipeline_form_is_the_pipelines(demo, kind, text, targets):
-    """The same weights' logits behind transformers' own FillMaskPipeline."""
+def test_the_pipeline_format_is_that_of_transformers(
+    demo: Dataset, kind: str, text: str | list[str], targets: list[str] | None
+) -> None:
+    """The same model behind transformers' own FillMaskPipeline gives the same answers."""
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed; pip install 'babybert-pretrain[bench]'"
     )
@@ -196,37 +213,34 @@ def test_the_pipeline_form_is_the_pipelines(demo, kind, text, targets):
 
     documents = ["The sheriff rides a horse, she said.", "The pilot is superb."] * 3
     tokenizer = demo.tokenizer if kind == "basic-english" else Tokenizer.train_wordpiece(documents, 1, 60)
-    torch.manual_seed(1)
-    mine = Predictor(
-        BabyBert(ModelConfig(vocab_size=tokenizer.size, width=16, feed_forward=16, max_positions=40)), tokenizer
-    )
+    ours = make_predictor(tokenizer, seed=1)
 
-    class Model(transformers.BertPreTrainedModel):
-        def __init__(self):
+    class WrappedModel(transformers.BertPreTrainedModel):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
             super().__init__(transformers.BertConfig(vocab_size=tokenizer.size))
-            self.ours = mine.model
+            self.ours = ours.model
 
-        def forward(self, input_ids, **ignored):
+        def forward(self, input_ids: Tensor, **ignored: Any) -> Any:
             return MaskedLMOutput(logits=self.ours.mlm_logits(self.ours(input_ids, torch.ones_like(input_ids))))
 
     backend = Backend.from_str(tokenizer._backend.to_str())
     backend.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "mask", "unk")}
-    pipeline = transformers.FillMaskPipeline(
-        model=Model(), tokenizer=transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names), device="cpu"
-    )
-    expected = pipeline(text, top_k=3, **({"targets": targets} if targets else {}))
-    request = parse_object({"inputs": text, "parameters": {"top_k": 3, **({"targets": targets} if targets else {})}})
-    answers = mine.answer(request.items)
-    compare(answers[0] if request.single else answers, expected)
+    wrapped_tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    pipeline = transformers.FillMaskPipeline(model=WrappedModel(), tokenizer=wrapped_tokenizer, device="cpu")
+    with_targets = {"targets": targets} if targets else {}
+    expected = pipeline(text, top_k=3, **with_targets)
+    request = parse_object({"inputs": text, "parameters": {"top_k": 3, **with_targets}})
+    answers = ours.predict(request.items)
+    assert_same_pipeline(answers[0] if request.single else answers, expected)
 
 
-def compare(found, expected):
-    """The same lists of the same keys in the same order, with the same values but for the last bits of scores."""
+def assert_same_pipeline(answer: Any, expected: Any) -> None:
+    """The same nested lists, and dicts with the same keys in the same order, up to the rounding of scores."""
     if isinstance(expected, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            compare(one, other)
+        assert len(answer) == len(expected)
+        for one, other in zip(answer, expected, strict=True):
+            assert_same_pipeline(one, other)
     else:
-        assert list(found) == list(expected)
-        assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-6)}
+        assert list(answer) == list(expected)
+        assert answer == {**expected, "score": pytest.approx(expected["score"], abs=1e-6)}

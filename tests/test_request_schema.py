@@ -1,12 +1,15 @@
+"""Parsing of request bodies: every valid form, and every reason to refuse one."""
+
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babybert.errors import UsageError
+from babybert.errors import DataError, UsageError
 from babybert.serving.request_schema import (
     MAX_CHARACTERS,
     MAX_ITEMS,
@@ -16,6 +19,7 @@ from babybert.serving.request_schema import (
     NextSentence,
     Request,
     UnsupportedType,
+    http_status,
     parse,
     parse_object,
 )
@@ -76,14 +80,14 @@ PAIR = {"sentence_a": "a", "sentence_b": "b"}
         ({"pairs": [PAIR], "truncate": 1}, "'truncate' must be true or false, not a number"),
     ],
 )
-def test_a_bad_request_is_told_what_is_wrong(body, message):
+def test_an_invalid_request_is_refused_with_the_reason(body: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         parse_object(body)
     assert len(str(error.value)) < 300
     str(error.value).encode()
 
 
-def test_good_requests():
+def test_valid_requests() -> None:
     assert parse_object({"text": "a [MASK]", "top_k": 3}) == Request(
         "fill-mask", [FillMask("a [MASK]", 3)], single=True
     )
@@ -120,15 +124,15 @@ def test_good_requests():
         (b'\xef\xbb\xbf{"text": "a"}', "is not JSON"),
     ],
 )
-def test_what_is_not_json_is_told_apart(body, message):
+def test_a_body_that_is_not_json_is_refused_with_the_reason(body: bytes | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(body)
 
 
-@pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "\ud800" * 999])
-def test_another_content_type(kind):
+@pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "\ud800" * 999])
+def test_another_content_type_is_refused(content_type: str | None) -> None:
     with pytest.raises(UnsupportedType, match="content type"):
-        parse(b"{}", kind)
+        parse(b"{}", content_type)
 
 
 @given(
@@ -137,14 +141,14 @@ def test_another_content_type(kind):
         json.dumps
     )
 )
-def test_whatever_comes_is_a_request_or_a_usage_error(body):
+def test_any_body_is_a_request_or_a_usage_error(body: bytes | str) -> None:
     try:
         assert parse(body).items
     except UsageError as error:
         str(error).encode()
 
 
-def test_parameters_and_case_of_the_content_type_do_not_matter():
+def test_parameters_and_case_of_the_content_type_do_not_matter() -> None:
     assert parse(json.dumps(PAIR).encode(), "Application/JSON; charset=UTF-8").items
     with pytest.raises(UsageError, match="no body"):
         parse(b"", None)
@@ -152,6 +156,12 @@ def test_parameters_and_case_of_the_content_type_do_not_matter():
         parse(b"", "text/plain")
 
 
-def test_it_needs_no_torch():
+def test_errors_have_the_status_of_the_api() -> None:
+    assert http_status(UnsupportedType("x")) == 415
+    assert http_status(UsageError("x")) == 400
+    assert http_status(DataError("x")) == 500
+
+
+def test_it_needs_no_torch() -> None:
     code = "import sys, babybert.serving.request_schema; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

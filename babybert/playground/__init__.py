@@ -1,1 +1,1 @@
-"""A web page to look into a model: what it expects, why, and how it came to that."""
+"""A web page for exploring a model: its predictions, its tokens and attention, and its training history."""

@@ -1,22 +1,24 @@
-"""`babybert playground`: one page, and the few addresses of JSON that it asks, served by Starlette and uvicorn.
+"""`babybert playground`: one web page and the JSON routes that it calls, served with Starlette and uvicorn.
 
-The page is plain HTML, CSS and JavaScript, without a build step and without anything from elsewhere: it works offline,
-and its Content-Security-Policy holds it to that. Gradio 6.31 was tried first and left: it needs a Pillow older than the
-one that matplotlib has here and more than a dozen packages beside these two, axe finds too little contrast in its
-default theme, and what this page is made of (a mask at the cursor, bars to click, gauge, heat map, a banner that goes
-away) would have been our own HTML inside it all the same.
+The page is plain HTML, CSS and JavaScript without a build step. It loads nothing from other servers, so it works
+offline; its Content-Security-Policy enforces that. Gradio 6.31 was tried and not used: it needs an older Pillow than
+our matplotlib and a dozen more packages, its default theme fails axe's contrast checks, and most elements of this page
+(inserting masks, clickable bars, gauge, heat map, banner) would have been custom HTML there as well.
 
-Each address below /api answers with the status and JSON of the HTTP API; an endpoint that is down is a 502 with
-`"down": true`. A page on loopback answers only to loopback's names, so that no site can reach it by a name of its own.
+Each route below /api answers with the status and JSON of the HTTP API. An endpoint that does not answer is a 502 with
+`"down": true`. A page that listens on loopback accepts only requests to loopback's host names, so that another site
+cannot reach it through DNS rebinding.
 """
 
 import asyncio
+import errno
 import json
+import logging
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +35,23 @@ from starlette.staticfiles import StaticFiles
 
 from babybert.config import PlaygroundConfig
 from babybert.errors import UsageError, UserError
-from babybert.playground.models import JSON_TYPE, Answer, Endpoint, EndpointDown, Local, message, refusal
-from babybert.progress import say
+from babybert.playground.backends import (
+    JSON_TYPE,
+    ApiResponse,
+    EndpointBackend,
+    EndpointDown,
+    LocalBackend,
+    error_message,
+    error_response,
+)
 from babybert.serving import request_schema
 
 if TYPE_CHECKING:
-    from babybert.playground.history import Run  # loads PyTorch, as what looks inside does
+    from babybert.playground.run_history import (
+        RunHistory,
+    )  # imports PyTorch, which a page for an endpoint does not need
 
+DEFAULT_PORT = 7860
 PAGE = Path(__file__).parent / "page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
@@ -48,116 +60,133 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-NO_INSIDE = "Only an endpoint is given, and its HTTP API does not tell the model's inside. Start the page with --checkpoint PATH to see it."
-NO_RUN = "No run is given. Start the page with --run PATH or --run s3://bucket/prefix to see its curves and ask its checkpoints."
+NO_INSPECTION = (
+    "Only an endpoint was given, and the HTTP API does not expose tokens, attention or embeddings. "
+    "Start the page with --checkpoint PATH to see them."
+)
+NO_RUN = (
+    "No run was given. Start the page with --run PATH or --run s3://bucket/prefix to see its curves and query its "
+    "checkpoints."
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What one page shows."""
+class PlaygroundSources:
+    """What one page shows.
 
-    model: Endpoint | Local
-    name: str  # of the model, for people
-    run: "Run | None"
+    Attributes:
+        backend: the model that answers.
+        description: of the model, for the head of the page.
+        run: the run whose history is shown; None without one.
+    """
+
+    backend: EndpointBackend | LocalBackend
+    description: str
+    run: "RunHistory | None"
 
 
 def playground(config: PlaygroundConfig) -> int:
     """Serve the page until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_app(open_model(config), config.host),
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=2,
-        )
+    settings = uvicorn.Config(
+        make_app(open_sources(config), config.host),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
     )
-    listener = _listen(config.host, config.port)
-    with listener:
+    server = uvicorn.Server(settings)
+    with _listen(config.host, config.port) as listener:
         host, port = listener.getsockname()[:2]
-        say(f"playground: http://{f'[{host}]' if ':' in host else host}:{port}/; Ctrl-C stops it")
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(
-                number, lambda number, frame: None
-            )  # uvicorn raises what ended it once more, for whoever was there before
+        url_host = f"[{host}]" if ":" in host else host
+        logger.info(f"playground: http://{url_host}:{port}/; Ctrl-C stops it")
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            # After its shutdown, uvicorn raises the signal again for the handler that was installed before its own.
+            signal.signal(signal_number, lambda received, frame: None)
         server.run(sockets=[listener])
-    say("stopped")
+    logger.info("stopped")
     return 0
 
 
-def open_model(config: PlaygroundConfig) -> Shown:
-    """What the settings name. Raises UserError."""
+def open_sources(config: PlaygroundConfig) -> PlaygroundSources:
+    """Open the model and the run that the settings name. Raises UserError."""
     run_address = config.run
+    backend: EndpointBackend | LocalBackend
     if config.checkpoint is None:
-        assert config.endpoint is not None
-        endpoint = Endpoint(config.endpoint)
-        model: Endpoint | Local = endpoint
-        name = f"Asks {endpoint.url} over the HTTP API."
+        assert config.endpoint is not None  # PlaygroundConfig requires one of the two
+        backend = EndpointBackend(config.endpoint)
+        description = f"Asks {backend.url} over the HTTP API."
     else:
-        from babybert.checkpoint.format import STEP_FOLDER
-        from babybert.checkpoint.source import CheckpointSource
-        from babybert.serving.predictor import Predictor
-
-        with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
-            found = CheckpointSource(config.checkpoint).find(Path(folder))
-            model = Local(Predictor.load(found))
-        name = f"Checkpoint {found.name} of {config.checkpoint}."
-        if run_address is None and not STEP_FOLDER.match(Path(config.checkpoint).resolve().name):
+        backend, name = _load_checkpoint(config.checkpoint)
+        description = f"Checkpoint {name} of {config.checkpoint}."
+        if run_address is None and not _is_single_checkpoint(config.checkpoint):
             run_address = config.checkpoint
     if run_address is None:
-        return Shown(model, name, None)
-    from babybert.playground.history import Run
+        return PlaygroundSources(backend, description, None)
+    from babybert.playground.run_history import RunHistory
 
-    return Shown(model, name, Run(run_address))
+    return PlaygroundSources(backend, description, RunHistory(run_address))
 
 
-def make_app(shown: Shown, host: str) -> Starlette:
-    """The page and its addresses for one model; `host` is where they are to be reached."""
+def _load_checkpoint(address: str) -> tuple[LocalBackend, str]:
+    """The checkpoint at an address, loaded, and its name."""
+    from babybert.checkpoint.source import CheckpointSource
+    from babybert.serving.predictor import Predictor
+
+    with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
+        checkpoint = CheckpointSource(address).find(Path(folder))
+        return LocalBackend(Predictor.load(checkpoint)), checkpoint.name
+
+
+def _is_single_checkpoint(address: str) -> bool:
+    from babybert.checkpoint.format import STEP_FOLDER
+
+    return bool(STEP_FOLDER.match(Path(address).resolve().name))
+
+
+def make_app(sources: PlaygroundSources, host: str) -> Starlette:
+    """The page and its routes; `host` is the address that they listen on."""
+    backend = sources.backend
     routes: list[BaseRoute] = [
         Route("/", lambda request: FileResponse(PAGE / "index.html", headers=HEADERS)),
-        Route("/api/about", _get(lambda: Answer(200, about(shown)))),
-        Route(
-            "/api/health",
-            _get(
-                lambda: Answer(200, {"problem": shown.model.problem() if isinstance(shown.model, Endpoint) else None})
-            ),
-        ),
-        Route("/api/predict", _post(shown.model.answer), methods=["POST"]),
+        Route("/api/about", _get(lambda: ApiResponse(200, about(sources)))),
+        Route("/api/health", _get(lambda: ApiResponse(200, {"problem": backend.problem()}))),
+        Route("/api/predict", _post(backend.query), methods=["POST"]),
     ]
-    if isinstance(shown.model, Local):
-        local = shown.model
+    if isinstance(backend, LocalBackend):
         routes += [
-            Route("/api/inside", _post(lambda body, kind: _inside(local, body, kind)), methods=["POST"]),
-            Route("/api/neighbours", _post(lambda body, kind: _neighbours(local, body, kind)), methods=["POST"]),
+            Route("/api/inside", _post(lambda body, kind: _inspect(backend, body, kind)), methods=["POST"]),
+            Route("/api/neighbours", _post(lambda body, kind: _nearest(backend, body, kind)), methods=["POST"]),
         ]
-    if shown.run:
-        run = shown.run
+    if sources.run:
+        run = sources.run
         routes += [
-            Route("/api/curves", _get(lambda: Answer(200, run.curves()))),
-            Route("/api/checkpoints", _post(run.answer), methods=["POST"]),
+            Route("/api/curves", _get(lambda: ApiResponse(200, run.curves()))),
+            Route("/api/checkpoints", _post(run.query_checkpoints), methods=["POST"]),
         ]
-    routes.append(Mount("/page", _Page(directory=PAGE)))
-    hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
+    routes.append(Mount("/page", _PageFiles(directory=PAGE)))
+    allowed_hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts)])
 
 
-def about(shown: Shown) -> dict[str, Any]:
-    """What the page says of its model; a part that cannot be shown has a line in place of what it needs."""
-    inside = None
-    if isinstance(shown.model, Local):
-        from babybert.playground.inside import facts
+def about(sources: PlaygroundSources) -> dict[str, Any]:
+    """What the page says about its model; for a section that cannot be shown, the reason."""
+    facts = None
+    if isinstance(sources.backend, LocalBackend):
+        from babybert.playground.inspection import model_facts
 
-        inside = facts(shown.model.predictor)
+        facts = model_facts(sources.backend.predictor)
     return {
-        "name": shown.name,
-        "inside": inside,
-        "no_inside": "" if inside else NO_INSIDE,
-        "run": shown.run.address if shown.run else None,
-        "no_run": "" if shown.run else NO_RUN,
+        "name": sources.description,
+        "inside": facts,
+        "no_inside": "" if facts else NO_INSPECTION,
+        "run": sources.run.address if sources.run else None,
+        "no_run": "" if sources.run else NO_RUN,
     }
 
 
-class _Page(StaticFiles):
-    """The page's files; the browser is to ask each time whether they have changed."""
+class _PageFiles(StaticFiles):
+    """The files of the page, with our headers; "no-cache" makes the browser ask each time whether they have changed."""
 
     def file_response(self, *arguments: Any, **settings: Any) -> Response:
         response = super().file_response(*arguments, **settings)
@@ -165,81 +194,104 @@ class _Page(StaticFiles):
         return response
 
 
-def _inside(local: Local, body: bytes, kind: str) -> Answer:
-    from babybert.playground.inside import look_inside
+def _inspect(backend: LocalBackend, body: bytes, content_type: str) -> ApiResponse:
+    from babybert.playground.inspection import inspect_text
 
-    asked = _keys(body, kind, ("sentence_a", "sentence_b", "layer", "head"))
-    return Answer(200, look_inside(local.predictor, **asked))
-
-
-def _neighbours(local: Local, body: bytes, kind: str) -> Answer:
-    from babybert.playground.inside import near
-
-    return Answer(200, near(local.predictor, **_keys(body, kind, ("word",))))
+    arguments = _parse_body(body, content_type, ("sentence_a", "sentence_b", "layer", "head"))
+    return ApiResponse(200, inspect_text(backend.predictor, **arguments))
 
 
-def _keys(body: bytes, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The object in a body of the page's own, which has these keys. Raises UsageError."""
-    if kind.split(";")[0].strip().lower() != JSON_TYPE:
+def _nearest(backend: LocalBackend, body: bytes, content_type: str) -> ApiResponse:
+    from babybert.playground.inspection import nearest_words
+
+    return ApiResponse(200, nearest_words(backend.predictor, **_parse_body(body, content_type, ("word",))))
+
+
+def _parse_body(body: bytes, content_type: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object in the body of a request from the page, which must have these keys. Raises UsageError."""
+    if content_type.split(";")[0].strip().lower() != JSON_TYPE:
         raise request_schema.UnsupportedType(f"the content type must be {JSON_TYPE}")
     try:
-        found = json.loads(body)
+        values = json.loads(body)
     except ValueError as error:
         raise UsageError(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict) or set(found) != set(names):
-        raise UsageError(f"the body must be a JSON object with {', '.join(names)}")
-    return found
+    if not isinstance(values, dict) or set(values) != set(keys):
+        raise UsageError(f"the body must be a JSON object with {', '.join(keys)}")
+    return values
 
 
-def _get(ask: Callable[[], Answer]) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Response:
-        return await _in_background(ask)
+def _get(handler: Callable[[], ApiResponse]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a GET route."""
 
-    return answer
+    async def endpoint(request: Request) -> Response:
+        return await _run_in_thread(handler)
+
+    return endpoint
 
 
-def _post(ask: Callable[[bytes, str], Answer]) -> Callable[[Request], Any]:
-    async def answer(request: Request) -> Response:
+def _post(handler: Callable[[bytes, str], ApiResponse]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of a POST route; `handler` is called with the body and its content type."""
+
+    async def endpoint(request: Request) -> Response:
         body = b""
-        async for part in request.stream():
-            body += part
+        async for chunk in request.stream():
+            body += chunk
             if len(body) > request_schema.MAX_BODY_BYTES:
                 return JSONResponse({"error": f"the body is longer than {request_schema.MAX_BODY_BYTES:,} bytes"}, 413)
-        return await _in_background(lambda: ask(body, request.headers.get("content-type", "")))
+        content_type = request.headers.get("content-type", "")
+        return await _run_in_thread(lambda: handler(body, content_type))
 
-    return answer
+    return endpoint
 
 
-async def _in_background(ask: Callable[[], Answer]) -> Response:
-    """The response to one question, asked in a daemon thread: an endpoint that hangs does not keep the page from ending."""
+async def _run_in_thread(handler: Callable[[], ApiResponse]) -> Response:
+    """Call `handler` in a daemon thread, so that an endpoint that hangs does not keep the page from ending."""
     future: Future[Response] = Future()
-    future.set_running_or_notify_cancel()  # from here on nobody can cancel it, so that its result may be set
+    future.set_running_or_notify_cancel()  # now it cannot be cancelled, so the thread can always set its result
 
-    def work() -> None:
+    def run() -> None:
         try:
-            future.set_result(_respond(ask))
-        except BaseException as error:  # a defect of ours: Starlette tells it, in its own thread
+            future.set_result(_make_response(handler))
+        except BaseException as error:  # a bug: Starlette logs it, in its own thread
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
         return JSONResponse({"error": "the playground is ending"}, 503)
 
 
-def _respond(ask: Callable[[], Answer]) -> Response:
+def _make_response(handler: Callable[[], ApiResponse]) -> Response:
     try:
-        found = ask()
+        answer = handler()
     except EndpointDown as error:
         return JSONResponse({"error": str(error), "down": True}, 502)
     except UserError as error:
-        found = refusal(error)
-    headers = {**HEADERS, **({"X-BabyBERT-Version": found.version} if found.version else {})}
-    return JSONResponse(found.body if found.status == 200 else {"error": message(found.body)}, found.status, headers)
+        answer = error_response(error)
+    headers = dict(HEADERS)
+    if answer.version:
+        headers["X-BabyBERT-Version"] = answer.version
+    body = answer.body if answer.status == 200 else {"error": error_message(answer.body)}
+    return JSONResponse(body, answer.status, headers)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A listening socket. Without a port: DEFAULT_PORT, or a free one if that is taken. Raises UsageError."""
+    if port is not None:
+        return _bind(host, port)
+    try:
+        return _bind(host, DEFAULT_PORT)
+    except UsageError as error:
+        is_taken = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+        if not is_taken:
+            raise
+    listener = _bind(host, 0)
+    logger.info(f"port {DEFAULT_PORT} is taken; using port {listener.getsockname()[1]}")
+    return listener
+
+
+def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Serving a checkpoint: predictor, request schema, TorchServe archive and process, watcher."""
+"""Serving a checkpoint: request schema, predictor, TorchServe archive and process, checkpoint watcher."""

@@ -1,10 +1,13 @@
-"""Pack a checkpoint into an archive (`.mar`), the file that TorchServe serves, and check one before it is served.
+"""Write a checkpoint as a TorchServe archive (`babybert.mar`), and verify an archive before it is served.
 
-An archive holds all that a server needs beside TorchServe and the libraries: the weights, the tokenizer, the handler,
-and the part of this package that answers. It does not matter which version of the package, if any, the server has:
-TorchServe puts the unpacked archive first on the module path. The same checkpoint and package give the same bytes: what
-TorchServe's archiver puts together is zipped here, without times, and without compression, which differs between
-libraries. `served.json` has the SHA-256 of every file: damage is found, while who wrote the archive is not.
+An archive holds all that a server needs beside TorchServe and the libraries: the weights, the tokenizer, the handler
+and the Python files of this package. TorchServe puts the unpacked archive first on the module path, so the version of
+the package on the server, if there is one, makes no difference. The whole package is packed, though a worker imports
+only a part of it: the rest costs a few hundred kilobytes on disk, and no list of modules has to be kept up to date.
+
+Archives are reproducible: the same checkpoint and package give the same bytes. The output of TorchServe's archiver is
+zipped again without times, and without compression, whose result differs between zlib versions. `served.json` holds
+the SHA-256 of every file. It detects corruption; it does not authenticate the author.
 """
 
 import hashlib
@@ -25,28 +28,38 @@ MODEL_NAME = "babybert"
 HANDLER = "babybert_handler.py"
 SERVED = "served.json"  # {"version": str, "step": int, "digest": SHA-256 of the weights, "files": {name: SHA-256}}
 MANIFEST = "MAR-INF/MANIFEST.json"
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip file can say
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the zip format can store
+ADVICE = "write it again with `babybert archive`"
 
 
 def handler_folder() -> Path:
-    """The folder of the handler and its settings: inside an installed package, beside it in a checkout."""
+    """The folder of the handler and its settings: inside an installed package, next to the package in a checkout."""
     package = Path(babybert.__file__).parent
     installed = package / "handler"
     return installed if installed.is_dir() else package.parent / "handler"
 
 
-def write_archive(checkpoint: Path, store: Path) -> Path:
-    """Write `store/babybert.mar` from a checkpoint; the file appears whole, and replaces an older one.
+def package_files() -> list[Path]:
+    """The Python files of this package, relative to it; without the handler, which an archive has at its top."""
+    package = Path(babybert.__file__).parent
+    files = (path.relative_to(package) for path in package.rglob("*.py"))
+    return sorted(path for path in files if path.parts[0] != "handler")
 
-    Raises DataError if the checkpoint's files are not what its manifest says, UsageError if the serving libraries are not
-    installed, StorageError if the disk cannot take it.
+
+def write_archive(checkpoint: Path, store: Path) -> Path:
+    """Write `store/babybert.mar` from a checkpoint and return its path. The file is replaced atomically.
+
+    Raises DataError if the checkpoint does not match its manifest, UsageError if the serving libraries are not
+    installed, StorageError if the file cannot be written.
     """
     target = store / f"{MODEL_NAME}.mar"
     try:
         store.mkdir(parents=True, exist_ok=True)
         with _private_temporary_folder(store) as scratch:
-            served = _gather(checkpoint, scratch / "content")
-            pack(scratch / "content", handler_folder() / HANDLER, served, scratch)
+            content = scratch / "content"
+            copy_package(content)
+            served = _copy_model(checkpoint, content)
+            pack(content, handler_folder() / HANDLER, served, scratch)
             (scratch / target.name).replace(target)
     except OSError as error:
         raise StorageError(
@@ -55,8 +68,20 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
     return target
 
 
+def copy_package(content: Path) -> None:
+    """Copy the Python files of this package to `content/babybert`. Raises OSError."""
+    package = Path(babybert.__file__).parent
+    for name in package_files():
+        target = content / "babybert" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / name, target)
+
+
 def pack(content: Path, handler: Path, served: dict[str, Any], out: Path) -> Path:
-    """Write `out/babybert.mar` of the files in `content`, a handler and our model settings. Raises UsageError, OSError."""
+    """Write `out/babybert.mar` with the files in `content`, a handler and our `model-config.yaml`.
+
+    `served` has the "version", "step" and "digest" of `served.json`. Raises UsageError, OSError.
+    """
     try:
         from model_archiver.model_archiver_config import ModelArchiverConfig
         from model_archiver.model_packaging import generate_model_archive
@@ -74,62 +99,21 @@ def pack(content: Path, handler: Path, served: dict[str, Any], out: Path) -> Pat
             export_path=str(scratch),
         )
         generate_model_archive(settings)
-        return _rewrite(scratch / f"{MODEL_NAME}.mar", out / f"{MODEL_NAME}.mar", served)
-
-
-def _gather(checkpoint: Path, content: Path) -> dict[str, Any]:
-    """Copy the model and the code into `content`, and return what `served.json` says of the model."""
-    from babybert.checkpoint.format import MODEL_FILES, WEIGHTS  # PyTorch, which a server of an archive has no use for
-
-    package = Path(babybert.__file__).parent
-    _copy(package, content / "babybert")
-    for name in MODEL_FILES:
-        _copy(checkpoint / name, content / name)
-    digests = {name: _sha256((content / name).read_bytes()) for name in MODEL_FILES}
-    try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        step, expected = int(manifest["step"]), {name: manifest["files"][name]["sha256"] for name in MODEL_FILES}
-    except (ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{checkpoint}/manifest.json: not the manifest of a checkpoint ({error!r})") from error
-    for name, digest in digests.items():
-        if digest != expected[name]:
-            raise DataError(f"{checkpoint / name}: differs from the checkpoint's manifest; choose another checkpoint")
-    return {"version": f"{step}-{digests[WEIGHTS][:12]}", "step": step, "digest": digests[WEIGHTS]}
-
-
-def _rewrite(archive: Path, target: Path, served: dict[str, Any]) -> Path:
-    """The same archive with `served.json`, in the order of names, without anything that changes from run to run."""
-    with zipfile.ZipFile(archive) as given:
-        contents = {name: given.read(name) for name in given.namelist() if not name.endswith("/")}
-    manifest = json.loads(contents[MANIFEST])
-    del manifest["createdOn"]
-    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
-    files = {name: _sha256(content) for name, content in sorted(contents.items())}
-    contents[SERVED] = json.dumps({**served, "files": files}, indent=2).encode()
-    with zipfile.ZipFile(target, "w") as written:
-        for name in sorted(contents):
-            written.writestr(zipfile.ZipInfo(name, LONG_AGO), contents[name])
-    return target
+        return _make_reproducible(scratch / f"{MODEL_NAME}.mar", out / f"{MODEL_NAME}.mar", served)
 
 
 def check_archive(path: Path) -> dict[str, Any]:
-    """What `served.json` says, if every file of the archive is the one that was packed. Raises DataError."""
-    advice = "write it again with `babybert archive`"
+    """The "version", "step" and "digest" of an archive, after verifying all its files. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; {advice}")
+        raise DataError(f"{path}: no such file; {ADVICE}")
     try:
         with zipfile.ZipFile(path) as archive:
-            if SERVED not in archive.namelist():
-                raise DataError(f"{path}: not an archive of ours: it has no {SERVED}; {advice}")
-            served = json.loads(archive.read(SERVED))
-            names = sorted(name for name in archive.namelist() if name != SERVED)
-            if names != sorted(served["files"]) or not {MANIFEST, HANDLER} <= set(names):
-                raise DataError(f"{path}: holds other files than {SERVED} says; {advice}")
-            for name in names:
-                if _sha256(archive.read(name)) != served["files"][name]:
-                    raise DataError(f"{path}: {name} is not the one that was packed; {advice}")
+            served = _verify(archive, path)
             return {"version": str(served["version"]), "step": int(served["step"]), "digest": str(served["digest"])}
+    except DataError:
+        raise
     except (
+        # What zipfile, zlib and json raise for corrupt bytes, and the lookups for a `served.json` of another form.
         zipfile.BadZipFile,
         zlib.error,
         NotImplementedError,
@@ -139,36 +123,81 @@ def check_archive(path: Path) -> dict[str, Any]:
         LookupError,
         TypeError,
     ) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path}: damaged, or no archive ({' '.join(str(error).split()) or type(error).__name__}); {advice}"
-        ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: corrupt, or not an archive ({reason}); {ADVICE}") from error
+
+
+def _verify(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
+    """`served.json`, if the archive has exactly the files that it lists, with their digests."""
+    names = set(archive.namelist())
+    if SERVED not in names:
+        raise DataError(f"{path}: not written by `babybert archive`: it has no {SERVED}; {ADVICE}")
+    served: dict[str, Any] = json.loads(archive.read(SERVED))
+    digests = served["files"]
+    packed_names = sorted(name for name in archive.namelist() if name != SERVED)
+    if packed_names != sorted(digests) or not {MANIFEST, HANDLER} <= names:
+        raise DataError(f"{path}: its files are not those that {SERVED} lists; {ADVICE}")
+    for name in packed_names:
+        if _sha256(archive.read(name)) != digests[name]:
+            raise DataError(f"{path}: {name} differs from its digest in {SERVED}; {ADVICE}")
+    return served
+
+
+def _copy_model(checkpoint: Path, content: Path) -> dict[str, Any]:
+    """Copy the model files into `content`; returns the "version", "step" and "digest" of `served.json`.
+
+    The copies are what is verified, so a checkpoint that changes meanwhile is noticed. Raises DataError.
+    """
+    from babybert.checkpoint.format import (
+        MODEL_FILES,
+        WEIGHTS,
+    )  # imports PyTorch, which serving an archive does not need
+
+    for name in MODEL_FILES:
+        shutil.copyfile(checkpoint / name, content / name)
+    digests = {name: _sha256((content / name).read_bytes()) for name in MODEL_FILES}
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+        step = int(manifest["step"])
+        expected_digests = {name: manifest["files"][name]["sha256"] for name in MODEL_FILES}
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{checkpoint}/manifest.json: not the manifest of a checkpoint ({error!r})") from error
+    for name, digest in digests.items():
+        if digest != expected_digests[name]:
+            raise DataError(f"{checkpoint / name}: differs from the checkpoint's manifest; choose another checkpoint")
+    return {"version": f"{step}-{digests[WEIGHTS][:12]}", "step": step, "digest": digests[WEIGHTS]}
+
+
+def _make_reproducible(archive: Path, target: Path, served: dict[str, Any]) -> Path:
+    """Copy an archive to `target` with `served.json`, its files sorted by name, and without times."""
+    with zipfile.ZipFile(archive) as source:
+        contents = {name: source.read(name) for name in source.namelist() if not name.endswith("/")}
+    manifest = json.loads(contents[MANIFEST])
+    del manifest["createdOn"]
+    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    digests = {name: _sha256(content) for name, content in sorted(contents.items())}
+    contents[SERVED] = json.dumps({**served, "files": digests}, indent=2).encode()
+    with zipfile.ZipFile(target, "w") as reproducible:
+        for name in sorted(contents):
+            reproducible.writestr(zipfile.ZipInfo(name, ZIP_EPOCH), contents[name])
+    return target
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-    else:
-        shutil.copy2(source, target)
-
-
 @contextmanager
-def _private_temporary_folder(beside: Path) -> Iterator[Path]:
-    """A folder on the disk of `beside` that is also the archiver's temporary folder.
+def _private_temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder on the disk of `parent`, whose `tmp` is Python's default temporary folder meanwhile.
 
-    The archiver deletes `<temporary folder>/<model name>` before it begins: it must not be one that anybody shares.
+    TorchServe's archiver deletes `<temporary folder>/<model name>` before it begins, which must not be a shared folder.
     """
-    former = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix=".archive-", dir=beside) as folder:
+    previous = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix=".archive-", dir=parent) as folder:
         (Path(folder) / "tmp").mkdir()
         tempfile.tempdir = str(Path(folder) / "tmp")
         try:
             yield Path(folder)
         finally:
-            tempfile.tempdir = former
+            tempfile.tempdir = previous

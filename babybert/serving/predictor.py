@@ -1,16 +1,18 @@
-"""Answers from a trained model: which words fit at each `[MASK]`, and does sentence B follow sentence A.
+"""Predictions of a trained model: candidates for each `[MASK]`, and whether sentence B follows sentence A.
 
-The command line and the TorchServe handler both ask here. A batch of items of either kind takes one forward pass,
-padded together; only `[MASK]` positions reach the vocabulary, all of a batch's at once. Memory is bounded whatever is
-asked: a pass takes at most SLICE_POSITIONS padded positions (unless one item alone has more).
+The command line, the playground and the TorchServe handler all use the `Predictor`. A batch may mix texts and pairs:
+they are padded together and share one forward pass. Only `[MASK]` positions are compared with the vocabulary, all
+masks of a batch at once. Memory is bounded for any input: a forward pass takes at most MAX_BATCH_POSITIONS padded
+positions, unless a single item is longer than that.
 
-Shapes: B items, T positions, D width, M positions asked for, N masks, X targets.
+Shapes: B items, T positions, D width, M query positions, N masks, P pairs, X targets.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,34 +20,28 @@ import torch
 from torch import Tensor
 
 from babybert.checkpoint.format import load_model
-from babybert.data.tokenizer import CLS, MASK, PAD, SEP, UNK, Tokenizer
+from babybert.data.tokenizer import PAD, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
 from babybert.model.bert import BabyBert
 from babybert.model.inference import InferenceModel
-from babybert.serving.request_schema import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets, shown
+from babybert.serving.answer_format import MaskCandidates, format_masks, format_next_sentence, format_pipeline
+from babybert.serving.item_encoder import EncodedItem, ItemEncoder
+from babybert.serving.request_schema import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets
 
-SLICE_POSITIONS = 4096  # 32 MB for each hidden layer of the baby's feed-forward
-
-
-class Encoded(NamedTuple):
-    """One item as the model reads it."""
-
-    ids: list[int]
-    segments: list[int]
-    masks: list[int]  # positions of `[MASK]`; none in a pair, whatever it holds
-    targets: list[int] | None
-
-
-class Candidates(NamedTuple):
-    """What fits at one mask, best first."""
-
-    scores: list[float]
-    ids: list[int]
+MAX_BATCH_POSITIONS = 4096  # 32 MB for each feed-forward layer of the `baby` preset
 
 
 @dataclass
-class Work:
-    """What a batch took: counts of what the model read, and seconds in each phase."""
+class BatchStats:
+    """What `Predictor.predict` has read, and how long each phase took.
+
+    Attributes:
+        tokens: tokens that the model has read, with [CLS] and [SEP] but without padding.
+        masks: `[MASK]`s that were filled in.
+        tokenize_seconds: time for tokenizing all items.
+        forward_seconds: time for the forward passes, with the search of the vocabulary.
+        answer_seconds: time for turning scores into answers.
+    """
 
     tokens: int = 0
     masks: int = 0
@@ -54,244 +50,210 @@ class Work:
     answer_seconds: float = 0.0
 
 
+class _Entry(NamedTuple):
+    """An item on its way through the model; `place` is its index among all items of `predict`."""
+
+    place: int
+    item: Item
+    encoded: EncodedItem
+
+
 class Predictor:
-    """A model ready to answer; deterministic, and each answer its own whatever else is in the batch."""
+    """A model with its tokenizer, ready for inference.
+
+    Predictions are deterministic, and up to rounding they do not depend on the other items of a batch.
+    """
 
     def __init__(self, model: BabyBert, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.inference = InferenceModel(model, compiled, threads)
+        self._inference = InferenceModel(model, compiled, threads)
+        self._encoder = ItemEncoder(tokenizer, model.config.max_positions)
 
     @classmethod
     def load(cls, folder: Path, compiled: bool = False, threads: int = 1) -> "Predictor":
-        """Load the model saved in `folder`; `compiled` takes seconds at the first answer and saves time at all others. Raises DataError."""
+        """Load the model saved in `folder`. Raises DataError.
+
+        Args:
+            folder: a checkpoint, or any folder with the same model files.
+            compiled: compile kernels, where the model has them: the first prediction takes seconds longer, all others
+                are faster.
+            threads: threads of the compiled kernels.
+        """
         return cls(*load_model(folder), compiled, threads)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled kernels search the vocabulary."""
+        return self._inference.uses_compiled_kernels
 
     def fill_mask(
         self, texts: Sequence[str], top_k: int = DEFAULT_TOP_K, targets: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """`{"masks": [{"position", "candidates": [{"token", "id", "score", "sequence"}]}]}` for each text.
 
-        `position` counts the text's tokens from 0; `score` is a probability over the whole vocabulary, also where only
-        `targets` are asked for; `sequence` is the text with the candidate in the mask's place. Raises UsageError for the
-        first text that cannot be answered.
+        `position` counts the tokens of the text from 0. `score` is a probability over the whole vocabulary, also with
+        `targets`. `sequence` is the text with the candidate in place of the mask. Raises UsageError for the first
+        invalid text, DataError for damaged weights.
         """
-        known = None if targets is None else parse_targets(targets)
-        return self._answer_or_raise([FillMask(text, top_k, known) for text in texts])
+        target_words = None if targets is None else parse_targets(targets)
+        return self._predict_or_raise([FillMask(text, top_k, target_words) for text in texts])
 
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-        """`{"is_next": bool, "probability": float}` for each pair: the probability that B follows A. Raises UsageError."""
-        return self._answer_or_raise([NextSentence(a, b) for a, b in pairs])
+        """`{"is_next": bool, "probability": float}` for each pair: the probability that B follows A.
 
-    def _answer_or_raise(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        answers = []
-        for answer in self.answer(items):
+        Raises UsageError for the first invalid pair, DataError for damaged weights.
+        """
+        return self._predict_or_raise([NextSentence(a, b) for a, b in pairs])
+
+    def _predict_or_raise(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        answers = self.predict(items)
+        for answer in answers:
             if isinstance(answer, UserError):
                 raise answer
-            answers.append(answer)
         return answers
 
     @torch.inference_mode()
-    def answer(self, items: Sequence[Item], work: Work | None = None) -> list[Any]:
-        """An answer for each item, or the UserError of one that cannot be answered; none harms another.
+    def predict(self, items: Sequence[Item], stats: BatchStats | None = None) -> list[Any]:
+        """The answer to each item, or the UserError of an item that has none; such an item does not affect the others.
 
-        A UsageError is the asker's, a DataError the model's: weights that give no finite score. Adds to `work`.
+        A UsageError means that the item is invalid, a DataError that the weights give no finite score for it. Counts
+        and times are added to `stats`.
         """
-        work = work or Work()
+        stats = stats or BatchStats()
         start = time.perf_counter()
-        encoded = self._encode(items)
-        work.tokenize_seconds += time.perf_counter() - start
-        answers: list[Any] = list(encoded)
-        for part in _slices(encoded):
-            start = time.perf_counter()
-            rows = [(items[index], row) for index, row in part]
-            results = self._forward(rows)
-            middle = time.perf_counter()
-            for (index, row), result in zip(part, results, strict=True):
-                answers[index] = self._in_words(items[index], row, result)
-            work.tokens += sum(len(row.ids) for _, row in part)
-            work.masks += sum(len(row.masks) for _, row in part)
-            work.forward_seconds += middle - start
-            work.answer_seconds += time.perf_counter() - middle
+        encoded_items = self._encoder.encode(items)
+        stats.tokenize_seconds += time.perf_counter() - start
+        answers: list[Any] = list(encoded_items)  # errors stay where they are; each EncodedItem is replaced below
+        entries = [
+            _Entry(place, item, encoded)
+            for place, (item, encoded) in enumerate(zip(items, encoded_items, strict=True))
+            if isinstance(encoded, EncodedItem)
+        ]
+        for batch in _bounded_batches(entries):
+            forward_start = time.perf_counter()
+            results = self._run_model(batch)
+            forward_end = time.perf_counter()
+            for entry, result in zip(batch, results, strict=True):
+                answers[entry.place] = self._format(entry, result)
+            stats.tokens += sum(len(entry.encoded.ids) for entry in batch)
+            stats.masks += sum(len(entry.encoded.mask_positions) for entry in batch)
+            stats.forward_seconds += forward_end - forward_start
+            stats.answer_seconds += time.perf_counter() - forward_end
         return answers
 
-    def encode(self, item: Item) -> Encoded:
+    def encode(self, item: Item) -> EncodedItem:
         """What the model reads for one item. Raises UsageError."""
-        (encoded,) = self._encode([item])
+        (encoded,) = self._encoder.encode([item])
         if isinstance(encoded, UsageError):
             raise encoded
         return encoded
 
-    def _encode(self, items: Sequence[Item]) -> list[Encoded | UsageError]:
-        """What the model reads for each item, or why it cannot; one call of the tokenizer for all texts."""
-        texts = [
-            text
-            for item in items
-            for text in ((item.text,) if isinstance(item, FillMask) else (item.sentence_a, item.sentence_b))
+    def _run_model(self, batch: list[_Entry]) -> list[list[MaskCandidates] | float]:
+        """One forward pass: the candidates of each mask of a text, or the probability that B follows A."""
+        ids_BT, segments_BT = _pad([entry.encoded for entry in batch])
+        query_M = _query_positions(batch, row_length=ids_BT.shape[1])
+        hidden_MD = self.model.hidden_at(ids_BT, segments_BT, query_M)
+        mask_count = sum(len(entry.encoded.mask_positions) for entry in batch)
+        candidates = iter(self._rank_candidates(batch, hidden_MD[:mask_count]))
+        probabilities = iter(self._next_sentence_probabilities(hidden_MD[mask_count:]))
+        results: list[list[MaskCandidates] | float] = []
+        for entry in batch:
+            if isinstance(entry.item, FillMask):
+                results.append([next(candidates) for _ in entry.encoded.mask_positions])
+            else:
+                results.append(next(probabilities))
+        return results
+
+    def _rank_candidates(self, batch: list[_Entry], hidden_ND: Tensor) -> list[MaskCandidates]:
+        """The best words of the vocabulary, or of the targets, for each of the N masks of a batch."""
+        mask_items = [
+            (entry.item, entry.encoded.target_ids)
+            for entry in batch
+            if isinstance(entry.item, FillMask)
+            for _ in entry.encoded.mask_positions
         ]
-        tokens = iter(self.tokenizer.encode_batch(texts))
-        encoded: list[Encoded | UsageError] = []
-        for item in items:
-            parts = [next(tokens)] if isinstance(item, FillMask) else [next(tokens), next(tokens)]
-            try:
-                encoded.append(
-                    self._encode_text(item, *parts) if isinstance(item, FillMask) else self._encode_pair(item, *parts)
-                )
-            except UsageError as error:
-                encoded.append(error)
-        return encoded
-
-    def _encode_text(self, item: FillMask, tokens: list[int]) -> Encoded:
-        """`[CLS] text [SEP]`; what is too long loses its end, which must hold no mask."""
-        over = self._over(item, len(tokens) + 2)
-        kept = tokens[: len(tokens) - over]
-        lost = tokens.count(MASK) - kept.count(MASK)
-        if lost:
-            raise UsageError(
-                f"'{item.name}' cut to {len(kept)} tokens loses {lost} of its {tokens.count(MASK)} [MASK]s: shorten what is before them"
-            )
-        ids = [CLS, *kept, SEP]
-        masks = [position for position, token_id in enumerate(ids) if token_id == MASK]
-        return Encoded(ids, [1] * len(ids), masks, None if item.targets is None else self._target_ids(item.targets))
-
-    def _encode_pair(self, item: NextSentence, a: list[int], b: list[int]) -> Encoded:
-        """`[CLS] A [SEP] B [SEP]`; what is too long loses from the end of the longer sentence, as in training."""
-        for name, tokens in (("sentence_a", a), ("sentence_b", b)):
-            if not tokens:
-                raise UsageError(f"'{item.prefix}{name}' has no words in it")
-        room = len(a) + len(b) - self._over(item, len(a) + len(b) + 3)
-        if len(a) + len(b) > room:
-            kept_b = min(len(b), max(room - len(a), room // 2))
-            a, b = a[: room - kept_b], b[:kept_b]
-        return Encoded([CLS, *a, SEP, *b, SEP], [1] * (len(a) + 2) + [2] * (len(b) + 1), [], None)
-
-    def _over(self, item: Item, length: int) -> int:
-        """By how many tokens an item of this length is too long: 0 unless it may be cut."""
-        limit = self.model.config.max_positions
-        if length > limit and not item.truncate:
-            name = (
-                f"'{item.name}'"
-                if isinstance(item, FillMask)
-                else f"'{item.prefix}sentence_a' with 'sentence_b'"
-                if item.prefix
-                else "the pair"
-            )
-            raise UsageError(
-                f"{name} is {length} tokens long, [CLS] and [SEP] included; the model takes at most {limit}: shorten it, or set 'truncate' to true"
-            )
-        return max(0, length - limit)
-
-    def _target_ids(self, targets: tuple[str, ...]) -> list[int]:
-        """Ids of the targets, each once: of the word itself, or of the one word that the tokenizer makes of it."""
-        found, unknown = [], []
-        for target in targets:
-            token_id = self.tokenizer.id_of(target)
-            ids = self.tokenizer.encode(target) if token_id is None else [token_id]
-            if len(ids) == 1 and (ids[0] != UNK or token_id == UNK):
-                found.append(ids[0])
-            else:
-                unknown.append(target)
-        if unknown:
-            raise UsageError(f"'targets' has what is not one word of the vocabulary: {', '.join(map(shown, unknown))}")
-        return list(dict.fromkeys(found))
-
-    def _forward(self, rows: list[tuple[Item, Encoded]]) -> list[list[Candidates] | float]:
-        """The candidates of each text's masks, or the probability of each pair, from one pass for all of them."""
-        longest = max(len(row.ids) for _, row in rows)
-        ids_BT, segments_BT = torch.full((len(rows), longest), PAD), torch.zeros(len(rows), longest, dtype=torch.int64)
-        for own_ids_T, own_segments_T, (_, row) in zip(
-            ids_BT.numpy(), segments_BT.numpy(), rows, strict=True
-        ):  # a third of the time of torch.tensor
-            own_ids_T[: len(row.ids)], own_segments_T[: len(row.segments)] = row.ids, row.segments
-        texts = [index for index, (item, _) in enumerate(rows) if isinstance(item, FillMask)]
-        pairs = [index for index, (item, _) in enumerate(rows) if isinstance(item, NextSentence)]
-        masked = [(index, position) for index in texts for position in rows[index][1].masks]
-        query_M = torch.tensor(
-            [index * longest + position for index, position in [*masked, *((index, 0) for index in pairs)]]
-        )
-        hidden_ND, cls_ND = self.model.hidden_at(ids_BT, segments_BT, query_M).split([len(masked), len(pairs)])
-        follows = iter(self.model.nsp_logits(cls_ND[:, None]).softmax(-1)[:, 1].tolist() if pairs else ())
-        best = iter(
-            self._fill(
-                hidden_ND,
-                [(item.top_k, row.targets) for item, row in rows if isinstance(item, FillMask) for _ in row.masks],
-            )
-        )
-        return [[next(best) for _ in row.masks] if isinstance(item, FillMask) else next(follows) for item, row in rows]
-
-    def _fill(self, hidden_ND: Tensor, asked: list[tuple[int, list[int] | None]]) -> list[Candidates]:
-        """The best of the vocabulary, or of the targets, at each of N masks."""
-        if not asked:
+        if not mask_items:
             return []
-        most = max((top_k for top_k, targets in asked if targets is None), default=0)
-        # Each row's targets end to end, so that they are read in one go.
-        row_X = [n for n, (_, targets) in enumerate(asked) for _ in targets or ()]
-        ids_X = [token_id for _, targets in asked for token_id in targets or ()]
-        words = self.inference.top_tokens(hidden_ND, most, row_X, ids_X)
-        score_X = iter(words.target_scores_X)
-        filled = []
-        for n, (top_k, targets) in enumerate(asked):
-            if targets is None:
-                filled.append(Candidates(words.scores_NK[n][:top_k], words.ids_NK[n][:top_k]))
+        # Masks with targets need no search of the vocabulary; with targets alone, `top_k` is 0.
+        top_k = max((item.top_k for item, target_ids in mask_items if target_ids is None), default=0)
+        # The targets of all masks end to end, so that they are scored in one operation.
+        mask_X = [mask for mask, (_, target_ids) in enumerate(mask_items) for _ in target_ids or ()]
+        target_X = [target_id for _, target_ids in mask_items for target_id in target_ids or ()]
+        top_words = self._inference.top_tokens(hidden_ND, top_k, mask_X, target_X)
+        target_scores = iter(top_words.target_scores_X)
+        candidates = []
+        for mask, (item, target_ids) in enumerate(mask_items):
+            if target_ids is None:
+                scores = top_words.scores_NK[mask][: item.top_k]
+                candidates.append(MaskCandidates(scores, top_words.ids_NK[mask][: item.top_k]))
             else:
-                ranked = sorted(((next(score_X), token_id) for token_id in targets), key=lambda pair: -pair[0])[:top_k]
-                filled.append(Candidates([score for score, _ in ranked], [token_id for _, token_id in ranked]))
-        return filled
+                scores = list(islice(target_scores, len(target_ids)))
+                candidates.append(_rank_targets(scores, target_ids, item.top_k))
+        return candidates
 
-    def _in_words(self, item: Item, row: Encoded, result: list[Candidates] | float) -> Any:
+    def _next_sentence_probabilities(self, cls_PD: Tensor) -> list[float]:
+        """The probability that B follows A, from the hidden state at each pair's `[CLS]`."""
+        if not len(cls_PD):
+            return []
+        probabilities: list[float] = self.model.nsp_logits(cls_PD[:, None]).softmax(-1)[:, 1].tolist()
+        return probabilities
+
+    def _format(self, entry: _Entry, result: list[MaskCandidates] | float) -> Any:
+        """The JSON-ready answer, or a DataError if a score is not finite."""
+        # A softmax over anything non-finite is NaN at every word, so the first score of a mask is enough to check.
+        first_scores = [result] if isinstance(result, float) else [mask.scores[0] for mask in result]
+        if not all(map(math.isfinite, first_scores)):
+            return DataError(
+                "the model gave no finite score for this input: its weights are damaged; serve another checkpoint"
+            )
         if isinstance(result, float):
-            return {"is_next": result >= 0.5, "probability": result} if math.isfinite(result) else _not_finite()
-        assert isinstance(item, FillMask)
-        # A softmax with anything that is not finite in it is NaN throughout: its first number tells.
-        if not all(math.isfinite(found.scores[0]) for found in result):
-            return _not_finite()
-        return self._as_pipeline(row, result) if item.pipeline else self._as_masks(row, result)
-
-    def _as_masks(self, row: Encoded, filled: list[Candidates]) -> dict[str, Any]:
-        words = self.tokenizer.tokens(row.ids[1:-1])
-        masks = []
-        for position, found in zip(row.masks, filled, strict=True):
-            candidates = []
-            for score, token_id in zip(found.scores, found.ids, strict=True):
-                words[position - 1] = token = self.tokenizer.token(token_id)
-                candidates.append(
-                    {"token": token, "id": token_id, "score": score, "sequence": self.tokenizer.join(words)}
-                )
-            words[position - 1] = "[MASK]"
-            masks.append({"position": position - 1, "candidates": candidates})
-        return {"masks": masks}
-
-    def _as_pipeline(self, row: Encoded, filled: list[Candidates]) -> list[Any]:
-        """As transformers' FillMaskPipeline: one mask's sequence is without special tokens, that of several is with them."""
-        masks = []
-        for position, found in zip(row.masks, filled, strict=True):
-            candidates = []
-            for score, token_id in zip(found.scores, found.ids, strict=True):
-                ids = [*row.ids[:position], token_id, *row.ids[position + 1 :]]
-                sequence = self.tokenizer.decode([i for i in ids if i != PAD], skip_special=len(filled) == 1)
-                candidates.append(
-                    {
-                        "score": score,
-                        "token": token_id,
-                        "token_str": self.tokenizer.decode([token_id]),
-                        "sequence": sequence,
-                    }
-                )
-            masks.append(candidates)
-        return masks[0] if len(masks) == 1 else masks
+            return format_next_sentence(result)
+        assert isinstance(entry.item, FillMask)
+        format_answer = format_pipeline if entry.item.pipeline else format_masks
+        return format_answer(self.tokenizer, entry.encoded, result)
 
 
-def _slices(encoded: Sequence[Encoded | UsageError]) -> Iterator[list[tuple[int, Encoded]]]:
-    """Which items go through the model together, each with its index: all, in order of length, as long as their padded batch is bounded."""
-    readable = [(index, row) for index, row in enumerate(encoded) if isinstance(row, Encoded)]
-    part: list[tuple[int, Encoded]] = []
-    for index, row in sorted(readable, key=lambda pair: len(pair[1].ids)):
-        if part and (len(part) + 1) * len(row.ids) > SLICE_POSITIONS:
-            yield part
-            part = []
-        part.append((index, row))
-    if part:
-        yield part
+def _bounded_batches(entries: list[_Entry]) -> Iterator[list[_Entry]]:
+    """Split the entries, ordered by length, into batches of at most MAX_BATCH_POSITIONS padded positions."""
+    batch: list[_Entry] = []
+    for entry in sorted(entries, key=lambda entry: len(entry.encoded.ids)):
+        padded_positions = (len(batch) + 1) * len(entry.encoded.ids)  # this entry is the longest so far
+        if batch and padded_positions > MAX_BATCH_POSITIONS:
+            yield batch
+            batch = []
+        batch.append(entry)
+    if batch:
+        yield batch
 
 
-def _not_finite() -> DataError:
-    return DataError("the model gave no finite score for this input: its weights are damaged; serve another checkpoint")
+def _pad(encoded_items: list[EncodedItem]) -> tuple[Tensor, Tensor]:
+    """Ids and segments (B, T) as int64, padded to the longest item."""
+    shape = (len(encoded_items), max(len(encoded.ids) for encoded in encoded_items))
+    ids_BT = torch.full(shape, PAD)
+    segments_BT = torch.zeros(shape, dtype=torch.int64)
+    # Assigning lists to rows of numpy views takes a third of the time of torch.tensor on padded lists.
+    ids_array, segments_array = ids_BT.numpy(), segments_BT.numpy()
+    for row, encoded in enumerate(encoded_items):
+        length = len(encoded.ids)
+        ids_array[row, :length] = encoded.ids
+        segments_array[row, :length] = encoded.segments
+    return ids_BT, segments_BT
+
+
+def _query_positions(batch: list[_Entry], row_length: int) -> Tensor:
+    """Query positions as indices (M) into the flattened (B, T): all masks first, then `[CLS]` of each pair."""
+    mask_queries: list[int] = []
+    cls_queries: list[int] = []
+    for row, entry in enumerate(batch):
+        row_start = row * row_length
+        if isinstance(entry.item, FillMask):
+            mask_queries.extend(row_start + position for position in entry.encoded.mask_positions)
+        else:
+            cls_queries.append(row_start)
+    return torch.tensor(mask_queries + cls_queries)
+
+
+def _rank_targets(scores: list[float], target_ids: list[int], top_k: int) -> MaskCandidates:
+    """The `top_k` targets with the highest scores; equal scores stay in the order of the request."""
+    ranked = sorted(zip(scores, target_ids, strict=True), key=lambda pair: -pair[0])[:top_k]
+    return MaskCandidates([score for score, _ in ranked], [target_id for _, target_id in ranked])

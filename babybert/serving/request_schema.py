@@ -1,8 +1,9 @@
-"""What may be asked of a model, and the reading of it from JSON: every limit, every refusal, no PyTorch.
+"""The request schema of the HTTP API: JSON bodies are parsed and validated here, without PyTorch.
 
-A request is one HTTP body. It holds one item or a list of them; an item is one text with `[MASK]`s or one pair of
-sentences. A request is refused as a whole, with one line that says which part is wrong, what came and what the limit
-is. Whether a text fits the model is for the predictor to say, since only its tokenizer knows.
+A request is one HTTP body. It holds one item or a list of items. An item is either a text with `[MASK]`s (fill-mask)
+or a pair of sentences (next-sentence). An invalid item refuses the whole request. The error is one line that says
+which value is wrong, what was sent and what the limit is. Whether a text fits into the model is checked by the
+predictor, because it depends on the tokenizer.
 """
 
 import json
@@ -10,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from babybert.errors import UsageError
+from babybert.errors import UsageError, UserError
 
-MAX_BODY_BYTES = 1_000_000  # TorchServe is told the same, and refuses a longer one before we see it
-MAX_CHARACTERS = 10_000  # of one text or sentence; 512 tokens of English are about 2,500
+MAX_BODY_BYTES = 1_000_000  # also TorchServe's limit (see torchserve.py), so a longer body never reaches the handler
+MAX_CHARACTERS = 10_000  # of one text or sentence; 512 tokens of English are about 2,500 characters
 MAX_ITEMS = 32  # texts or pairs of one request
 MAX_MASKS = 32  # of all texts of one request
 MAX_TOP_K = 100
@@ -22,22 +23,31 @@ MAX_ANSWER_CHARACTERS = 1_000_000  # candidates x characters of their text: each
 DEFAULT_TOP_K = 5
 
 FILL_MASK, NEXT_SENTENCE, UNKNOWN = "fill-mask", "next-sentence", "unknown"
-SHOWN = 60  # characters of what came that a message repeats
+MAX_QUOTED_CHARACTERS = 60  # of a value from the request that an error message repeats
 
 
 class UnsupportedType(UsageError):
-    """The body is not JSON by its own word: 415 over HTTP."""
+    """The Content-Type header is not JSON: status 415 over HTTP."""
 
 
 @dataclass(frozen=True)
 class FillMask:
-    """Which words fit at each `[MASK]` of `text`? `name` is what messages call it."""
+    """Which words fit at each `[MASK]` of `text`? Raises UsageError for invalid values.
+
+    Attributes:
+        text: 1 to MAX_CHARACTERS characters with at least one `[MASK]`.
+        top_k: candidates for each mask, 1 to MAX_TOP_K.
+        targets: score only these words; None scores the whole vocabulary.
+        truncate: cut a text that is too long for the model instead of refusing it.
+        pipeline: answer in the format of Hugging Face's fill-mask pipeline.
+        name: what error messages call the text, such as `text[3]`.
+    """
 
     text: str
     top_k: int = DEFAULT_TOP_K
-    targets: tuple[str, ...] | None = None  # only these words are scored
-    truncate: bool = False  # cut what is too long for the model
-    pipeline: bool = False  # answer as Hugging Face's fill-mask pipeline does
+    targets: tuple[str, ...] | None = None
+    truncate: bool = False
+    pipeline: bool = False
     name: str = "text"
 
     def __post_init__(self) -> None:
@@ -46,19 +56,26 @@ class FillMask:
             raise UsageError(
                 f"'{self.name}' has no [MASK]; put one where a word is to be found, as in \"the movie was [MASK].\""
             )
-        if type(self.top_k) is not int or not 1 <= self.top_k <= MAX_TOP_K:
-            raise UsageError(f"'top_k' is {shown(self.top_k)}; it must be a whole number from 1 to {MAX_TOP_K}")
+        if type(self.top_k) is not int or not 1 <= self.top_k <= MAX_TOP_K:  # `type`, because a bool is an int
+            raise UsageError(f"'top_k' is {quoted(self.top_k)}; it must be a whole number from 1 to {MAX_TOP_K}")
         _require_flag("truncate", self.truncate)
 
     @property
-    def candidates(self) -> int:
-        """How many there are at each mask, at most."""
+    def max_candidates(self) -> int:
+        """The largest possible number of candidates for each mask."""
         return self.top_k if self.targets is None else min(self.top_k, len(self.targets))
 
 
 @dataclass(frozen=True)
 class NextSentence:
-    """Does `sentence_b` follow `sentence_a`? `prefix` goes before their names in messages."""
+    """Does `sentence_b` follow `sentence_a`? Raises UsageError for invalid values.
+
+    Attributes:
+        sentence_a: 1 to MAX_CHARACTERS characters.
+        sentence_b: the same.
+        truncate: cut a pair that is too long for the model instead of refusing it.
+        prefix: goes before the names of the sentences in error messages, such as `pairs[1].`.
+    """
 
     sentence_a: str
     sentence_b: str
@@ -76,7 +93,13 @@ Item = FillMask | NextSentence
 
 @dataclass(frozen=True)
 class Request:
-    """One body: its items, and whether the answer is that of its only item or a list of answers."""
+    """One parsed body.
+
+    Attributes:
+        task: FILL_MASK or NEXT_SENTENCE.
+        items: at least one item, all of this task.
+        single: whether the response is the answer to the only item, or a list of answers.
+    """
 
     task: str
     items: list[Item]
@@ -84,114 +107,134 @@ class Request:
 
 
 def parse(body: bytes | str | None, content_type: str | None = "application/json") -> Request:
-    """The request in an HTTP body. Raises UnsupportedType, or UsageError that says what is wrong with it."""
-    kind = (content_type or "").split(";")[0].strip().lower()
-    if (kind or body) and kind != "application/json":
-        came = f"is {shown(kind)}" if kind else "is missing"
+    """Parse an HTTP body. Raises UnsupportedType for another content type, UsageError for an invalid body."""
+    media_type = (content_type or "").split(";")[0].strip().lower()
+    if (media_type or body) and media_type != "application/json":
+        problem = f"is {quoted(media_type)}" if media_type else "is missing"
         raise UnsupportedType(
-            f"the content type {came}; POST a JSON object with the header 'Content-Type: application/json'"
+            f"the content type {problem}; POST a JSON object with the header 'Content-Type: application/json'"
         )
     if not body:
         raise UsageError("the request has no body; POST a JSON object with the header 'Content-Type: application/json'")
-    return parse_object(_read_json(body))
+    return parse_object(_load_json(body))
 
 
 def parse_object(body: Any) -> Request:
-    """The request in a parsed JSON body. Raises UsageError."""
+    """Validate a body that is already parsed as JSON. Raises UsageError."""
     if not isinstance(body, dict):
         raise UsageError(f"the body must be a JSON object, not {_json_type(body)}")
-    for key, read in FORMS.items():
+    for key, parse_body in BODY_PARSERS.items():
         if key in body:
-            return read(body)
+            return parse_body(body)
     raise UsageError(
         "the body has none of 'text' or 'inputs' (fill-mask), 'sentence_a' and 'sentence_b', or 'pairs' (next-sentence)"
     )
 
 
-def _text_form(body: dict[str, Any]) -> Request:
+def _parse_text(body: dict[str, Any]) -> Request:
     """`{"text": str or list of str, "top_k", "targets", "truncate"}`."""
     _require_keys(body, ("text",), ("top_k", "targets", "truncate"))
-    return _fill_mask("text", body["text"], body)
+    return _fill_mask_request("text", body["text"], body)
 
 
-def _inputs_form(body: dict[str, Any]) -> Request:
-    """Hugging Face's: `{"inputs": str or list of str, "parameters": {"top_k", "targets", "truncate"}}`."""
+def _parse_inputs(body: dict[str, Any]) -> Request:
+    """Hugging Face's format: `{"inputs": str or list of str, "parameters": {"top_k", "targets", "truncate"}}`."""
     _require_keys(body, ("inputs",), ("parameters",))
-    settings = body.get("parameters", {})
-    if not isinstance(settings, dict):
-        raise UsageError(f"'parameters' must be an object, not {_json_type(settings)}")
-    _require_keys(settings, (), ("top_k", "targets", "truncate"), "'parameters' takes")
-    request = _fill_mask("inputs", body["inputs"], settings, pipeline=True)
-    # The pipeline gives a list of one text the answer of that text, not a list of one.
-    return request if len(request.items) > 1 else Request(FILL_MASK, request.items, single=True)
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise UsageError(f"'parameters' must be an object, not {_json_type(parameters)}")
+    _require_keys(parameters, (), ("top_k", "targets", "truncate"), "'parameters' takes")
+    request = _fill_mask_request("inputs", body["inputs"], parameters, pipeline=True)
+    if len(request.items) > 1:
+        return request
+    # The pipeline answers a list of one text as it answers the text alone.
+    return Request(FILL_MASK, request.items, single=True)
 
 
-def _pair_form(body: dict[str, Any]) -> Request:
+def _parse_pair(body: dict[str, Any]) -> Request:
     """`{"sentence_a": str, "sentence_b": str, "truncate"}`."""
     _require_keys(body, ("sentence_a", "sentence_b"), ("truncate",))
     return Request(NEXT_SENTENCE, [NextSentence(**body)], single=True)
 
 
-def _pairs_form(body: dict[str, Any]) -> Request:
+def _parse_pairs(body: dict[str, Any]) -> Request:
     """`{"pairs": list of {"sentence_a", "sentence_b"}, "truncate"}`."""
     _require_keys(body, ("pairs",), ("truncate",))
+    truncate = body.get("truncate", False)
     items: list[Item] = []
-    for number, pair in enumerate(_require_list("pairs", body["pairs"], MAX_ITEMS)):
+    for index, pair in enumerate(_require_list("pairs", body["pairs"], MAX_ITEMS)):
+        name = f"pairs[{index}]"
         if not isinstance(pair, dict):
-            raise UsageError(
-                f"'pairs[{number}]' must be an object with sentence_a and sentence_b, not {_json_type(pair)}"
-            )
-        _require_keys(pair, ("sentence_a", "sentence_b"), (), f"'pairs[{number}]' takes")
-        items.append(NextSentence(**pair, truncate=body.get("truncate", False), prefix=f"pairs[{number}]."))
+            raise UsageError(f"'{name}' must be an object with sentence_a and sentence_b, not {_json_type(pair)}")
+        _require_keys(pair, ("sentence_a", "sentence_b"), (), f"'{name}' takes")
+        items.append(NextSentence(**pair, truncate=truncate, prefix=f"{name}."))
     return Request(NEXT_SENTENCE, items, single=False)
 
 
-FORMS: Mapping[str, Callable[[dict[str, Any]], Request]] = {
-    "text": _text_form,
-    "inputs": _inputs_form,
-    "sentence_a": _pair_form,
-    "sentence_b": _pair_form,
-    "pairs": _pairs_form,
+# The first of these keys that a body has decides how the body is read.
+BODY_PARSERS: Mapping[str, Callable[[dict[str, Any]], Request]] = {
+    "text": _parse_text,
+    "inputs": _parse_inputs,
+    "sentence_a": _parse_pair,
+    "sentence_b": _parse_pair,
+    "pairs": _parse_pairs,
 }
 
 
-def _fill_mask(name: str, texts: Any, settings: dict[str, Any], pipeline: bool = False) -> Request:
+def _fill_mask_request(key: str, texts: Any, options: dict[str, Any], pipeline: bool = False) -> Request:
+    """The request for one text or a list of texts; `options` may have `top_k`, `targets` and `truncate`."""
     single = isinstance(texts, str)
     if not single and not isinstance(texts, list):
-        raise UsageError(f"'{name}' must be a string or a list of strings, not {_json_type(texts)}")
-    common: dict[str, Any] = {key: settings[key] for key in ("top_k", "truncate") if key in settings}
-    common |= {"targets": parse_targets(settings["targets"]) if "targets" in settings else None, "pipeline": pipeline}
-    named = (
-        [(name, texts)]
-        if single
-        else [(f"{name}[{number}]", text) for number, text in enumerate(_require_list(name, texts, MAX_ITEMS))]
-    )
-    items: list[FillMask] = [FillMask(text, name=own, **common) for own, text in named]
-    masks = [item.text.count("[MASK]") for item in items]
-    if sum(masks) > MAX_MASKS:
-        raise UsageError(f"'{name}' has {sum(masks)} [MASK]s; at most {MAX_MASKS} are answered in one request")
-    size = sum(count * item.candidates * len(item.text) for count, item in zip(masks, items, strict=True))
-    if size > MAX_ANSWER_CHARACTERS:
-        raise UsageError(
-            f"the answer would be too large: masks x top_k x characters of the text is {size:,}, at most {MAX_ANSWER_CHARACTERS:,} are answered in one request"
-        )
+        raise UsageError(f"'{key}' must be a string or a list of strings, not {_json_type(texts)}")
+    settings: dict[str, Any] = {name: options[name] for name in ("top_k", "truncate") if name in options}
+    if "targets" in options:
+        settings["targets"] = parse_targets(options["targets"])
+    if single:
+        named_texts = [(key, texts)]
+    else:
+        named_texts = [(f"{key}[{index}]", text) for index, text in enumerate(_require_list(key, texts, MAX_ITEMS))]
+    items = [FillMask(text, name=name, pipeline=pipeline, **settings) for name, text in named_texts]
+    _require_answerable(key, items)
     return Request(FILL_MASK, list(items), single)
 
 
+def _require_answerable(key: str, items: list[FillMask]) -> None:
+    """Refuse a request with too many masks, or whose answer would be too large."""
+    mask_counts = [item.text.count("[MASK]") for item in items]
+    if sum(mask_counts) > MAX_MASKS:
+        raise UsageError(f"'{key}' has {sum(mask_counts)} [MASK]s; at most {MAX_MASKS} are answered in one request")
+    answer_characters = sum(
+        count * item.max_candidates * len(item.text) for count, item in zip(mask_counts, items, strict=True)
+    )
+    if answer_characters > MAX_ANSWER_CHARACTERS:
+        raise UsageError(
+            "the answer would be too large: masks x top_k x characters of the text is "
+            f"{answer_characters:,}, at most {MAX_ANSWER_CHARACTERS:,} are answered in one request"
+        )
+
+
+def http_status(error: UserError) -> int:
+    """The status of an error over HTTP: 415 or 400 for an invalid request, 500 for damaged weights."""
+    if isinstance(error, UnsupportedType):
+        return 415
+    return 400 if isinstance(error, UsageError) else 500
+
+
 def parse_targets(targets: Any) -> tuple[str, ...]:
-    """The words of `targets`, each once. Raises UsageError."""
+    """The words of `targets` without duplicates. Raises UsageError."""
     words = [targets] if isinstance(targets, str) else targets
     if not isinstance(words, (list, tuple)):
         raise UsageError(f"'targets' must be a list of strings, not {_json_type(targets)}")
-    for number, word in enumerate(_require_list("targets", words, MAX_TARGETS)):
-        _require_text(f"targets[{number}]", word)
+    for index, word in enumerate(_require_list("targets", words, MAX_TARGETS)):
+        _require_text(f"targets[{index}]", word)
     return tuple(dict.fromkeys(words))
 
 
-def _read_json(body: bytes | str) -> Any:
+def _load_json(body: bytes | str) -> Any:
+    """Strict JSON: UTF-8, no duplicate keys, no NaN or Infinity."""
     try:
         text = body if isinstance(body, str) else body.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise UsageError(f"the body is not JSON: byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -200,42 +243,44 @@ def _read_json(body: bytes | str) -> Any:
         raise UsageError("the body is not JSON that can be read: it is nested too deeply") from None
     except UsageError:
         raise
-    except ValueError:  # Python's own bound on the digits of a whole number
+    except ValueError:  # Python limits the number of digits of an integer (sys.get_int_max_str_digits)
         raise UsageError("the body is not JSON that can be read: a number in it has too many digits") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UsageError(f"the key {shown(twice)} is there more than once")
-    return found
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise UsageError(f"the key {quoted(duplicate)} is there more than once")
+    return result
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise UsageError(f"the body is not JSON: {name} is not a number in JSON")
 
 
 def _require_keys(
-    body: dict[str, Any], needed: tuple[str, ...], allowed: tuple[str, ...], who: str = "this task takes"
+    body: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], owner: str = "this task takes"
 ) -> None:
-    known = (*needed, *allowed)
+    """Refuse unknown and missing keys; `owner` begins the part of the message that lists the valid keys."""
+    valid_keys = (*required, *optional)
     for key in body:
-        if key not in known:
-            raise UsageError(f"unknown key {shown(key)}; {who} {', '.join(known)}")
-    for key in needed:
+        if key not in valid_keys:
+            raise UsageError(f"unknown key {quoted(key)}; {owner} {', '.join(valid_keys)}")
+    for key in required:
         if key not in body:
-            raise UsageError(f"'{key}' is missing; {who} {', '.join(known)}")
+            raise UsageError(f"'{key}' is missing; {owner} {', '.join(valid_keys)}")
 
 
-def _require_list(name: str, value: Any, limit: int) -> Any:
+def _require_list(name: str, value: Any, max_length: int) -> Any:
+    """`value`, if it is a list of 1 to `max_length` elements."""
     if not isinstance(value, (list, tuple)):
         raise UsageError(f"'{name}' must be a list, not {_json_type(value)}")
     if not value:
         raise UsageError(f"'{name}' is an empty list")
-    if len(value) > limit:
-        raise UsageError(f"'{name}' is a list of {len(value):,}; at most {limit} are answered in one request")
+    if len(value) > max_length:
+        raise UsageError(f"'{name}' is a list of {len(value):,}; at most {max_length} are answered in one request")
     return value
 
 
@@ -257,17 +302,16 @@ def _require_flag(name: str, value: Any) -> None:
         raise UsageError(f"'{name}' must be true or false, not {_json_type(value)}")
 
 
-def shown(value: Any) -> str:
-    """What came, short and fit for any output: half characters are escaped."""
-    text = (
-        repr(value)
-        if isinstance(value, str)
-        else json.dumps(value)
-        if isinstance(value, (bool, int, float, type(None)))
-        else _json_type(value)
-    )
+def quoted(value: Any) -> str:
+    """A value from a request for an error message: shortened, and with unpaired surrogates escaped."""
+    if isinstance(value, str):
+        text = repr(value)
+    elif value is None or isinstance(value, (bool, int, float)):
+        text = json.dumps(value)
+    else:
+        text = _json_type(value)
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED_CHARACTERS else f"{text[:MAX_QUOTED_CHARACTERS]}..."
 
 
 def _json_type(value: Any) -> str:

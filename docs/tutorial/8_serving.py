@@ -22,7 +22,7 @@ from babybert.cli import main
 from babybert.config import ServeConfig
 from babybert.serving.archive import check_archive, write_archive
 from babybert.serving.predictor import Predictor
-from babybert.serving.torchserve import Server, free_ports
+from babybert.serving.torchserve import TorchServe, free_ports
 
 run = tutorial.run_folder("baby")
 if not run.is_dir():
@@ -50,7 +50,7 @@ print(*(name for name in names if "/" not in name), sep="\n")
 # %% [markdown]
 # ## A server and two requests
 #
-# TorchServe runs in Java and starts a Python process that loads the model, the *worker*. `Server` starts both on free
+# TorchServe runs in Java and starts a Python process that loads the model, the *worker*. `TorchServe` starts both on free
 # ports and waits until the worker is ready. (On the command line: `babybert serve runs/demo`.) A request is a POST
 # with JSON.
 
@@ -75,7 +75,7 @@ text = (
 )
 sentence_a, sentence_b = "The movie was wonderful.", "I saw it twice."
 inference, management, metrics = free_ports(3)
-with Server(ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive) as server:
+with TorchServe(ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive) as server:
     fill_mask = post(server.predictions_url, {"text": text, "top_k": 8})
     next_sentence = post(server.predictions_url, {"sentence_a": sentence_a, "sentence_b": sentence_b})
     deadline = time.monotonic() + 20  # the worker reports its metrics a moment later
@@ -120,7 +120,7 @@ assert len(counters) == 2
 
 # %% [markdown]
 # **In the package:** [`write_archive`](../../babybert/serving/archive.py),
-# [`Server`](../../babybert/serving/torchserve.py), [`serve`](../../babybert/serving/serve.py),
+# [`TorchServe`](../../babybert/serving/torchserve.py), [`serve`](../../babybert/serving/serve.py),
 # [`Predictor`](../../babybert/serving/predictor.py), and outside it
 # [`BabyBertHandler`](../../handler/babybert_handler.py), which TorchServe calls. [api.md](../api.md) documents all
 # requests and responses, and [serving.md](../serving.md) how to run the server.

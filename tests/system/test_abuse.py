@@ -1,9 +1,8 @@
-"""Whatever is sent to a real TorchServe: an answer as documented, never a 5xx, and the same worker afterwards.
+"""Any request to a real TorchServe gets a documented response, never a 5xx, and the worker survives it.
 
-`BABYBERT_FUZZ=10000` sends that many random bodies in place of a few hundred.
+`BABYBERT_FUZZ=10000` sends that many random bodies instead of a few hundred.
 """
 
-import functools
 import http.client
 import json
 import os
@@ -11,9 +10,10 @@ import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
@@ -24,10 +24,10 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from served import JSON
+from served import JSON, ServedModel
 
 OPENAPI = schemathesis.openapi.from_path(Path(__file__).parents[2] / "handler/openapi.yaml")
-CHECKS = [
+CHECKS: list[Any] = [
     not_a_server_error,
     status_code_conformance,
     content_type_conformance,
@@ -37,7 +37,7 @@ CHECKS = [
 ]
 FUZZ = int(os.environ.get("BABYBERT_FUZZ", "400"))
 CONNECTIONS = 8
-GROWTH = 40 * 2**20  # bytes that a worker may take for good, for buffers of the largest batch
+MAX_GROWTH = 40 * 2**20  # bytes that a worker may allocate permanently, for the buffers of the largest batch
 
 TEXT = st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(
     ["a [MASK]", "[MASK][MASK]", "[PAD]", "[MASK] \ud800", "\0", "word " * 700 + "[MASK]", ""]
@@ -89,34 +89,36 @@ FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
 CONTENT_TYPES = ["application/json"] * 12 + ["text/plain", "application/json; charset=utf-16", *FORMS]
 UNDECODED = "a form that TorchServe cannot decode"
 
+Status = int | str
+
 
 @OPENAPI.parametrize()
 @hypothesis.settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
-def test_every_answer_is_as_documented(case, server):
+def test_every_response_is_as_documented(case: Any, server: ServedModel) -> None:
     case.call_and_validate(base_url=f"http://127.0.0.1:{server.inference_port}", checks=CHECKS)
 
 
-def test_random_bodies_neither_fail_nor_harm(server):
-    worker, chosen = psutil.Process(server.worker()), random.Random(0)
-    bodies = collected(BODIES, FUZZ)
-    for at_once in (16, FUZZ):  # the first warm the worker up
-        statuses = pooled(server, bodies[:at_once], chosen)
-        if at_once == 16:
-            before = worker.memory_info().rss
-    growth = worker.memory_info().rss - before
-    print(f"{len(bodies):,} bodies: {Counter(statuses)}, worker {before / 1e6:.0f} MB and {growth / 1e6:+.1f}")
-    assert len(bodies) == FUZZ
+def test_random_bodies_have_documented_responses_and_the_worker_survives(server: ServedModel) -> None:
+    worker = psutil.Process(server.worker())
+    random_types = random.Random(0)
+    requests = [(body, random_types.choice(CONTENT_TYPES)) for body in draw_examples(BODIES, FUZZ)]
+    send_all(server, requests[:16])  # warms up the worker
+    memory = worker.memory_info().rss
+    statuses = send_all(server, requests)
+    growth = worker.memory_info().rss - memory
+    print(f"{len(requests):,} bodies: {Counter(statuses)}, worker {memory / 1e6:.0f} MB and {growth / 1e6:+.1f}")
+    assert len(requests) == FUZZ
     assert {200, 400, 415} <= set(statuses)
     assert server.worker() == worker.pid
-    assert growth < GROWTH
+    assert growth < MAX_GROWTH
     assert server.ask({"text": "the [MASK]"}).status == 200
 
 
-def collected(strategy, count):
-    """This many examples, the same each time."""
-    found = []
+def draw_examples(strategy: st.SearchStrategy[bytes], count: int) -> list[bytes]:
+    """`count` examples of a strategy, the same in each run."""
+    examples: list[bytes] = []
 
     @hypothesis.settings(
         max_examples=count,
@@ -127,32 +129,33 @@ def collected(strategy, count):
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(strategy)
-    def collect(example):
-        found.append(example)
+    def collect(example: bytes) -> None:
+        examples.append(example)
 
     collect()
-    return found
+    return examples
 
 
-def pooled(server, bodies, chosen):
-    """Send all over a few connections; returns the statuses. A body that is answered in any other way than documented fails."""
-    kinds = [chosen.choice(CONTENT_TYPES) for _ in bodies]
+def send_all(server: ServedModel, requests: list[tuple[bytes, str]]) -> list[Status]:
+    """Send pairs of body and content type over a few connections. Fails for a response that is not documented."""
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        parts = [(bodies[start::CONNECTIONS], kinds[start::CONNECTIONS]) for start in range(CONNECTIONS)]
-        return [status for part in pool.map(functools.partial(send, server), parts) for status in part]
+        futures = [pool.submit(send, server, requests[start::CONNECTIONS]) for start in range(CONNECTIONS)]
+        return [status for future in futures for status in future.result()]
 
 
-def send(server, part):
+def send(server: ServedModel, requests: list[tuple[bytes, str]]) -> list[Status]:
+    """Send requests over one connection, one after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", server.inference_port, timeout=60)
-    statuses = []
-    for body, kind in zip(*part, strict=True):
-        answer = server.ask(body, {**JSON, "Content-Type": kind}, connection=connection)
-        # TorchServe decodes forms itself, before there is a worker, and calls one that it cannot decode an error of its own.
-        if answer.status == 500 and answer.body.get("type") == "ErrorDataDecoderException" and kind in FORMS:
+    statuses: list[Status] = []
+    for body, content_type in requests:
+        response = server.ask(body, {**JSON, "Content-Type": content_type}, connection=connection)
+        # TorchServe decodes forms before they reach a worker, and answers 500 to one that it cannot decode.
+        is_undecoded = response.status == 500 and response.body.get("type") == "ErrorDataDecoderException"
+        if is_undecoded and content_type in FORMS:
             statuses.append(UNDECODED)
             continue
-        assert answer.status in (200, 400, 415), (answer.status, answer.body, body[:300], kind)
-        assert answer.status == 200 or list(answer.body) == ["error"], (answer.body, body[:300])
-        statuses.append(answer.status)
+        assert response.status in (200, 400, 415), (response.status, response.body, body[:300], content_type)
+        assert response.status == 200 or list(response.body) == ["error"], (response.body, body[:300])
+        statuses.append(response.status)
     connection.close()
     return statuses

@@ -1,13 +1,15 @@
-"""docs/api.md and handler/openapi.yaml say what the server does: examples are run, limits are those of the code."""
+"""docs/api.md and handler/openapi.yaml agree with the server: examples are run, limits are compared with the code."""
 
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from served import ServedModel
 
 from babybert.serving import request_schema
 
@@ -15,15 +17,17 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```\n+```json\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
 
 
-def shape(value):
-    """The keys, lengths and types of an answer."""
+def shape(value: Any) -> Any:
+    """The keys, list lengths and types of an answer."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     return [shape(item) for item in value] if isinstance(value, list) else type(value)
 
 
 @pytest.mark.parametrize(("language", "code", "shown"), EXAMPLES)
-def test_an_example_answers_in_the_shape_that_the_page_shows(server, language, code, shown):
+def test_an_example_has_an_answer_of_the_documented_shape(
+    server: ServedModel, language: str, code: str, shown: str
+) -> None:
     code = code.replace("localhost:8080", f"127.0.0.1:{server.inference_port}")
     program = ["bash", "-c", code] if language == "sh" else [sys.executable, "-c", code]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60)
@@ -33,11 +37,11 @@ def test_an_example_answers_in_the_shape_that_the_page_shows(server, language, c
         assert answer == json.loads(shown)
 
 
-def test_all_examples_were_found():
+def test_all_examples_were_found() -> None:
     assert len(EXAMPLES) == (ROOT / "docs/api.md").read_text().count("```json") == 6
 
 
-def test_limits_are_those_of_the_code():
+def test_the_documented_limits_are_those_of_the_code() -> None:
     page = (ROOT / "docs/api.md").read_text()
     document = yaml.safe_load((ROOT / "handler/openapi.yaml").read_text())
     schemas = document["components"]["schemas"]

@@ -1,4 +1,4 @@
-"""`babybert serve` from outside: rolling versions in, draining, tokens, refusals, and a worker that is killed."""
+"""`babybert serve` as a process: rolling in versions, draining, tokens, full queues, and a worker that is killed."""
 
 import http.client
 import itertools
@@ -13,11 +13,15 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import aws_variables
-from served import JSON, serving, wait_for
+from conftest import S3, aws_variables
+from processes import run_babybert
+from served import JSON, ServedModel, serving, wait_for
 
 from babybert.checkpoint.storage import S3Store
 from babybert.s3 import list_keys
@@ -27,16 +31,18 @@ from babybert.training.train import pretrain
 BODY = json.dumps({"text": "the film is [MASK] ."}).encode()
 
 
-class Load:
-    """Clients that ask without a pause, each on a connection of its own that it keeps while it can."""
+class LoadGenerator:
+    """Clients that send requests without a pause, each on its own connection, which it keeps open as long as it can."""
 
-    def __init__(self, port, clients):
-        self.port, self.clients, self.end = port, clients, threading.Event()
-        self.answers = Counter()  # by status, or by the error there was in place of one, and version
+    def __init__(self, port: int, clients: int) -> None:
+        self.port, self.clients = port, clients
+        # How often each (status, version) came; without a response, (name of the error, None).
+        self.answers: Counter[tuple[int | str, str | None]] = Counter()
+        self._stop = threading.Event()
 
-    def _ask(self):
+    def _send_requests(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        while not self.end.is_set():
+        while not self._stop.is_set():
             try:
                 connection.request("POST", "/predictions/babybert", BODY, JSON)
                 answer = connection.getresponse()
@@ -48,45 +54,53 @@ class Load:
                 time.sleep(0.05)
         connection.close()
 
-    def versions(self):
-        return {version for _, version in self.answers}
+    def statuses(self) -> set[int | str]:
+        """All statuses and errors so far."""
+        return {status for status, _ in self.answers}
+
+    def versions(self) -> set[str]:
+        """All versions that have answered so far."""
+        return {version for _, version in self.answers if version}
+
+    def answered(self) -> int:
+        """How many requests were answered with 200 so far."""
+        return sum(count for (status, _), count in self.answers.items() if status == 200)
 
     @contextmanager
-    def running(self):
-        threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
+    def running(self) -> Iterator["LoadGenerator"]:
+        """Send requests until the block is left."""
+        threads = [threading.Thread(target=self._send_requests) for _ in range(self.clients)]
         for thread in threads:
             thread.start()
         try:
             yield self
         finally:
-            self.end.set()
+            self._stop.set()
             for thread in threads:
                 thread.join()
 
 
 @contextmanager
-def served(folder, *flags, **environment):
+def served(folder: Path, *flags: str, **environment: str) -> Iterator[ServedModel]:
+    """`babybert serve` in a folder until the block is left."""
     yield from serving(folder, *flags, environment=environment)
 
 
+def served_version(server: ServedModel) -> str:
+    """The version that answers now."""
+    return server.ask({"text": "[MASK]"}).headers["x-babybert-version"]
+
+
 @pytest.fixture(scope="module")
-def archive(demo_folder, tmp_path_factory):
+def archive(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
-    flags = [
-        f"--data={demo_folder}",
-        f"--out={folder / 'run'}",
-        "--max-steps=2",
-        "--no-metrics",
-        "--device=cpu",
-        "--width=8",
-        "--heads=2",
-        "--feed-forward=16",
-    ]
-    subprocess.run([sys.executable, "-m", "babybert.cli", "pretrain", *flags], check=True, capture_output=True)
+    sizes = ["--width=8", "--heads=2", "--feed-forward=16"]
+    settings = ["--max-steps=2", "--no-metrics", "--device=cpu"]
+    run_babybert("pretrain", f"--data={demo_folder}", f"--out={folder / 'run'}", *settings, *sizes)
     return write_archive(folder / "run" / "step-00000002", folder)
 
 
-def test_a_run_in_s3_is_followed_without_a_request_that_fails(small, s3, s3_endpoint, tmp_path):
+def test_a_run_in_s3_is_followed_without_a_failed_request(small: Any, s3: S3, s3_endpoint: str, tmp_path: Path) -> None:
     address, run = f"s3://{s3.bucket}/runs/one", tmp_path / "run"
     store = S3Store(address)
     for step in (4, 8, 12):
@@ -95,155 +109,159 @@ def test_a_run_in_s3_is_followed_without_a_request_that_fails(small, s3, s3_endp
     environment = {**aws_variables(s3_endpoint), "TMPDIR": str(tmp_path)}
     with (
         served(tmp_path, address, "--watch", "--watch-seconds=0.5", **environment) as server,
-        Load(server.inference_port, 4).running() as load,
+        LoadGenerator(server.inference_port, 4).running() as load,
     ):
-        version = server.ask({"text": "[MASK]"}).headers["x-babybert-version"]
-        assert version.startswith("4-")
+        assert served_version(server).startswith("4-")
         store.upload(run / "step-00000012")
-        (weights,) = [
-            key
-            for key, _ in list_keys(s3.client, s3.bucket, "runs/one/step-00000012/")
-            if key.endswith("model.safetensors")
-        ]
-        good = s3.client.get_object(Bucket=s3.bucket, Key=weights)["Body"].read()
-        s3.client.put_object(Bucket=s3.bucket, Key=weights, Body=good[:-1] + b"x")
+        corrupt_weights(s3, "runs/one/step-00000012/")
         store.upload(run / "step-00000008")
-        wait_for(lambda: any(name.startswith("8-") for name in load.versions()), 60)
-        assert not any(name.startswith("12-") for name in load.versions())
-        wait_for(lambda: len(server.models()) == 1, 60)  # the old version is gone
+        wait_for(lambda: any(version.startswith("8-") for version in load.versions()), 60)
+        assert not any(version.startswith("12-") for version in load.versions())
+        wait_for(lambda: len(server.models()) == 1, 60)  # the old version is removed
         wait_for(lambda: [path.name[:11] for path in tmp_path.glob("babybert-serve-*/store/*")] == ["babybert-8-"])
         time.sleep(1)
-        assert server.said("passing over").count("step-00000012") == 1
-    assert {status for status, _ in load.answers} == {200}, load.answers
-    assert sorted(int(name.split("-")[0]) for name in load.versions()) == [4, 8]
+        assert server.log_lines_with("passing over").count("step-00000012") == 1
+    assert load.statuses() == {200}, load.answers
+    assert sorted(int(version.split("-")[0]) for version in load.versions()) == [4, 8]
 
 
-def test_what_cannot_be_served_leaves_the_old_version(small, tmp_path):
+def corrupt_weights(s3: S3, prefix: str) -> None:
+    """Change the last byte of the weights of a checkpoint in S3."""
+    keys = [key for key, _ in list_keys(s3.client, s3.bucket, prefix) if key.endswith("model.safetensors")]
+    (weights,) = keys
+    content = s3.client.get_object(Bucket=s3.bucket, Key=weights)["Body"].read()
+    s3.client.put_object(Bucket=s3.bucket, Key=weights, Body=content[:-1] + b"x")
+
+
+def test_a_checkpoint_that_cannot_be_served_leaves_the_old_version(small: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(small(max_steps=4))
     with served(tmp_path, "run", "--watch", "--watch-seconds=0.5", TMPDIR=str(tmp_path)) as server:
         (folder,) = tmp_path.glob("babybert-serve-*")
         (folder / "store").rename(folder / "elsewhere")
-        (folder / "store").write_text("where no archive can be put")
+        (folder / "store").write_text("a file, where no archive can be put")
         pretrain(small(max_steps=8))
-        wait_for(lambda: "still serving version 4-" in server.said("warning"), 60)
-        assert server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("4-")
+        wait_for(lambda: "still serving version 4-" in server.log_lines_with("warning"), 60)
+        assert served_version(server).startswith("4-")
         (folder / "store").unlink()
         (folder / "elsewhere").rename(folder / "store")
-        wait_for(
-            lambda: server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("8-"), 60
-        )  # it is tried again
+        wait_for(lambda: served_version(server).startswith("8-"), 60)  # it is tried again
     assert (run / "step-00000004").is_dir()
 
 
-def test_sigterm_is_heeded_when_nobody_asks_any_more(archive):
+def test_after_sigterm_it_serves_until_there_are_no_more_requests(archive: Path) -> None:
     with served(archive.parent, "babybert.mar", "--drain-seconds=20") as server:
-        with Load(server.inference_port, 4).running() as load:
+        with LoadGenerator(server.inference_port, 4).running() as load:
             time.sleep(1)
-            server.process.send_signal(signal.SIGTERM)
-            time.sleep(3)  # as long as others go on sending here
-            assert server.process.poll() is None
-        assert {status for status, _ in load.answers} == {200}, load.answers
+            server.child.send_signal(signal.SIGTERM)
+            time.sleep(3)  # other clients may go on for a while after SIGTERM
+            assert server.child.is_running
+        assert load.statuses() == {200}, load.answers
         ended = time.monotonic()
-        assert server.process.wait(30) == 0
+        assert server.child.wait(30) == 0
         assert time.monotonic() - ended < 15
 
 
-def test_a_second_signal_ends_it_at_once(archive):
+def test_a_second_signal_ends_it_at_once(archive: Path) -> None:
     with (
         served(archive.parent, "babybert.mar", "--drain-seconds=300") as server,
-        Load(server.inference_port, 2).running(),
+        LoadGenerator(server.inference_port, 2).running(),
     ):
-        server.process.send_signal(signal.SIGTERM)
+        server.child.send_signal(signal.SIGTERM)
         time.sleep(2)
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(30) == 0
+        assert server.child.is_running
+        server.child.send_signal(signal.SIGTERM)
+        assert server.child.wait(30) == 0
 
 
-def test_with_tokens_only_who_has_one_is_answered(archive):
+def test_with_tokens_only_requests_with_a_token_are_answered(archive: Path) -> None:
     with served(archive.parent, "babybert.mar", "--token-auth", TMPDIR=str(archive.parent)) as server:
-        (keys,) = archive.parent.glob("babybert-serve-*/key_file.json")
-        assert keys.stat().st_mode & 0o077 == 0
-        key = json.loads(keys.read_text())["inference"]["key"]
+        (key_file,) = archive.parent.glob("babybert-serve-*/key_file.json")
+        assert key_file.stat().st_mode & 0o077 == 0
+        key = json.loads(key_file.read_text())["inference"]["key"]
         for path, body in (("/predictions/babybert", BODY), ("/ping", None)):
             request = urllib.request.Request(f"http://127.0.0.1:{server.inference_port}{path}", body, JSON)
             with pytest.raises(urllib.error.HTTPError, match="400"):
                 urllib.request.urlopen(request, timeout=30)
             request.add_header("Authorization", f"Bearer {key}")
             assert urllib.request.urlopen(request, timeout=30).status == 200
-        assert server.samples()  # without one
+        assert server.samples()  # the metrics need no token
 
 
-def test_nothing_but_predictions_listens_to_others_and_no_model_can_be_put(archive):
+def test_management_listens_on_loopback_only_and_no_model_can_be_registered(archive: Path) -> None:
     with served(archive.parent, ".", "--host=0.0.0.0", "--workers=2") as server:  # a folder with an archive
         assert [worker["status"] for worker in server.model()["workers"]] == ["READY", "READY"]
-        own = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-        addresses = [address for address in own if ":" not in address]
-        for address, port in itertools.product(
-            addresses, (server.inference_port, server.management_port, server.metrics_port)
-        ):
-            path = {server.inference_port: "/ping", server.management_port: "/models", server.metrics_port: "/metrics"}[
-                port
-            ]
-            try:
-                reached = urllib.request.urlopen(f"http://{address}:{port}{path}", timeout=5).status
-            except OSError:
-                reached = None
-            assert reached == (None if port == server.management_port else 200)
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{server.management_port}/models?url={archive.name}", method="POST"
-        )
+        paths = {server.inference_port: "/ping", server.management_port: "/models", server.metrics_port: "/metrics"}
+        for address, (port, path) in itertools.product(own_addresses(), paths.items()):
+            expected = None if port == server.management_port else 200
+            assert status_of(f"http://{address}:{port}{path}") == expected
+        url = f"http://127.0.0.1:{server.management_port}/models?url={archive.name}"
         with pytest.raises(urllib.error.HTTPError):
-            urllib.request.urlopen(request, timeout=30)
+            urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30)
 
 
-def test_a_worker_that_is_killed_comes_back_by_itself(archive):
-    with served(archive.parent, "babybert.mar") as server, Load(server.inference_port, 4).running() as load:
-        wait_for(lambda: load.answers[200, server_version(load)] > 20)
+def own_addresses() -> list[str]:
+    """The IPv4 addresses of this machine that are not loopback."""
+    done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=30)
+    return [address for address in done.stdout.split() if ":" not in address]
+
+
+def status_of(url: str) -> int | None:
+    """The HTTP status of a GET request, or None without a connection."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return int(response.status)
+    except OSError:
+        return None
+
+
+def test_a_killed_worker_is_replaced(archive: Path) -> None:
+    with served(archive.parent, "babybert.mar") as server, LoadGenerator(server.inference_port, 4).running() as load:
+        wait_for(lambda: load.answered() > 20)
         killed = server.worker()
         os.kill(killed, signal.SIGKILL)
-        wait_for(lambda: (worker := server.model()["workers"][0])["status"] == "READY" and worker["pid"] != killed, 60)
-        before = load.answers[200, server_version(load)]
-        wait_for(lambda: load.answers[200, server_version(load)] > before + 20)
-    assert {status for status, _ in load.answers} <= {200, 503, 507}, (
-        load.answers
-    )  # refused at worst, never hung or cut
+
+        def is_replaced() -> bool:
+            (worker,) = server.model()["workers"]
+            return bool(worker["status"] == "READY" and worker["pid"] != killed)
+
+        wait_for(is_replaced, 60)
+        before = load.answered()
+        wait_for(lambda: load.answered() > before + 20)
+    assert load.statuses() <= {200, 503, 507}, load.answers  # at worst refused, never without a response
 
 
-def server_version(load):
-    return next((version for version in load.versions() if version), None)
-
-
-def test_more_than_the_queue_takes_is_refused_at_once(archive):
-    """The worker is stopped for a while: all that wait in the queue have their answer when it goes on, and none is lost."""
+def test_requests_beyond_the_queue_are_refused_at_once(archive: Path) -> None:
+    """While the worker is stopped the queue fills; when it continues, all requests in the queue are answered."""
     with served(archive.parent, "babybert.mar") as server:
         worker = server.worker()
         os.kill(worker, signal.SIGSTOP)
-        with Load(server.inference_port, 150).running() as load:
+        with LoadGenerator(server.inference_port, 150).running() as load:
             wait_for(lambda: load.answers[503, None] > 50)
-            assert load.answers[200, server_version(load)] == 0
+            assert load.answered() == 0
             os.kill(worker, signal.SIGCONT)
-            wait_for(lambda: load.answers[200, server_version(load)] > 100)
-        assert {status for status, _ in load.answers} == {200, 503}, load.answers
+            wait_for(lambda: load.answered() > 100)
+        assert load.statuses() == {200, 503}, load.answers
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[: len(content) // 2], "damaged, or no archive"),
+        (lambda content: content[: len(content) // 2], "corrupt, or not an archive"),
         (
             lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
-            "(is not the one that was packed|damaged)",
+            "(.* differs from its digest in served.json|corrupt, or not an archive)",
         ),
-        (lambda content: b"", "damaged, or no archive"),
+        (lambda content: b"", "corrupt, or not an archive"),
     ],
+    ids=["truncated", "flipped bit", "empty"],
 )
-def test_a_damaged_archive_is_refused_before_anything_listens(archive, tmp_path, damage, message):
+def test_a_corrupt_archive_is_refused_before_anything_listens(
+    archive: Path, tmp_path: Path, damage: Callable[[bytes], bytes], message: str
+) -> None:
     (tmp_path / "x.mar").write_bytes(damage(archive.read_bytes()))
-    done = subprocess.run(
-        [sys.executable, "-m", "babybert.cli", "serve", "x.mar"], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "babybert.cli", "serve", "x.mar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert re.search(f"^babybert serve: error: x.mar: {message}", line), line

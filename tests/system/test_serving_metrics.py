@@ -1,30 +1,32 @@
-"""A real Prometheus scrapes a real TorchServe: what it has of each metric equals what was sent."""
+"""A real Prometheus scrapes a real TorchServe: each metric has the value that the requests imply."""
 
 import json
 import subprocess
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import yaml
-from served import wait_for
+from processes import STOP_SECONDS
+from served import ServedModel, wait_for
 from test_prometheus import get, need
 
 from babybert.serving.torchserve import free_ports
 
 HANDLER = Path(__file__).parents[2] / "handler"
 PAIR = {"sentence_a": "a", "sentence_b": "b"}
-ASKED = [
+REQUESTS: list[dict[str, Any]] = [
     {"text": "[MASK]"},  # 3 tokens
     {"text": ["[MASK] [MASK]", "the [MASK]"]},  # 4 and 4
     {"inputs": ["[MASK]"] * 3},  # 3 x 3
     PAIR,  # 5
     {"pairs": [PAIR, PAIR]},  # 2 x 5
     {"x": 1},
-    {"text": "[MASK]" + " the" * 600},  # too long: read, but not by the model
+    {"text": "[MASK]" + " the" * 600},  # too long: tokenized, but not read by the model
 ]
-# What ASKED moves, as PromQL and as a number.
-MOVED = {
+# By how much REQUESTS change each sample, by its selector in PromQL.
+CHANGES = {
     'babybert_inference_requests_total{task="fill-mask",outcome="ok"}': 3,
     'babybert_inference_requests_total{task="fill-mask",outcome="bad_request"}': 1,
     'babybert_inference_requests_total{task="next-sentence",outcome="ok"}': 2,
@@ -37,30 +39,29 @@ MOVED = {
 }
 
 
-def declared():
-    return {
-        metric["name"]: metric
-        for metrics in yaml.safe_load((HANDLER / "metrics.yaml").read_text())["model_metrics"].values()
-        for metric in metrics
-    }
+def declared_metrics() -> list[str]:
+    """The names of our metrics in handler/metrics.yaml."""
+    metrics_by_type = yaml.safe_load((HANDLER / "metrics.yaml").read_text())["model_metrics"]
+    names = [metric["name"] for metrics in metrics_by_type.values() for metric in metrics]
+    return [name for name in names if name.startswith("babybert_")]
 
 
-def test_every_metric_is_declared_and_documented():
+def test_every_metric_is_declared_and_documented() -> None:
     page = (Path(__file__).parents[2] / "docs/api.md").read_text()
     source = (HANDLER / "babybert_handler.py").read_text()
-    ours = [name for name in declared() if name.startswith("babybert_")]
-    assert len(ours) == 9
-    for name in ours:
+    names = declared_metrics()
+    assert len(names) == 9
+    for name in names:
         assert f"`{name}" in page, name
         assert f'"{name}": (' in source, name
 
 
-def test_prometheus_has_what_was_sent(server, tmp_path):
+def test_prometheus_has_the_values_of_the_requests(server: ServedModel, tmp_path: Path) -> None:
     program = need("prometheus")
     (web,) = free_ports(1)
-    (tmp_path / "prometheus.yml").write_text(
-        f"global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: serving, static_configs: [{{targets: ['127.0.0.1:{server.metrics_port}']}}]}}]\n"
-    )
+    scrape = {"job_name": "serving", "static_configs": [{"targets": [f"127.0.0.1:{server.metrics_port}"]}]}
+    settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}
+    (tmp_path / "prometheus.yml").write_text(json.dumps(settings))
     command = [
         program,
         f"--config.file={tmp_path / 'prometheus.yml'}",
@@ -69,29 +70,29 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
     ]
     prometheus = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def result(query):
-        answer = get(f"http://127.0.0.1:{web}/api/v1/query?query={urllib.parse.quote(query)}")
-        return json.loads(answer)["data"]["result"] if answer else []
+    def query(selector: str) -> list[dict[str, Any]]:
+        answer = get(f"http://127.0.0.1:{web}/api/v1/query?query={urllib.parse.quote(selector)}")
+        result: list[dict[str, Any]] = json.loads(answer)["data"]["result"] if answer else []
+        return result
 
-    def value(query):
-        found = result(query)
-        return float(found[0]["value"][1]) if found else 0.0
+    def value(selector: str) -> float:
+        result = query(selector)
+        return float(result[0]["value"][1]) if result else 0.0
 
     try:
-        server.settled()
-        before = {
-            query: server.value(name, **labels) for query, (name, labels) in ((query, sample(query)) for query in MOVED)
-        }
-        batches = server.value("babybert_inference_batch_requests_count")
+        server.wait_for_metrics()
+        before = {selector: served_value(server, selector) for selector in CHANGES}
+        batches_before = server.value("babybert_inference_batch_requests_count")
         with ThreadPoolExecutor(4) as pool:
-            answers = list(pool.map(server.ask, ASKED))
+            answers = list(pool.map(server.ask, REQUESTS))
         assert [answer.status for answer in answers] == [200] * 5 + [400] * 2
-        for query, moved in MOVED.items():
-            wait_for(lambda query=query, moved=moved: value(query) == before[query] + moved)
-        # Every batch is in the histograms once; a batch of which nothing was read has no phases.
-        count = value("babybert_inference_batch_requests_count")
-        assert 1 <= count - batches <= 7
-        assert value("babybert_inference_batch_seconds_count") == count
+        for selector, change in CHANGES.items():
+            expected = before[selector] + change
+            wait_for(lambda selector=selector, expected=expected: value(selector) == expected)  # type: ignore[misc]
+        # Each batch is counted once in the histograms; a batch without a valid item has no phases.
+        batches = value("babybert_inference_batch_requests_count")
+        assert 1 <= batches - batches_before <= 7
+        assert value("babybert_inference_batch_seconds_count") == batches
         seconds = value("babybert_inference_batch_seconds_sum")
         phases = [
             value(f'babybert_inference_phase_seconds_sum{{phase="{phase}"}}')
@@ -100,20 +101,18 @@ def test_prometheus_has_what_was_sent(server, tmp_path):
         assert all(0 < phase < seconds for phase in phases)
         assert sum(phases) <= seconds
         assert 0 < value("babybert_model_load_seconds") < 60
-        (info,) = result("babybert_model_info")
+        (info,) = query("babybert_model_info")
         assert info["value"][1] == "1"
-        headers = answers[0].headers
-        assert (info["metric"]["version"], info["metric"]["step"]) == (
-            headers["x-babybert-version"],
-            headers["x-babybert-step"],
-        )
+        assert info["metric"]["version"] == answers[0].headers["x-babybert-version"]
+        assert info["metric"]["step"] == answers[0].headers["x-babybert-step"]
         assert len(info["metric"]["digest"]) == 64
     finally:
         prometheus.terminate()
-        prometheus.wait(60)
+        prometheus.wait(STOP_SECONDS)
 
 
-def sample(query):
-    """A PromQL selector's name and labels."""
-    name, _, labels = query.partition("{")
-    return name, dict(part.split("=") for part in labels.rstrip("}").replace('"', "").split(",") if part)
+def served_value(server: ServedModel, selector: str) -> float:
+    """The value that the server itself has for a PromQL selector."""
+    name, _, labels = selector.partition("{")
+    pairs = [label.split("=") for label in labels.rstrip("}").replace('"', "").split(",") if label]
+    return server.value(name, **dict(pairs))

@@ -1,8 +1,8 @@
-"""The page in a real Chromium, by typing and clicking, before a real TorchServe and a real run; axe looks at all of it.
+"""The playground page in a real Chromium, with a real TorchServe and a real run; axe checks its accessibility.
 
-What the page shows is compared with what the server, the model and the run's files say themselves. `make test-web`
-installs what is needed; with BABYBERT_PICTURES=FOLDER the pictures of docs/playground.md are taken there, of a model
-that has had the time to learn the demo.
+What the page shows is compared with the answers of the server, the model and the files of the run. `make test-web`
+installs what is needed. With BABYBERT_PICTURES=FOLDER the pictures of docs/playground.md are written there, with a
+model that was trained on the whole demo.
 """
 
 import io
@@ -10,20 +10,22 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL
 from faulty_proxy import FaultyProxy
+from processes import start_babybert
+from served import ServedModel
 
 from babybert.checkpoint.format import checkpoint_step, find_checkpoint, list_checkpoints
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.prepare import prepare
 from babybert.evaluation.look import attention_weights, neighbours
-from babybert.playground.history import spread
+from babybert.playground.run_history import evenly_spaced
 from babybert.serving.predictor import Predictor
 from babybert.serving.request_schema import NextSentence
 from babybert.training.train import pretrain
@@ -34,89 +36,98 @@ axe = pytest.importorskip(
 )
 expect = playwright.expect
 PICTURES = os.environ.get("BABYBERT_PICTURES")
+Page = Any  # of playwright, which may be missing
+Visit = Callable[..., Page]
+Query = Callable[[dict[str, Any]], Any]
 DESK, PHONE = {"width": 1000, "height": 800}, {"width": 360, "height": 740}
 SENTENCE = "The sheriff rides with a revolver near the [MASK]."
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[Any]:
     program = shutil.which("chromium")
     if not program:
         pytest.skip("chromium is not installed; `make test-web` brings it")
     with playwright.sync_playwright() as started:
         expect.set_options(timeout=20_000)
-        chromium = started.chromium.launch(
-            executable_path=program, args=["--no-sandbox"]
-        )  # in a container, root has no other way
+        # In a container, where tests run as root, Chromium starts without its sandbox only.
+        chromium = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, demo_folder):
-    """A run with more checkpoints than the page asks."""
+def run(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    """A run with more checkpoints than the page queries."""
     folder = tmp_path_factory.mktemp("learned")
-    settings = {**SMALL, "data": demo_folder, "width": 16, "kernels": "plain", "epochs": 2, "checkpoint_every": "10"}
+    settings: dict[str, Any] = {
+        **SMALL,
+        "data": demo_folder,
+        "width": 16,
+        "kernels": "plain",
+        "epochs": 2,
+        "checkpoint_every": "10",
+    }
     if PICTURES:
         prepare(PrepareConfig(out=folder / "data"))
         settings = {"data": folder / "data", "metrics": False, "device": "cpu"}
-    return pretrain(PretrainConfig(**{**settings, "out": folder / "run", "keep_checkpoints": 100})).checkpoint.parent
+    result = pretrain(PretrainConfig(**{**settings, "out": folder / "run", "keep_checkpoints": 100}))
+    assert result is not None
+    return result.checkpoint.parent
 
 
 @pytest.fixture(scope="module")
-def predictor(run):
+def predictor(run: Path) -> Predictor:
     return Predictor.load(find_checkpoint(run))
 
 
-def playground(*flags, folder):
-    """`babybert playground` until it is no longer needed; yields its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "babybert.cli", "playground", "--port=0", *flags],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-    )
+def playground(*flags: str, folder: Path) -> Iterator[str]:
+    """`babybert playground` until the generator is resumed; yields its address."""
+    child = start_babybert("playground", "--port=0", *flags, folder=folder)
     try:
-        line = process.stderr.readline()
-        assert "http://" in line, line + process.stderr.read()
-        yield re.search(r"http://\S+/", line)[0]
-        process.terminate()
-        assert process.wait(30) == 0
+        match = re.search(r"http://\S+/", child.wait_for_line("http://"))
+        assert match
+        yield match[0]
+        child.process.terminate()
+        assert child.wait(30) == 0
     finally:
-        process.kill()
-        process.stderr.close()
+        child.kill()
 
 
 @pytest.fixture(scope="module")
-def of_checkpoint(run):
+def checkpoint_page(run: Path) -> Iterator[str]:
     yield from playground(f"--checkpoint={run.name}", folder=run.parent)
 
 
 @pytest.fixture(scope="module")
-def between(server):
-    """A proxy in front of TorchServe, that can turn bad."""
-    proxy = FaultyProxy(("127.0.0.1", server.inference_port))
-    yield proxy
-    proxy.close()
+def proxy(server: ServedModel) -> Iterator[FaultyProxy]:
+    """A proxy in front of TorchServe that can be made to fail."""
+    faulty_proxy = FaultyProxy(("127.0.0.1", server.inference_port))
+    yield faulty_proxy
+    faulty_proxy.close()
 
 
 @pytest.fixture(scope="module")
-def of_endpoint(between, tmp_path_factory):
-    yield from playground(f"--endpoint={between.url}", folder=tmp_path_factory.mktemp("page"))
+def endpoint_page(proxy: FaultyProxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from playground(f"--endpoint={proxy.url}", folder=tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture
-def visit(browser):
-    """Opens a page; at the end nothing may have been asked of anybody else, and no script may have failed."""
-    contexts, outside, errors = [], [], []
+def visit(browser: Any) -> Iterator[Visit]:
+    """A function that opens a page. At the end, no request may have gone elsewhere, and no script may have failed."""
+    contexts: list[Any] = []
+    foreign_requests: list[str] = []
+    errors: list[str] = []
 
-    def visit(url, viewport=DESK, scheme="light"):
+    def visit(url: str, viewport: dict[str, int] = DESK, scheme: str = "light") -> Page:
         context = browser.new_context(
             viewport=viewport, color_scheme=scheme, reduced_motion="reduce", has_touch=viewport is PHONE
         )
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: None if request.url.startswith(url) else outside.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url.startswith(url) else foreign_requests.append(request.url)
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
         expect(page.locator("#about")).not_to_have_text("Loading.")
@@ -125,41 +136,45 @@ def visit(browser):
     yield visit
     for context in contexts:
         context.close()
-    assert (outside, errors) == ([], [])
+    assert (foreign_requests, errors) == ([], [])
 
 
-def send(page, name):
+def send(page: Page, name: str) -> Any:
+    """Submit a form of the page; returns its status line."""
     page.locator(f"#{name}-form button[type=submit]").click()
     return page.locator(f"#{name}-form .status")
 
 
-def shown(share):
+def percent(share: float) -> str:
     """A probability as the page writes it."""
-    return f"{share:.1%}" if share >= 0.001 else "<0.001%" if share < 1e-5 else f"{float(f'{share * 100:.1g}'):g}%"
+    if share >= 0.001:
+        return f"{share:.1%}"
+    return "<0.001%" if share < 1e-5 else f"{float(f'{share * 100:.1g}'):g}%"
 
 
-def bars(place):
+def bars(place: Any) -> list[tuple[str, ...]]:
+    """The texts of a list of bars: name and value of each."""
     return [tuple(row.locator(".value, button, .name").all_text_contents()) for row in place.locator("li").all()]
 
 
 @pytest.fixture(params=["endpoint", "checkpoint"])
-def asked(request):
-    """The page's address, and the model behind it asked without the page."""
+def page_and_model(request: pytest.FixtureRequest) -> tuple[str, Query]:
+    """The page's address, and a function that queries the model behind it without the page."""
     if request.param == "endpoint":
         server = request.getfixturevalue("server")
-        return request.getfixturevalue("of_endpoint"), lambda body: server.ask(body).body
+        return request.getfixturevalue("endpoint_page"), lambda body: server.ask(body).body
     predictor = request.getfixturevalue("predictor")
 
-    def answer(body):
+    def answer(body: dict[str, Any]) -> Any:
         if "text" in body:
             return predictor.fill_mask([body["text"]], body.get("top_k", 5), body.get("targets"))[0]
         return predictor.next_sentence([(body["sentence_a"], body["sentence_b"])])[0]
 
-    return request.getfixturevalue("of_checkpoint"), answer
+    return request.getfixturevalue("checkpoint_page"), answer
 
 
-def test_fill_in(visit, asked):
-    url, model = asked
+def test_fill_in(visit: Visit, page_and_model: tuple[str, Query]) -> None:
+    url, model = page_and_model
     page = visit(url)
     field = page.get_by_label("Sentence with one or more [MASK]s").first
     field.fill("Mary fights  in the.")
@@ -177,7 +192,7 @@ def test_fill_in(visit, asked):
     masks = model({"text": text, "top_k": 3})["masks"]
     columns = page.locator("#fill-masks > div")
     for column, mask in zip(columns.all(), masks, strict=True):
-        assert bars(column) == [(candidate["token"], shown(candidate["score"])) for candidate in mask["candidates"]]
+        assert bars(column) == [(candidate["token"], percent(candidate["score"])) for candidate in mask["candidates"]]
     widths = [box["width"] for box in (bar.bounding_box() for bar in columns.first.locator(".bar").all())]
     assert widths == sorted(widths, reverse=True)
     second, first = masks[1]["candidates"][2]["token"], masks[0]["candidates"][0]["token"]
@@ -185,12 +200,12 @@ def test_fill_in(visit, asked):
     expect(page.locator("#fill-completed")).to_have_text(f"Mary fights [MASK] in the {second}.")
     columns.nth(0).get_by_role("button", name=first, exact=True).click()
     expect(page.locator("#fill-completed")).to_have_text(f"Mary fights {first} in the {second}.")
-    page.get_by_role("button", name="Take it over into the field").click()
+    page.get_by_role("button", name="Copy it to the text field").click()
     expect(field).to_have_value(f"Mary fights {first} in the {second}.")
 
 
-def test_a_random_word_is_hidden_and_words_are_compared(visit, asked):
-    url, model = asked
+def test_a_random_word_is_hidden_and_words_are_compared(visit: Visit, page_and_model: tuple[str, Query]) -> None:
+    url, model = page_and_model
     page = visit(url)
     field = page.get_by_label("Sentence with one or more [MASK]s").first
     text = "Mary rides near [MASK] desert."
@@ -208,12 +223,12 @@ def test_a_random_word_is_hidden_and_words_are_compared(visit, asked):
     expect(send(page, "fill")).to_have_text("2 masks, 3 candidates each.")
     candidates = model({"text": hidden, "targets": ["saloon", "planet", "mary"]})["masks"][0]["candidates"]
     assert bars(page.locator("#fill-masks > div").first) == [
-        (candidate["token"], shown(candidate["score"])) for candidate in candidates
+        (candidate["token"], percent(candidate["score"])) for candidate in candidates
     ]
 
 
-def test_does_b_follow_a(visit, asked):
-    url, model = asked
+def test_does_b_follow_a(visit: Visit, page_and_model: tuple[str, Query]) -> None:
+    url, model = page_and_model
     page = visit(url)
     pair = {"sentence_a": "Mary rides near the desert.", "sentence_b": "She fights two zombies."}
     form = page.locator("#follows-form")
@@ -223,15 +238,15 @@ def test_does_b_follow_a(visit, asked):
     answer = model(pair)
     verdict = "Yes: B follows A." if answer["is_next"] else "No: B does not follow A."
     expect(send(page, "follows")).to_contain_text(
-        f'{verdict} The model gives {shown(answer["probability"])} to "B is the next sentence"'
+        f'{verdict} The model gives {percent(answer["probability"])} to "B is the next sentence"'
     )
     meter = page.get_by_role("meter", name="Probability that B follows A")
     assert float(meter.get_attribute("aria-valuenow")) == pytest.approx(answer["probability"], abs=1e-6)
-    expect(meter.locator(".number")).to_have_text(shown(answer["probability"]))
+    expect(meter.locator(".number")).to_have_text(percent(answer["probability"]))
 
 
-def test_how_the_model_sees_it(visit, of_checkpoint, predictor):
-    page = visit(of_checkpoint)
+def test_how_the_model_sees_it(visit: Visit, checkpoint_page: str, predictor: Predictor) -> None:
+    page = visit(checkpoint_page)
     form = page.locator("#sees-form")
     form.get_by_label("Sentence A").fill("Mary xyzzies near the desert.")
     form.get_by_label("Sentence B (optional)").fill("She fights!")
@@ -243,7 +258,7 @@ def test_how_the_model_sees_it(visit, of_checkpoint, predictor):
         [str(t), token, str(i), str(segment)] for t, (i, segment, token) in enumerate(expected)
     ]
     assert page.locator("#sees-tokens tr.unknown").all_text_contents() == ["2[UNK]41xyzzies (unknown word)"]
-    expect(page.locator("#sees-unknown")).to_have_text("Not in the vocabulary, and read as [UNK]: xyzzies.")
+    expect(page.locator("#sees-unknown")).to_have_text("Not in the vocabulary, so read as [UNK]: xyzzies.")
     weights_LBHTT = attention_weights(predictor.model, torch.tensor([encoded.ids]), torch.tensor([encoded.segments]))
     for head in (1, 0):
         page.get_by_label("Head").select_option(str(head + 1))
@@ -266,8 +281,10 @@ def test_how_the_model_sees_it(visit, of_checkpoint, predictor):
     expect(page.locator("#near-result")).to_contain_text('"xyzzy" is not one word of the vocabulary')
 
 
-def test_what_an_endpoint_cannot_tell_is_hidden_and_says_why(visit, of_endpoint, server):
-    page = visit(of_endpoint)
+def test_what_an_endpoint_does_not_expose_is_hidden_with_the_reason(
+    visit: Visit, endpoint_page: str, server: ServedModel
+) -> None:
+    page = visit(endpoint_page)
     send(page, "follows")
     version = server.ask({"text": "[MASK]"}).headers["x-babybert-version"]
     expect(page.locator("#version")).to_have_text(f"The last answer came from version {version}.")
@@ -276,14 +293,15 @@ def test_what_an_endpoint_cannot_tell_is_hidden_and_says_why(visit, of_endpoint,
     expect(page.locator("#sees form, #learned form").first).to_be_hidden()
 
 
-def test_how_it_learned(visit, of_checkpoint, run):
-    page = visit(of_checkpoint)
+def test_how_it_learned(visit: Visit, checkpoint_page: str, run: Path) -> None:
+    page = visit(checkpoint_page)
     last = [
         line
         for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         if line["split"] == "validation"
     ][-1]
-    end = f"{last['mlm_loss']:.3f} at step {last['step']}; word counts {last['mlm_unigram_loss']:.3f}; chance {last['mlm_chance_loss']:.3f}"
+    end = f"{last['mlm_loss']:.3f} at step {last['step']}; unigram baseline {last['mlm_unigram_loss']:.3f}"
+    end += f"; chance {last['mlm_chance_loss']:.3f}"
     expect(
         page.get_by_role("img", name=re.compile("MLM loss, nats: training from .*" + re.escape(end)))
     ).to_be_visible()
@@ -296,22 +314,22 @@ def test_how_it_learned(visit, of_checkpoint, run):
     )
     page.locator("#learned-form").get_by_label("Sentence with one or more [MASK]s").fill("Mary rides near the [MASK].")
     expect(send(page, "learned")).to_have_text("5 checkpoints, early to late.")
-    found = {}
+    cells = {}
     for row in page.locator("#learned-table tbody tr").all():
         step, cell = row.locator("th, td").all_text_contents()
-        found[int(step.replace(",", ""))] = cell
+        cells[int(step.replace(",", ""))] = cell
     steps = sorted(map(checkpoint_step, list_checkpoints(run)))
-    assert list(found) == spread(steps, 5)
-    for step, cell in found.items():
+    assert list(cells) == evenly_spaced(steps, 5)
+    for step, cell in cells.items():
         (mask,) = Predictor.load(run / f"step-{step:08d}").fill_mask(["Mary rides near the [MASK]."], 4)[0]["masks"]
         assert cell == ", ".join(
-            f"{candidate['token']} {shown(candidate['score'])}" for candidate in mask["candidates"]
+            f"{candidate['token']} {percent(candidate['score'])}" for candidate in mask["candidates"]
         )
-    assert len(set(found.values())) == len(found)  # it has learned something between each two
+    assert len(set(cells.values())) == len(cells)  # the model has changed from each checkpoint to the next
 
 
-def test_errors_are_shown_as_the_api_says_them(visit, asked):
-    page = visit(asked[0])
+def test_errors_are_shown_as_the_api_words_them(visit: Visit, page_and_model: tuple[str, Query]) -> None:
+    page = visit(page_and_model[0])
     error = page.locator("#fill-form .error")
     page.get_by_label("Candidates for each mask").fill("500")
     send(page, "fill")
@@ -326,28 +344,28 @@ def test_errors_are_shown_as_the_api_says_them(visit, asked):
     expect(page.locator("#follows-form .error")).to_have_text("400: 'sentence_b' is empty")
 
 
-def test_weights_that_are_damaged_are_told(visit, of_endpoint):
-    page = visit(of_endpoint)
+def test_damaged_weights_are_an_error(visit: Visit, endpoint_page: str) -> None:
+    page = visit(endpoint_page)
     page.locator("#fill-text").fill("The goalkeeper trains in the [MASK].")
     send(page, "fill")
     expect(page.locator("#fill-form .error")).to_contain_text("500: the model gave no finite score for this input")
-    expect(page.locator("#banner")).to_be_hidden()  # it is this question alone
+    expect(page.locator("#banner")).to_be_hidden()  # only this request fails
 
 
 @pytest.mark.parametrize("mode", ["refuse", "error"])
-def test_the_banner_comes_and_goes_by_itself(visit, of_endpoint, between, mode):
-    page = visit(of_endpoint)
+def test_the_banner_appears_and_disappears(visit: Visit, endpoint_page: str, proxy: FaultyProxy, mode: str) -> None:
+    page = visit(endpoint_page)
     banner = page.locator("#banner")
     expect(banner).to_be_hidden()
-    between.mode = mode
+    proxy.mode = mode
     try:
         send(page, "fill")
         expect(page.locator("#fill-form .error")).to_be_visible()
-        # At once: the page's next look by itself would come later.
+        # At once: the next check without a request would come later.
         expect(banner).to_contain_text("does not answer" if mode == "refuse" else "answers 500", timeout=10_000)
         assert violations(page) == []
     finally:
-        between.mode = "pass"
+        proxy.mode = "pass"
     expect(banner).to_be_hidden()
     expect(page.locator("#recovered")).to_have_text("The model answers again.")
     send(page, "fill")
@@ -355,8 +373,8 @@ def test_the_banner_comes_and_goes_by_itself(visit, of_endpoint, between, mode):
     expect(page.locator("#fill-form .error")).to_be_hidden()
 
 
-def test_the_keyboard_is_enough(visit, of_checkpoint):
-    page = visit(of_checkpoint)
+def test_the_keyboard_is_enough(visit: Visit, checkpoint_page: str) -> None:
+    page = visit(checkpoint_page)
     focused = "document.activeElement.id || document.activeElement.textContent"
     order = []
     for _ in range(11):
@@ -365,7 +383,7 @@ def test_the_keyboard_is_enough(visit, of_checkpoint):
         if order[-1] == "fill-text":
             page.keyboard.press("Control+A")
             page.keyboard.type("Mary rides near the [MASK].")
-    links = ["Skip to the questions", "Fill in", "Does B follow A?", "How the model sees it", "How it learned"]
+    links = ["Skip to the content", "Fill in", "Does B follow A?", "How the model sees it", "How it learned"]
     assert order == [*links, "fill-text", "fill-insert", "fill-hide", "fill-count", "fill-targets", "Fill in"]
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
@@ -377,8 +395,8 @@ def test_the_keyboard_is_enough(visit, of_checkpoint):
     expect(page.get_by_role("button", name=word, exact=True)).to_have_attribute("aria-pressed", "true")
 
 
-def violations(page):
-    """What axe finds, of whatever weight."""
+def violations(page: Page) -> list[Any]:
+    """All problems that axe reports, of any impact."""
     return [
         (each["id"], each["impact"], [node["html"] for node in each["nodes"]])
         for each in axe.Axe().run(page).response["violations"]
@@ -387,8 +405,8 @@ def violations(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_everybody_can_use_it(visit, of_checkpoint, viewport, scheme):
-    page = visit(of_checkpoint, viewport, scheme)
+def test_it_is_accessible(visit: Visit, checkpoint_page: str, viewport: dict[str, int], scheme: str) -> None:
+    page = visit(checkpoint_page, viewport, scheme)
     page.locator("#sees-a").fill("The sheriff rides near the xyzzy.")
     for name in ("fill", "follows", "sees", "near", "learned"):
         expect(send(page, name)).to_have_text(re.compile(r"\d"))
@@ -403,19 +421,21 @@ def test_everybody_can_use_it(visit, of_checkpoint, viewport, scheme):
         take_pictures(page, f"{'phone' if viewport is PHONE else 'desk'}-{scheme}")
 
 
-def take_pictures(page, kind):
-    """The parts of the page that the docs show, in few colours."""
+def take_pictures(page: Page, kind: str) -> None:
+    """Save the sections of the page that the docs show, with few colours."""
     from PIL import Image
 
+    assert PICTURES
+
     page.evaluate("document.activeElement.blur()")
-    wanted = {
+    sections = {
         "desk-light": ("fill", "learned"),
         "desk-dark": ("sees",),
         "phone-light": ("follows",),
         "phone-dark": ("fill",),
     }[kind]
-    for part in wanted:
-        picture = Image.open(io.BytesIO(page.locator(f"#{part}").screenshot()))
-        path = Path(PICTURES) / f"playground-{part}-{kind}.png"
+    for section in sections:
+        picture = Image.open(io.BytesIO(page.locator(f"#{section}").screenshot()))
+        path = Path(PICTURES) / f"playground-{section}-{kind}.png"
         picture.convert("RGB").quantize(128).save(path, optimize=True)
         assert path.stat().st_size < 150_000

@@ -1,6 +1,7 @@
-// The banner: there while nobody answers, gone by itself once somebody does.
-const SECONDS_DOWN = 3;
-const SECONDS_UP = 15;
+// The banner: shown while the model does not answer, hidden as soon as it does.
+export const SERVER_DOWN = "The playground server does not answer. Is it still running?";
+const RETRY_SECONDS = 3; // while the banner is shown
+const CHECK_SECONDS = 15; // while it is hidden
 
 class Banner {
   constructor() {
@@ -12,11 +13,12 @@ class Banner {
   }
 
   down(reason) {
-    const text = `${reason} Asking again every ${SECONDS_DOWN} seconds; this line goes away by itself.`;
+    const retry = `Trying again every ${RETRY_SECONDS} seconds; this message disappears once there is an answer.`;
+    const text = `${reason} ${retry}`;
     if (this.element.textContent !== text) this.element.textContent = text;
     this.element.hidden = false;
     this.recovered.textContent = "";
-    if (!this.isDown) this.plan(SECONDS_DOWN);
+    if (!this.isDown) this.plan(RETRY_SECONDS);
     this.isDown = true;
   }
 
@@ -46,10 +48,10 @@ class Banner {
         if (problem) this.down(`${problem}.`);
         else this.up();
       } catch {
-        this.down("The playground itself does not answer: has it been stopped?");
+        this.down(SERVER_DOWN);
       }
     }
-    this.plan(this.isDown ? SECONDS_DOWN : SECONDS_UP);
+    this.plan(this.isDown ? RETRY_SECONDS : CHECK_SECONDS);
   }
 }
 

@@ -1,21 +1,24 @@
-// One loss of a run as an SVG: training points and their running mean, held-out points joined, baselines dashed.
+// One loss of a run as an SVG: training points and their running mean, a line of held-out points, dashed baselines.
 import { make } from "./dom.js";
 
 const HEIGHT = 260;
 const EDGE = { left: 44, right: 12, top: 12, bottom: 38 };
-const DOTS = 400; // of the training: more are not told apart
+const MAX_POINTS = 400; // of training: more could not be distinguished
 
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
-  const found = [];
-  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) found.push(Number(value.toPrecision(12)));
-  return found;
+  const values = [];
+  for (let value = Math.ceil(low / step) * step; value <= high + step / 1e6; value += step) {
+    values.push(Number(value.toPrecision(12)));
+  }
+  return values;
 }
 
 function describe(title, { held_out: held, train, baselines }) {
-  const ends = (points) => `${points[0][1].toFixed(3)} at step ${points[0][0]} to ${points.at(-1)[1].toFixed(3)} at step ${points.at(-1)[0]}`;
+  const point = ([step, value]) => `${value.toFixed(3)} at step ${step}`;
+  const ends = (points) => `${point(points[0])} to ${point(points.at(-1))}`;
   const parts = [];
   if (train.length) parts.push(`training from ${ends(train)}`);
   if (held.length) parts.push(`held out from ${ends(held)}`);
@@ -33,7 +36,10 @@ function draw(title, curve, width) {
   const y = (value) => HEIGHT - EDGE.bottom - ((value - low) / (high - low)) * (HEIGHT - EDGE.top - EDGE.bottom);
   const svg = make("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": describe(title, curve) });
   const label = (text, attributes) => svg.append(make("text", attributes, text));
-  const path = (points, kind) => svg.append(make("polyline", { points: points.map(([step, value]) => `${x(step)},${y(value)}`).join(" "), class: kind }));
+  const path = (points, kind) => {
+    const coordinates = points.map(([step, value]) => `${x(step)},${y(value)}`).join(" ");
+    svg.append(make("polyline", { points: coordinates, class: kind }));
+  };
   for (const value of ticks(low, high, 5)) {
     svg.append(make("line", { x1: EDGE.left - 4, x2: EDGE.left, y1: y(value), y2: y(value), class: "axis" }));
     label(String(value), { x: EDGE.left - 7, y: y(value) + 4, "text-anchor": "end" });
@@ -44,33 +50,45 @@ function draw(title, curve, width) {
   }
   label("step", { x: (EDGE.left + width - EDGE.right) / 2, y: HEIGHT - 4, "text-anchor": "middle" });
   svg.append(make("path", { d: `M ${EDGE.left} ${EDGE.top} V ${y(low)} H ${width - EDGE.right}`, class: "axis" }));
-  const stride = Math.ceil(train.length / DOTS);
-  train.forEach(([step, value], number) => {
-    if (number % stride === 0) svg.append(make("circle", { cx: x(step), cy: y(value), r: 1.8, class: "train" }));
+  const stride = Math.ceil(train.length / MAX_POINTS);
+  train.forEach(([step, value], index) => {
+    if (index % stride === 0) svg.append(make("circle", { cx: x(step), cy: y(value), r: 1.8, class: "train" }));
   });
   path(mean, "mean");
   for (const { name, value } of baselines) {
     path([[0, value], [last, value]], "base");
-    label(`${name} ${value.toFixed(3)}`, { x: width - EDGE.right, y: y(value) - 4, "text-anchor": "end", class: "base-name" });
+    const place = { x: width - EDGE.right, y: y(value) - 4, "text-anchor": "end" };
+    label(`${name} ${value.toFixed(3)}`, { ...place, class: "base-name" });
   }
   path(held, "held");
   for (const [step, value] of held) svg.append(make("circle", { cx: x(step), cy: y(value), r: 3, class: "mark" }));
   return svg;
 }
 
-// A figure with the chart, its legend and the held-out values as a table; drawn anew when its width changes.
+// A figure with the chart, its legend and a table of the held-out values; redrawn when its width changes.
 export function chart(title, curve) {
   const holder = make("div", { class: "chart" });
   const item = (kind, text) => make("li", { class: kind }, text);
-  const legend = make("ul", { class: "legend" }, item("mean", "training, running mean"), item("held", "held out"), item("base", "baselines"));
-  const rows = curve.held_out.map(([step, value]) => make("tr", {}, make("th", { scope: "row" }, step.toLocaleString("en")), make("td", {}, value.toFixed(3))));
-  const head = make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Step"), make("th", { scope: "col" }, "Held-out loss")));
-  const table = make("details", {}, make("summary", {}, `${title}, held out, as numbers`), make("table", {}, head, make("tbody", {}, ...rows)));
-  let drawn = 0;
+  const legend = make(
+    "ul",
+    { class: "legend" },
+    item("mean", "training, running mean"),
+    item("held", "held out"),
+    item("base", "baselines"),
+  );
+  const columnHead = (text) => make("th", { scope: "col" }, text);
+  const head = make("thead", {}, make("tr", {}, columnHead("Step"), columnHead("Held-out loss")));
+  const rows = curve.held_out.map(([step, value]) => {
+    const rowHead = make("th", { scope: "row" }, step.toLocaleString("en"));
+    return make("tr", {}, rowHead, make("td", {}, value.toFixed(3)));
+  });
+  const summary = make("summary", {}, `${title}, held out, as numbers`);
+  const table = make("details", {}, summary, make("table", {}, head, make("tbody", {}, ...rows)));
+  let drawnWidth = 0;
   new ResizeObserver(() => {
     const width = Math.max(260, Math.round(holder.clientWidth));
-    if (width !== drawn) holder.replaceChildren(draw(title, curve, width));
-    drawn = width;
+    if (width !== drawnWidth) holder.replaceChildren(draw(title, curve, width));
+    drawnWidth = width;
   }).observe(holder);
   return make("div", {}, make("h4", {}, title), holder, legend, table);
 }

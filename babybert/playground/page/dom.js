@@ -1,4 +1,4 @@
-// Small tools to build the page with.
+// Helpers that build the elements of the page.
 export const find = (id) => document.getElementById(id);
 
 export function make(tag, attributes = {}, ...children) {
@@ -17,13 +17,14 @@ export function percent(share) {
 
 export const plural = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
-// A list of bars: each of `entries` is {label: a node, share: 0 to 1, value: text}.
+// A list of bars. Each entry has a label (a node), a share (0 to 1, the length of the bar) and a value (text).
 export function bars(entries, label) {
   const list = make("ul", { class: "bars", "aria-label": label });
   for (const { label: name, share, value } of entries) {
     const bar = make("span", { class: "bar" });
     bar.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-    list.append(make("li", {}, name, make("span", { class: "track", "aria-hidden": "true" }, bar), make("span", { class: "value" }, value)));
+    const track = make("span", { class: "track", "aria-hidden": "true" }, bar);
+    list.append(make("li", {}, name, track, make("span", { class: "value" }, value)));
   }
   return list;
 }

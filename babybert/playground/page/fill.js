@@ -1,10 +1,10 @@
-// Fill in: masks at the cursor or at a random word, candidates as bars, the sentence completed by clicks.
+// Fill in: masks are inserted at the cursor or replace a random word. Candidates are bars; clicks complete the text.
 import { ask, onSubmit } from "./api.js";
 import { bars, find, make, percent, plural } from "./dom.js";
 
 const MASK = "[MASK]";
-let pieces = []; // the sentence as it was asked, cut at its masks
-let picks = []; // the word clicked for each mask, or null
+let pieces = []; // the submitted sentence, split at its masks
+let picks = []; // the word that was clicked for each mask, or null
 
 function words(text) {
   return text.split(/[\s,]+/).filter(Boolean);
@@ -20,22 +20,23 @@ function insertMask(field) {
 }
 
 function hideRandomWord(field) {
-  const found = [...field.value.matchAll(/\[MASK\]|[\p{L}\p{N}]+/gu)].filter((match) => match[0] !== MASK);
-  if (!found.length) return "There is no word left to hide.";
-  const { 0: word, index } = found[Math.floor(Math.random() * found.length)];
+  const candidates = [...field.value.matchAll(/\[MASK\]|[\p{L}\p{N}]+/gu)].filter((match) => match[0] !== MASK);
+  if (!candidates.length) return "There is no word left to hide.";
+  const { 0: word, index } = candidates[Math.floor(Math.random() * candidates.length)];
   field.setRangeText(MASK, index, index + word.length, "end");
   return `Hidden: ${word}`;
 }
 
 function completed() {
   const parts = [];
-  pieces.forEach((piece, number) => {
+  pieces.forEach((piece, index) => {
     parts.push(piece);
-    if (number === pieces.length - 1) return;
-    // A piece of a word, as WordPiece has them, joins what is before it.
-    const joins = picks[number]?.startsWith("##");
-    if (joins) parts.push(parts.pop().replace(/\s+$/, ""));
-    parts.push(make("mark", {}, picks[number] === null ? MASK : joins ? picks[number].slice(2) : picks[number]));
+    if (index === pieces.length - 1) return;
+    const pick = picks[index] ?? MASK;
+    // A WordPiece token that begins with ## continues the word before it.
+    const continues = pick.startsWith("##");
+    if (continues) parts.push(parts.pop().replace(/\s+$/, ""));
+    parts.push(make("mark", {}, continues ? pick.slice(2) : pick));
   });
   return parts;
 }
@@ -58,11 +59,14 @@ function candidateButton(token, mask, group) {
 function show(text, masks) {
   pieces = text.split(MASK);
   picks = masks.map(() => null);
-  const most = Math.max(...masks.flatMap((mask) => mask.candidates.map((candidate) => candidate.score)));
-  const columns = masks.map((mask, number) => {
+  const highest = Math.max(...masks.flatMap((mask) => mask.candidates.map((candidate) => candidate.score)));
+  const columns = masks.map((mask, index) => {
     const group = [];
-    const entries = mask.candidates.map(({ token, score }) => ({ label: candidateButton(token, number, group), share: score / most, value: percent(score) }));
-    const title = `Mask ${number + 1}, token ${mask.position}`;
+    const entries = mask.candidates.map(({ token, score }) => {
+      const label = candidateButton(token, index, group);
+      return { label, share: score / highest, value: percent(score) };
+    });
+    const title = `Mask ${index + 1}, token ${mask.position}`;
     return make("div", {}, make("h3", {}, title), bars(entries, title));
   });
   find("fill-masks").replaceChildren(...columns);
@@ -83,7 +87,8 @@ export function startFill() {
     const text = field.value;
     const targets = words(find("fill-targets").value);
     const count = Number(find("fill-count").value);
-    const body = targets.length ? { text, targets, top_k: Math.max(count, targets.length) } : { text, top_k: count }; // each word is to be seen
+    // All target words are shown, however few candidates are chosen.
+    const body = targets.length ? { text, targets, top_k: Math.max(count, targets.length) } : { text, top_k: count };
     find("fill-result").hidden = true;
     const { masks } = await ask("predict", body);
     if (isLatest()) show(text, masks);

@@ -1,4 +1,4 @@
-// Does B follow A? The score as a gauge, its meaning in words.
+// Does B follow A? The probability as a gauge and in words.
 import { ask, onSubmit } from "./api.js";
 import { find, make, percent } from "./dom.js";
 
@@ -17,14 +17,23 @@ function gauge(probability) {
     text(30, 120, "not next"),
     text(172, 120, "next"),
   );
-  const label = { "aria-label": "Probability that B follows A", "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": probability, "aria-valuetext": percent(probability) };
-  return make("div", { class: "gauge", role: "meter", ...label }, svg);
+  const attributes = {
+    class: "gauge",
+    role: "meter",
+    "aria-label": "Probability that B follows A",
+    "aria-valuemin": 0,
+    "aria-valuemax": 1,
+    "aria-valuenow": probability,
+    "aria-valuetext": percent(probability),
+  };
+  return make("div", attributes, svg);
 }
 
-function inWords(isNext, probability) {
+function explain(isNext, probability) {
   const verdict = isNext ? "Yes: B follows A." : "No: B does not follow A.";
-  const doubt = Math.abs(probability - 0.5) < 0.05 ? " It is near even: the model hardly prefers either." : "";
-  return `${verdict} The model gives ${percent(probability)} to "B is the next sentence"; from 50% up the answer is yes.${doubt}`;
+  const doubt = Math.abs(probability - 0.5) < 0.05 ? " The model is close to undecided." : "";
+  const score = `The model gives ${percent(probability)} to "B is the next sentence"; from 50% the answer is yes.`;
+  return `${verdict} ${score}${doubt}`;
 }
 
 export function startFollows() {
@@ -35,6 +44,6 @@ export function startFollows() {
     find("follows-gauge").replaceChildren();
     const { is_next: isNext, probability } = await ask("predict", { sentence_a: a.value, sentence_b: b.value });
     if (isLatest()) find("follows-gauge").replaceChildren(gauge(probability));
-    return inWords(isNext, probability);
+    return explain(isNext, probability);
   });
 }

@@ -1,4 +1,4 @@
-// How it learned: the run's curves, and one sentence filled in by several of its checkpoints.
+// How it learned: the loss curves of the run, and one sentence filled in by several of its checkpoints.
 import { ask, onSubmit } from "./api.js";
 import { chart } from "./chart.js";
 import { find, make, percent, plural } from "./dom.js";
@@ -6,13 +6,17 @@ import { find, make, percent, plural } from "./dom.js";
 const TITLES = { mlm_loss: "MLM loss, nats", nsp_loss: "NSP loss, nats" };
 const CANDIDATES = 4;
 
+function describeCheckpoints(steps) {
+  if (!steps.length) return "no checkpoint yet";
+  return `${plural(steps.length, "checkpoint")}, at steps ${steps.map((step) => step.toLocaleString("en")).join(", ")}`;
+}
+
 async function readCurves() {
   const error = find("learned-error");
   error.hidden = true;
   try {
     const { run, curves, steps } = await ask("curves");
-    const checkpoints = steps.length ? `${plural(steps.length, "checkpoint")}, at steps ${steps.map((step) => step.toLocaleString("en")).join(", ")}` : "no checkpoint yet";
-    find("learned-run").textContent = `${run}: ${checkpoints}.`;
+    find("learned-run").textContent = `${run}: ${describeCheckpoints(steps)}.`;
     find("learned-charts").replaceChildren(...Object.entries(TITLES).map(([key, title]) => chart(title, curves[key])));
   } catch (problem) {
     error.textContent = problem.message;
@@ -22,10 +26,14 @@ async function readCurves() {
 
 function show({ checkpoints }) {
   const masks = checkpoints[0].masks.length;
-  const titles = ["Step", ...Array.from({ length: masks }, (_, number) => (masks === 1 ? "What it fills in" : `Mask ${number + 1}`))];
-  const head = make("thead", {}, make("tr", {}, ...titles.map((title) => make("th", { scope: "col" }, title))));
-  const rows = checkpoints.map(({ step, masks: own }) => {
-    const cells = own.map(({ candidates }) => make("td", {}, candidates.map(({ token, score }) => `${token} ${percent(score)}`).join(", ")));
+  const maskTitles = Array.from({ length: masks }, (_, index) => (masks === 1 ? "Best words" : `Mask ${index + 1}`));
+  const titles = ["Step", ...maskTitles].map((title) => make("th", { scope: "col" }, title));
+  const head = make("thead", {}, make("tr", {}, ...titles));
+  const rows = checkpoints.map(({ step, masks: stepMasks }) => {
+    const cells = stepMasks.map(({ candidates }) => {
+      const words = candidates.map(({ token, score }) => `${token} ${percent(score)}`);
+      return make("td", {}, words.join(", "));
+    });
     return make("tr", {}, make("th", { scope: "row" }, step.toLocaleString("en")), ...cells);
   });
   find("learned-table").replaceChildren(head, make("tbody", {}, ...rows));
@@ -40,10 +48,10 @@ export function startLearned({ run, no_run: reason }) {
   find("learned-read").addEventListener("click", readCurves);
   onSubmit(find("learned-form"), async (isLatest) => {
     find("learned-scroll").hidden = true;
-    const found = await ask("checkpoints", { text: find("learned-text").value, top_k: CANDIDATES });
-    if (isLatest()) show(found);
-    const passed = found.passed_over.map((line) => ` Passed over: ${line}.`).join("");
-    return `${plural(found.checkpoints.length, "checkpoint")}, early to late.${passed}`;
+    const answer = await ask("checkpoints", { text: find("learned-text").value, top_k: CANDIDATES });
+    if (isLatest()) show(answer);
+    const skipped = answer.passed_over.map((reason) => ` Skipped: ${reason}.`).join("");
+    return `${plural(answer.checkpoints.length, "checkpoint")}, early to late.${skipped}`;
   });
   readCurves();
 }

@@ -1,4 +1,4 @@
-// Starts the page: asks what it is of, and hands that to its parts.
+// Starts the page: asks the server about the model, and passes that on to the sections.
 import { ask } from "./api.js";
 import { banner } from "./banner.js";
 import { find, plural } from "./dom.js";
@@ -9,8 +9,14 @@ import { startSees } from "./sees.js";
 
 function sizes(inside) {
   if (!inside) return "";
-  const words = `vocabulary of ${inside.vocab_size.toLocaleString("en")} (${inside.tokenizer}), width ${inside.width}`;
-  return ` Its sizes: ${words}, ${plural(inside.layers, "layer")}, ${plural(inside.heads, "head")}, up to ${inside.max_positions} positions.`;
+  const parts = [
+    `vocabulary of ${inside.vocab_size.toLocaleString("en")} (${inside.tokenizer})`,
+    `width ${inside.width}`,
+    plural(inside.layers, "layer"),
+    plural(inside.heads, "head"),
+    `up to ${inside.max_positions} positions`,
+  ];
+  return ` Its sizes: ${parts.join(", ")}.`;
 }
 
 async function start() {
