@@ -1,4 +1,4 @@
-"""Shared by all tests: a small prepared demo corpus, settings for a model of a few thousand parameters, an S3 server."""
+"""Shared by all tests: a small prepared data set, settings for a model of a few thousand parameters, an S3 server."""
 
 import json
 import logging
@@ -11,13 +11,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
+from processes import run_until_killed as run_until_killed  # tests import it from here
 
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.basic_english import BasicEnglishTokenizer
@@ -25,7 +26,10 @@ from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import Tokenizer
 
-pytest_plugins = ["served"]  # the server that system tests share
+pytest_plugins = ["served"]  # the TorchServe that the system tests share
+
+TESTS = Path(__file__).parent
+SYSTEM_FOLDERS = (TESTS / "system", TESTS / "web")
 
 SMALL = {
     "preset": "tiny",
@@ -40,6 +44,13 @@ SMALL = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test below tests/system and tests/web as a system test."""
+    for item in items:
+        if any(folder in item.path.parents for folder in SYSTEM_FOLDERS):
+            item.add_marker(pytest.mark.system)
+
+
 @pytest.fixture(autouse=True)
 def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     """Let `caplog` see the project's messages of level INFO."""
@@ -48,7 +59,7 @@ def _log_level(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """80 generated reviews, prepared; tests must not change it."""
+    """The data set made from 80 generated reviews. Tests must not change it."""
     folder = tmp_path_factory.mktemp("demo")
     prepare(PrepareConfig(out=folder, demo_documents=80, validation_fraction=0.2))
     return folder
@@ -56,12 +67,13 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(demo_folder: Path) -> Dataset:
+    """The opened data set of `demo_folder`."""
     return open_dataset(demo_folder)
 
 
 @pytest.fixture
-def small(demo_folder: Path, tmp_path: Path) -> Any:
-    """A function that makes the settings of a small run in a folder of the test's own."""
+def small(demo_folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
+    """A function that returns the settings of a small run in a temporary folder; keywords override settings."""
 
     def make(**settings: Any) -> PretrainConfig:
         return PretrainConfig(**{**SMALL, "data": demo_folder, "out": tmp_path / "run", "epochs": 2, **settings})
@@ -71,53 +83,26 @@ def small(demo_folder: Path, tmp_path: Path) -> Any:
 
 def imdb_review_folder(root: Path, texts: list[str]) -> Path:
     """A folder laid out like the public archive, with these reviews."""
-    for number, text in enumerate(texts):
-        folder = root / "aclImdb" / ("train", "test")[number % 2] / ("pos", "neg")[number // 2 % 2]
+    for index, text in enumerate(texts):
+        split = ("train", "test")[index % 2]
+        label = ("pos", "neg")[index // 2 % 2]
+        folder = root / "aclImdb" / split / label
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}_7.txt").write_text(text, encoding="utf-8")
+        (folder / f"{index}_7.txt").write_text(text, encoding="utf-8")
     return root
 
 
 def tokenizer_of(*texts: str) -> Tokenizer:
-    """The tokenizer that `prepare` would make of these texts."""
-    words = BasicEnglishTokenizer()
+    """The tokenizer that `prepare` would build from these texts."""
+    builder = BasicEnglishTokenizer()
     for text in texts:
-        words.add(text)
-    return words.finish(min_frequency=1, vocab_size=None)[0]
-
-
-SUICIDAL = """
-import importlib, os, signal, sys
-from babybert import cli
-
-module, _, name = sys.argv[1].partition(":")
-*path, name = name.split(".")
-owner, calls = importlib.import_module(module), int(sys.argv[2])
-for part in path:
-    owner = getattr(owner, part)
-original = getattr(owner, name)
-
-def wrapped(*arguments, **named):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **named)
-
-setattr(owner, name, wrapped)
-sys.exit(cli.main(sys.argv[3:]))
-"""
-
-
-def run_until_killed(function: str, calls: int, *flags: str) -> None:
-    """A babybert command that kills itself with SIGKILL at the `calls`-th call of `module:Class.function`."""
-    job = subprocess.run([sys.executable, "-c", SUICIDAL, function, str(calls), *flags], capture_output=True, text=True)
-    assert job.returncode == -signal.SIGKILL, job.stderr
+        builder.add(text)
+    return builder.finish(min_frequency=1, vocab_size=None)[0]
 
 
 @dataclass(frozen=True)
 class S3:
-    """A running server with a bucket of the test's own."""
+    """A client of the running S3 server, and a bucket that only this test uses."""
 
     client: Any
     bucket: str
@@ -125,11 +110,18 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server that all tests share."""
     yield from serve_s3(tmp_path_factory)
 
 
-def serve_s3(folders: Any) -> Iterator[str]:
-    """A SeaweedFS server in a folder of its own; yields its address."""
+class FolderFactory(Protocol):
+    """What makes temporary folders, as pytest's `tmp_path_factory` does."""
+
+    def mktemp(self, basename: str) -> Path: ...
+
+
+def serve_s3(folders: FolderFactory) -> Iterator[str]:
+    """Run a SeaweedFS server in a temporary folder; yields its address."""
     server = Seaweed(folders.mktemp("seaweed"))
     server.start()
     try:
@@ -139,24 +131,25 @@ def serve_s3(folders: Any) -> Iterator[str]:
 
 
 class Seaweed:
-    """A SeaweedFS server on loopback, which checks keys and checksums as S3 does, and can be killed and started again."""
+    """A SeaweedFS server on loopback that can be killed and restarted. It verifies keys and checksums as S3 does."""
 
     def __init__(self, folder: Path) -> None:
         weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        assert weed, "weed is not there; run `make install`"
-        writer = {
-            "name": "test",
-            "credentials": [{"accessKey": "test-key", "secretKey": "test-secret"}],
-            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-        }
-        reader = {
-            "name": "reader",
-            "credentials": [{"accessKey": "read-key", "secretKey": "read-secret"}],
-            "actions": ["Read", "List"],
-        }
-        (folder / "s3.json").write_text(json.dumps({"identities": [writer, reader]}))
-        master, volume, filer, s3 = _ports_with_room(4)
-        command = [
+        assert weed, "weed is not installed; run `make install`"
+        accounts = folder / "s3.json"
+        accounts.write_text(
+            json.dumps(
+                {
+                    "identities": [
+                        _identity("test", ["Admin", "Read", "List", "Tagging", "Write"]),
+                        _identity("read", ["Read", "List"]),
+                    ]
+                }
+            )
+        )
+        master_port, volume_port, filer_port, s3_port = _free_ports_below_50000(4)
+        self._folder = folder
+        self._command = [
             weed,
             "mini",
             f"-dir={folder}",
@@ -165,35 +158,41 @@ class Seaweed:
             "-master.telemetry=false",
             "-webdav=false",
             "-admin.ui=false",
-        ]
-        ports = [
-            f"-master.port={master}",
-            f"-volume.port={volume}",
-            f"-filer.port={filer}",
-            f"-s3.port={s3}",
+            f"-master.port={master_port}",
+            f"-volume.port={volume_port}",
+            f"-filer.port={filer_port}",
+            f"-s3.port={s3_port}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            f"-s3.config={accounts}",
         ]
-        self._command, self._folder = [*command, *ports, f"-s3.config={folder / 's3.json'}"], folder
-        self.url = f"http://127.0.0.1:{s3}"
+        self.url = f"http://127.0.0.1:{s3_port}"
 
     def start(self) -> None:
+        """Start it and wait until it responds."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self._folder)
         deadline = time.monotonic() + 60
-        while not _answers(self.url):
+        while not _responds(self.url):
             assert self._process.poll() is None, (self._folder / "log").read_text()[-2000:]
             assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
             time.sleep(0.1)
 
     def kill(self) -> None:
+        """End it with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self._process.wait(60)
+
+
+def _identity(name: str, actions: list[str]) -> dict[str, Any]:
+    """An account of the S3 server with the keys `<name>-key` and `<name>-secret`."""
+    credentials = [{"accessKey": f"{name}-key", "secretKey": f"{name}-secret"}]
+    return {"name": name, "credentials": credentials, "actions": actions}
 
 
 @pytest.fixture
-def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> S3:
-    """An empty bucket; the AWS variables point to the server."""
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An empty bucket. The AWS environment variables point to the server."""
     import boto3
 
     for name, value in aws_variables(s3_endpoint).items():
@@ -205,7 +204,7 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 
 def aws_variables(endpoint: str) -> dict[str, str]:
-    """What leads boto3 to the server."""
+    """The environment variables with which boto3 uses the server at `endpoint`."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "test-key",
@@ -215,43 +214,52 @@ def aws_variables(endpoint: str) -> dict[str, str]:
     }
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1):
             return True
     except urllib.error.HTTPError:
-        return True  # it refuses us without a signature, so it is up
+        return True  # the request has no signature, so the server refuses it: it is up
     except OSError:
         return False
 
 
-def _ports_with_room(count: int) -> list[int]:
-    """Free ports below 50000: the server listens on each port + 10000 as well."""
-    found: list[int] = []
+def _free_ports_below_50000(count: int) -> list[int]:
+    """Free ports `p` for which `p + 10000` is free too: SeaweedFS listens on both."""
+    ports: list[int] = []
     for port in range(20000 + os.getpid() % 20000, 50000):
-        try:
-            for number in (port, port + 10000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        found.append(port)
-        if len(found) == count:
+        if _is_free(port) and _is_free(port + 10000):
+            ports.append(port)
+        if len(ports) == count:
             break
-    return found
+    return ports
 
 
-ONES = 2**32 - 1
+def _is_free(port: int) -> bool:
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
 
 
-def _mix(x):
-    x = (x ^ (x >> 16)) * 0x7FEB352D & ONES
-    x = (x ^ (x >> 15)) * 0x846CA68B & ONES
-    return x ^ (x >> 16)
+ONES = 2**32 - 1  # 32 bits set; `& ONES` is the remainder modulo 2^32
 
 
-def dropout_mask(rows, columns, drop, seed_2):
-    """What the kernels' dropout keeps, written in int64: a product that wraps has its lowest 32 bits right."""
+def _mix(hash_N: torch.Tensor) -> torch.Tensor:
+    hash_N = (hash_N ^ (hash_N >> 16)) * 0x7FEB352D & ONES
+    hash_N = (hash_N ^ (hash_N >> 15)) * 0x846CA68B & ONES
+    return hash_N ^ (hash_N >> 16)
+
+
+def dropout_mask(rows: int, columns: int, dropout_p: float, seed_2: torch.Tensor) -> torch.Tensor:
+    """The entries that the kernels' dropout keeps, (rows, columns).
+
+    The kernels compute in uint32. This reference computes in int64, where a product that overflows still has the right
+    lowest 32 bits.
+    """
     first, second = seed_2.tolist()
     key = _mix((torch.arange(rows) + first) & ONES) ^ second
-    return _mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= min(round(drop * 2**32), ONES)
+    threshold = min(round(dropout_p * 2**32), ONES)
+    return _mix((key[:, None] + torch.arange(columns) * 0x9E3779B9) & ONES) >= threshold
