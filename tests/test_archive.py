@@ -21,6 +21,7 @@ def checkpoint(small):
     return pretrain(small(max_steps=2)).checkpoint
 
 
+@pytest.mark.slow
 def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint, tmp_path):
     archive = write_archive(checkpoint, tmp_path / "store")
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["babybert.mar"]

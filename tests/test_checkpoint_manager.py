@@ -174,6 +174,7 @@ def uninterrupted(demo_folder, tmp_path_factory):
     return newest_valid(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "calls", "what"),
     [
@@ -213,6 +214,7 @@ def proxy(s3, s3_endpoint, monkeypatch):
     proxy.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "error", "reset", "hang"])
 def test_training_goes_on_while_the_server_is_bad_and_the_newest_gets_there(
     small, address, proxy, tmp_path, s3, monkeypatch, fault
@@ -253,6 +255,7 @@ def test_training_goes_on_while_the_server_is_bad_and_the_newest_gets_there(
     assert manifest["files"] == json.loads((newest / MANIFEST).read_text())["files"]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(small, tmp_path, monkeypatch):
     (tmp_path / "seaweed").mkdir()
     server = Seaweed(tmp_path / "seaweed")
@@ -285,6 +288,7 @@ def test_a_server_that_is_killed_and_started_again_has_the_newest_in_the_end(sma
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_comes_back_is_said_and_the_local_copy_is_whole(small, address, proxy, tmp_path):
     command = [
         *COMMAND,

@@ -16,6 +16,7 @@ def run(small):
     return out
 
 
+@pytest.mark.slow
 def test_a_run_is_its_newest_whole_checkpoint_and_what_is_passed_over_is_said_once(run, tmp_path, capsys):
     source = CheckpointSource(str(run))
     assert source.find(tmp_path).name == "step-00000008"
@@ -29,6 +30,7 @@ def test_a_run_is_its_newest_whole_checkpoint_and_what_is_passed_over_is_said_on
         CheckpointSource(str(tmp_path / "nothing")).find(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_in_s3(run, s3, tmp_path, capsys):
     address = f"s3://{s3.bucket}/runs/one"
     with pytest.raises(DataError, match="no whole checkpoint there"):

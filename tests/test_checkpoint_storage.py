@@ -139,6 +139,7 @@ def test_a_second_job_is_refused_while_the_first_lives(store, s3):
         pass
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_gets_it(store):
     got, refused = [], []
     everyone_tried = threading.Barrier(8)

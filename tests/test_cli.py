@@ -58,6 +58,7 @@ def test_bad_data_is_3(capsys, tmp_path, demo_folder):
     assert "no such file" in fails(capsys, 3, "serve", str(tmp_path / "x.mar"))
 
 
+@pytest.mark.slow
 def test_questions_and_scores(capsys, small, demo_folder):
     run = str(pretrain(small(max_steps=3)).checkpoint.parent)
     assert main(["fill-mask", "Mary is [MASK].", "--checkpoint", run, "--top-k", "2"]) == 0

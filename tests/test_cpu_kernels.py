@@ -29,6 +29,7 @@ def gradients(loss_of, inputs, dtype, weight=1.0):
     return [loss.detach(), *(leaf.grad for leaf in leaves)]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 31]),
@@ -61,6 +62,7 @@ def test_values_and_gradients_equal_float64_autograd(n, width, vocabulary, scale
         assert float((one.double() - other).abs().max() if other.numel() else 0) <= 1e-5 * size * max(1.0, logits / 30)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.sampled_from([1, 2, 7, 31]),
@@ -198,6 +200,7 @@ def assert_close(ours, reference, tolerance):
         assert float((one.double() - other).abs().max()) <= tolerance * size
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.sampled_from([1, 2, 7, 64, 129]),
@@ -231,6 +234,7 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(n, width, u
     assert_close(ours, reference, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
@@ -306,6 +310,7 @@ for kernels in ("auto", "plain"):
 """
 
 
+@pytest.mark.slow
 def test_they_run_on_a_machine_without_avx_and_are_compiled_once(tmp_path):
     """numba compiles for a processor that is named; this one has SSE2 only."""
     environment = {
@@ -343,6 +348,7 @@ for threads in (1, 64):
 """
 
 
+@pytest.mark.slow
 def test_sixty_four_threads_compute_what_one_does():
     """More than there are cores here, but shares, sums over threads and masks are those of a large machine."""
     done = subprocess.run(
@@ -368,6 +374,7 @@ assert numba.config.CPU_FEATURES == expected, numba.config.CPU_FEATURES
 """
 
 
+@pytest.mark.slow
 def test_vectors_are_as_wide_as_the_processor_has_them_unless_told():
     told = {**os.environ, "NUMBA_CPU_FEATURES": "+avx2"}
     untold = {name: value for name, value in os.environ.items() if name != "NUMBA_CPU_FEATURES"}
@@ -383,6 +390,7 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_told():
     )
 
 
+@pytest.mark.slow
 def test_waiting_threads_spin_for_a_short_time_unless_told_otherwise():
     untold = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     for environment, expected in ((untold, "10000"), ({**untold, "GOMP_SPINCOUNT": "7"}, "7")):

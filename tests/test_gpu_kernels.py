@@ -220,6 +220,7 @@ def feed_forward_in_float64(inputs, d_y, drop, kept):
     return gradients(plain, [x.cpu().double() for x in inputs], d_y)
 
 
+@pytest.mark.slow
 @a_few
 @given(
     n=st.sampled_from([0, 1, 7, 2 * BLOCK + 1]),
@@ -310,6 +311,7 @@ for kernel in (k._head_forward, k._head_backward, k._feed_forward, k._feed_forwa
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_an_h100(tmp_path):
     """Triton brings its own assembler: this needs no GPU. The interpreter takes much that the compiler does not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

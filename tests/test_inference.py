@@ -30,6 +30,7 @@ def small(width=10, vocabulary=SMALLEST_VOCABULARY + 5):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 32]),

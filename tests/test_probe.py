@@ -40,6 +40,7 @@ def bert(demo):
     return BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=1, feed_forward=16)).eval()
 
 
+@pytest.mark.slow
 def test_states_are_those_of_one_document_at_a_time(bert, demo):
     documents = _encode(demo.tokenizer, [*decidable(7, 0), Labelled("mary " * 50, "pos", None)], 20)
     assert max(map(len, documents)) == 20 and all(ids[0] == CLS and ids[-1] == SEP for ids in documents)
@@ -83,6 +84,7 @@ def test_training_gains_nothing_over_itself(bert, demo):
     assert found["gain of training, mean"]["value"] == found["gain of training, [CLS]"]["value"] == 0
 
 
+@pytest.mark.slow
 def test_the_command(capsys, small, tmp_path):
     run = str(pretrain(small(max_steps=2)).checkpoint)
     imdb_review_folder(

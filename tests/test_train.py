@@ -34,6 +34,7 @@ COMMAND = [sys.executable, "-m", "babybert.cli", "pretrain"]
 SIZES = ["--width=8", "--heads=2", "--layers=1", "--feed-forward=16", "--batch-size=8", "--device=cpu"]
 
 
+@pytest.mark.slow
 def test_it_learns_more_than_word_counts(small):
     scores = pretrain(small(epochs=12, width=32, lr=0.01, masking="dynamic")).scores
     assert scores is not None

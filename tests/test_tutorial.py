@@ -46,6 +46,7 @@ def defined(path):
     return found
 
 
+@pytest.mark.slow
 @named
 def test_a_chapter_runs_and_its_asserts_hold(chapter, render):
     if chapter.stem.startswith("8"):
@@ -57,6 +58,7 @@ def test_a_chapter_runs_and_its_asserts_hold(chapter, render):
         assert Path(figure).read_bytes().startswith(b"\x89PNG") and Path(figure).stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_trained_model_learned(render):
     """120 steps on generated reviews are enough to leave the word counts behind."""
     import tutorial
@@ -80,6 +82,7 @@ def test_a_chapter_is_a_plain_script(tmp_path):
 
 
 @named
+@pytest.mark.slow
 def test_a_page_is_of_its_script(chapter, render):
     page = chapter.with_suffix(".md").read_text(encoding="utf-8")
     for is_text, body, _ in render.cells(chapter.read_text(encoding="utf-8")):
