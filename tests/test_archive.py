@@ -46,6 +46,7 @@ def test_it_holds_what_a_server_needs_and_answers_without_the_package(checkpoint
     assert done.stdout == "1\n", done.stderr
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bytes_whenever_and_wherever_it_lies(checkpoint, tmp_path):
     first = write_archive(checkpoint, tmp_path / "one").read_bytes()
     shutil.copytree(checkpoint, tmp_path / "elsewhere")
@@ -112,6 +113,7 @@ def test_an_archive_that_ends_early_or_has_a_wrong_bit_is_refused(checkpoint, tm
             assert "other.mar" in str(error)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_archive(checkpoint, tmp_path):
     archive = write_archive(checkpoint, tmp_path / "store")
     before = archive.read_bytes()

@@ -45,6 +45,7 @@ def address(s3):
     return f"s3://{s3.bucket}/runs/one"
 
 
+@pytest.mark.slow
 def test_a_new_machine_goes_on_from_the_store(small, address, tmp_path):
     whole = pretrain(small(out=tmp_path / "whole", dropout=0.1)).checkpoint
     first = pretrain(small(out=tmp_path / "a", dropout=0.1, store=address, max_steps=28, lr=small().lr))
@@ -58,6 +59,7 @@ def test_a_new_machine_goes_on_from_the_store(small, address, tmp_path):
     assert S3Store(address).steps() == [56, 28]
 
 
+@pytest.mark.slow
 def test_what_is_broken_here_is_fetched_and_what_is_broken_there_passed_over(small, address, s3, tmp_path, capsys):
     config = small(store=address, epochs=3, keep_checkpoints=9)
     pretrain(config)
@@ -136,6 +138,7 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(small, address, tmp_path, mo
         job.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "store", "message", "code"),
     [

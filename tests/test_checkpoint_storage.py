@@ -129,6 +129,7 @@ def test_refusals_say_which(store, s3, monkeypatch):
         S3Store(store.address).check()
 
 
+@pytest.mark.slow
 def test_a_second_job_is_refused_while_the_first_lives(store, s3):
     with Lease(store, seconds=6.0) as first:
         with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=6.0):
@@ -161,6 +162,7 @@ def test_of_many_at_once_one_gets_it(store):
     assert (len(got), len(refused)) == (1, 7)
 
 
+@pytest.mark.slow
 def test_a_dead_jobs_lease_ends_by_itself(store, s3):
     content = {
         "owner": "x",

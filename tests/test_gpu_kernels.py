@@ -89,6 +89,7 @@ def head_in_float64(inputs, targets, d_loss):
     return gradients(loss, [x.double() for x in inputs], torch.tensor(d_loss))
 
 
+@pytest.mark.slow
 @a_few
 @given(
     n=st.sampled_from([0, 1, 7, BLOCK + 1]),
@@ -113,6 +114,7 @@ def test_the_head_equals_float64_autograd(n, width, vocabulary, scale, repeated,
     )
 
 
+@pytest.mark.slow
 @a_few
 @given(
     n=st.sampled_from([1, 7, BLOCK + 1]),

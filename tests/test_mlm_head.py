@@ -87,6 +87,7 @@ def test_without_gradients_none_are_made():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["auto", "plain"])
 @pytest.mark.parametrize(
     ("vocabulary", "width"), [(50, 6), (5000, 6), (5000, 40)]

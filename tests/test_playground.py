@@ -198,6 +198,7 @@ def run(small):
     return pretrain(small(epochs=1, max_steps=35, checkpoint_every="5", keep_checkpoints=100)).checkpoint.parent
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_it_learned_here_and_in_s3(run, s3, small):
     pretrain(small(epochs=1, max_steps=35, store=f"s3://{s3.bucket}/run", keep_checkpoints=100))
     store = S3Store(f"s3://{s3.bucket}/run")
@@ -298,6 +299,7 @@ def test_the_command_serves_its_page_until_it_is_told_to_end():
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_hangs_does_not_keep_the_page_from_ending():
     with socket.create_server(("127.0.0.1", 0)) as endpoint:
         address = f"http://127.0.0.1:{endpoint.getsockname()[1]}"

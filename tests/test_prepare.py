@@ -126,6 +126,7 @@ def test_data_that_is_replaced_is_whole_or_no_data(tmp_path, demo_folder, calls)
         open_dataset(tmp_path / "data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet"])
 def test_a_full_disk_is_one_line_and_leaves_the_older_data(tmp_path, kind):
     """A limit on the size of files stands in for the full disk: writing fails in the same place, in the same way."""
@@ -166,6 +167,7 @@ PUNCTUATED = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(PUNCTUATED, min_size=1, max_size=8),
@@ -209,6 +211,7 @@ def test_whatever_the_text_the_tokens_in_the_table_are_the_tokenizers_own(
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_format_alone_does_not_tell_the_label(tmp_path):
     """Reviews as people write them: openings, verdicts at the end, sentences that grow shorter, unequal reviews.
 

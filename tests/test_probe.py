@@ -58,6 +58,7 @@ def test_a_bag_says_which_words_are_there():
     assert bag[1].sum() == 0
 
 
+@pytest.mark.slow
 def test_what_words_decide_is_found_and_what_is_random_is_not(bert, demo):
     train, test = decidable(100, 1), decidable(100, 2)
     found = probe(bert, demo.tokenizer, train, test, 64, 0, 32, CPU)

@@ -119,6 +119,7 @@ def run(demo_folder, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_draws(capsys, run, demo_folder, tmp_path):
     command = ["evaluate", "--checkpoint", run, "--data", str(demo_folder), "--max-pairs", "20", "--device", "cpu"]
     assert main([*command, "--plot", str(tmp_path / "a" / "picture.v1")]) == 0

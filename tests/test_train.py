@@ -55,6 +55,7 @@ def curve(run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cuts", "settings"),
     [
@@ -104,6 +105,7 @@ def test_a_signal_in_validation_is_heeded_there(small, monkeypatch):
     assert read_state(outcome.checkpoint)["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
     config = small(checkpoint_every="10", keep_checkpoints=99)
     pretrain(config)
@@ -114,6 +116,7 @@ def test_it_saves_every_so_many_steps_or_minutes(small, tmp_path):
     assert len(list_checkpoints(config.out)) == 28
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_beside_the_newest(small, monkeypatch):
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
     original = trainer.evaluate
@@ -320,6 +323,7 @@ def test_the_optimizer_is_pytorchs_to_the_bit_also_after_a_resume(name):
     assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
 
 
+@pytest.mark.slow
 def test_training_loads_no_library_that_it_does_not_use(demo_folder, tmp_path):
     """Each would take memory and seconds."""
     flags = (
@@ -348,6 +352,7 @@ def test_pairs_longer_than_the_model_takes_are_refused(small, tmp_path, demo_fol
         pretrain(small(data=tmp_path / "long"))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder, tmp_path):
     command = [*COMMAND, f"--data={demo_folder}", f"--out={tmp_path}", *SIZES, "--epochs=100000", "--metrics-port=0"]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -376,6 +381,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder, tmp_path):
     assert newest_valid(tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder, tmp_path):
     """A limit on the size of files stands in for the full disk: writing fails in the same place, in the same way."""
     command = [*COMMAND, f"--data={demo_folder}", f"--out={tmp_path}", *SIZES, "--no-metrics", "--log-every=1000000"]
@@ -413,6 +419,7 @@ def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(small, monkeypatch
     assert outcome.checkpoint.name == "step-00000112"
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_at_its_end(demo_folder, tmp_path):
     command = [*COMMAND, f"--data={demo_folder}", f"--out={tmp_path}", *SIZES, "--no-metrics", "--epochs=3"]
     full = subprocess.run(
@@ -440,6 +447,7 @@ def test_a_position_in_another_order_is_refused(small, tmp_path, demo_folder):
         pretrain(small(data=tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_said_before_anything_else(demo_folder, tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

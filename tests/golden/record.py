@@ -3,7 +3,7 @@
 `make goldens` writes tests/golden/goldens.json, which tests/test_goldens.py compares with the present code. Every value
 comes from babybert commands run in a temporary folder:
 
-- `prepare`: SHA-256 of each file of several data sets: generated reviews, and with BABYBERT_IMDB=aclImdb_labelled.tar.gz
+- `prepare`: SHA-256 of each file of several data sets: generated reviews and, if BABYBERT_IMDB names the archive,
   also 2,000 real ones. `datasets` holds the parsed dataset.json of each, which names library versions.
 - `pretrain`: the losses of 50 steps of each preset and of the reference recipe, as exact numbers.
 - `evaluate`: the output of `evaluate --json`.
