@@ -15,7 +15,7 @@ help: ## this list
 install: $(INSTALLED) ## make .venv with all dependencies, at the versions of constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "use Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -35,7 +35,7 @@ test-web: $(WEB) ## test the page of `babybert playground` in a headless Chromiu
 coverage: $(INSTALLED) ## run all tests and print the coverage of the package and the handler
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-goldens: $(INSTALLED) ## record tests/golden/goldens.json again, after an intended change; with BABYBERT_IMDB=aclImdb_labelled.tar.gz
+goldens: $(INSTALLED) ## record tests/golden/goldens.json again (BABYBERT_IMDB=aclImdb_labelled.tar.gz)
 	$(BIN)/python tests/golden/record.py
 
 lint: $(INSTALLED) ## check format and style
@@ -56,10 +56,11 @@ bench: $(INSTALLED) ## measure speed against other tools: make bench ARCHIVE=acl
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
 
-bench-learning: $(INSTALLED) ## compare held-out loss over time, half an hour: make bench-learning ARCHIVE=aclImdb_v1.tar.gz
+bench-learning: $(INSTALLED) ## compare held-out loss over time: make bench-learning ARCHIVE=aclImdb_v1.tar.gz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
-	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb-wordpiece --tokenizer-kind wordpiece --vocab-size 8192 --overwrite
+	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb-wordpiece \
+		--tokenizer-kind wordpiece --vocab-size 8192 --overwrite
 	$(BIN)/python benchmarks/learning.py
 
 bench-serving: $(INSTALLED) ## compare requests per second: make bench-serving ARCHIVE=aclImdb_v1.tar.gz; needs wrk
@@ -82,10 +83,10 @@ lock: $(DEPLOY) ## write the images' requirements with hashes, after a change of
 monitoring: $(INSTALLED) ## write k8s/monitoring.yaml from the alerts and dashboards
 	$(BIN)/python k8s/render_monitoring.py
 
-tutorial: $(INSTALLED) ## run the tutorial into runs/tutorial; with ARCHIVE=aclImdb_v1.tar.gz on real reviews, into docs/tutorial
+tutorial: $(INSTALLED) ## run the tutorial into runs/tutorial (ARCHIVE=aclImdb_v1.tar.gz: into docs/tutorial)
 	BABYBERT_TUTORIAL_ARCHIVE=$(ARCHIVE) $(BIN)/python docs/tutorial/render.py
 
-pictures: $(WEB) ## draw the dashboards from a real job, server and Prometheus into docs, and take the page's screenshots
+pictures: $(WEB) ## draw the dashboards into docs and take screenshots of the playground page
 	BABYBERT_PICTURES=docs $(BIN)/python -m pytest tests/system/test_dashboards.py tests/web
 
 $(DEPLOY): $(INSTALLED)
@@ -95,7 +96,8 @@ $(DEPLOY): $(INSTALLED)
 
 $(WEB): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[web]'
-	command -v chromium > /dev/null || { apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || \
+	command -v chromium > /dev/null || \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends chromium; } || \
 		{ echo "no chromium, and it cannot be installed: as root, apt-get install chromium"; exit 1; }
 	@touch $@
 

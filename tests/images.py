@@ -2,8 +2,8 @@
 
 `make test-images` builds the images and runs these tests. A plain `pytest` does not collect this file, because it needs
 docker or podman and the images. The Job's pod is run by `podman kube play`. Podman 4 supports no Job and mishandles
-Secrets and HTTP probes. The Job's template is therefore wrapped in a Pod, the keys are environment variables, and probes
-and ports are left out (the pod uses the host's network). Everything else is as rendered.
+Secrets and HTTP probes. The Job's template is therefore wrapped in a Pod, the keys are environment variables, and
+probes and ports are left out (the pod uses the host's network). Everything else is as rendered.
 """
 
 import copy

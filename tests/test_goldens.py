@@ -22,7 +22,8 @@ HERE = record.machine() == GOLDENS["machine"]
 TRAINING_TOLERANCE = None if HERE else 1e-3
 HTTP_TOLERANCE = None if HERE else 1e-5
 
-pytestmark = pytest.mark.slow
+# The first run of a preset compiles its kernels, which takes up to a minute on two cores.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def assert_equal(recorded: Any, current: Any, tolerance: float | None, where: str = "") -> None:

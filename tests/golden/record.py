@@ -106,7 +106,7 @@ def numba_cache(folder: Path) -> dict[str, str]:
 
 def run(folder: Path, *arguments: str) -> str:
     """Run one command in a folder and return its output. Raises RuntimeError if it fails."""
-    done = run_babybert(*arguments, cwd=folder, environment=numba_cache(folder))
+    done = run_babybert(*arguments, cwd=folder, environment=numba_cache(folder), seconds=500)
     if done.returncode:
         raise RuntimeError(f"babybert {' '.join(arguments)}\n{done.stderr}")
     return done.stdout
