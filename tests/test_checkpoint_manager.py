@@ -91,6 +91,7 @@ def test_a_step_can_be_chosen_and_the_newer_are_set_aside(small):
         pretrain(small(resume="29"))
 
 
+@pytest.mark.slow
 def test_another_runs_checkpoint_can_be_gone_on_from(small, address, tmp_path):
     pretrain(small(out=tmp_path / "a", store=address, epochs=1))
     for source in (str(tmp_path / "a"), str(tmp_path / "a" / "step-00000028"), address, f"{address}/step-00000028"):

@@ -124,6 +124,7 @@ def test_a_corpus_in_s3_is_prepared(s3, tmp_path):
     assert not (tmp_path / "data" / ".work").exists()
 
 
+@pytest.mark.slow
 def test_errors_of_s3_are_for_people(s3, tmp_path, monkeypatch):
     put(s3, a="A")
     with pytest.raises(DataError, match="no such object or bucket"):

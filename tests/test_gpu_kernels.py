@@ -141,6 +141,7 @@ def test_a_table_in_fp32_is_rounded_to_the_hidden_states_bf16():
     assert all(torch.equal(one, other) for one, other in zip(mixed, rounded, strict=True))
 
 
+@pytest.mark.slow
 @a_few
 @given(
     n=st.sampled_from([0, 1, BLOCK + 1]),

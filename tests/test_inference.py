@@ -70,6 +70,7 @@ def test_the_best_words_are_those_of_float64(n, width, vocabulary, k, scale, tie
         assert ids == [token_id for _, token_id in order]  # of equals, the first of the vocabulary
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 33]),

@@ -43,6 +43,7 @@ def test_an_unreachable_pushgateway_is_a_warning(caplog: pytest.LogCaptureFixtur
     assert "could not be pushed" in caplog.text
 
 
+@pytest.mark.slow
 def test_plots_and_summary(small: Callable[..., PretrainConfig], tmp_path: Path) -> None:
     runs = []
     for name in ("a", "b"):

@@ -85,6 +85,7 @@ def test_a_failed_prepare_leaves_nothing(tmp_path):
         prepare(PrepareConfig(out=tmp_path / "file" / "data", demo_documents=40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "calls"),
     [

@@ -78,6 +78,7 @@ def test_what_words_decide_is_found_and_what_is_random_is_not(bert, demo):
     )
 
 
+@pytest.mark.slow
 def test_training_gains_nothing_over_itself(bert, demo):
     torch.manual_seed(5)
     fresh = BabyBert(bert.config)

@@ -162,6 +162,7 @@ def test_the_reference_is_a_recipe():
     assert not config.init_decoder_bias
 
 
+@pytest.mark.slow
 def test_bf16_is_near(small, tmp_path):
     losses = [
         pretrain(small(out=tmp_path / kind, precision=kind, max_steps=30)).scores.mlm_loss for kind in ("fp32", "bf16")
@@ -207,6 +208,7 @@ def test_a_finished_run_is_left_as_it_is(small):
     assert again.stopped_by is None
 
 
+@pytest.mark.slow
 def test_each_epoch_ends_with_validation_and_a_checkpoint(small):
     config = small(epochs=4, keep_checkpoints=2)
     pretrain(config)
@@ -402,6 +404,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder, tm
     assert newest_valid(tmp_path).name == "step-00000002"
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_does_not_end_the_run(small, monkeypatch, capsys):
     from babybert.checkpoint import manager as keeper
 
