@@ -36,7 +36,8 @@ def assert_equal(recorded: Any, current: Any, tolerance: float | None, where: st
         assert recorded.keys() == current.keys(), where
         for key, value in recorded.items():
             if key == "error":
-                assert isinstance(current[key], str) and current[key], where
+                assert isinstance(current[key], str), where
+                assert current[key], where
             else:
                 assert_equal(value, current[key], tolerance, f"{where}.{key}")
     elif isinstance(recorded, list):
