@@ -1,20 +1,21 @@
-# The training image: `docker run IMAGE` pretrains on the demo, `docker run --gpus all IMAGE pretrain ...` the real thing.
+# The training image. `docker run IMAGE` pretrains on the demo; `docker run --gpus all IMAGE pretrain ...` uses GPUs.
 #
 #   docker build -t babybert-train .                                                  CUDA
 #   docker build -t babybert-train:cpu --build-arg TORCH=cpu --build-arg BASE=docker.io/library/debian:bookworm-slim .
 #
-# BASE is any Debian or Ubuntu with a Python from 3.11 on (TORCH=cpu: 3.11, which its lock is for). PyTorch's wheels bring
-# CUDA's libraries along, and the machine its driver, so the base needs none of CUDA but what declares the driver it asks for.
-# Pin BASE by digest in your own registry. docker/build-images.sh builds both images, with a base of its own if need be.
+# BASE is any Debian or Ubuntu with Python 3.11 or later (TORCH=cpu: exactly 3.11, as in its requirements file).
+# PyTorch's wheels contain the CUDA libraries and the host has the driver, so the base only has to declare the driver
+# that it requires.
+# Pin BASE by digest in your own registry. docker/build-images.sh builds both images.
 ARG BASE=docker.io/nvidia/cuda:13.0.1-base-ubuntu24.04
 
-# What both stages have: a Python, an init for signals and orphans, certificates for S3, OpenMP for numba's threads.
+# For both stages: Python, tini as init process, certificates for S3, OpenMP for numba's threads.
 # hadolint ignore=DL3006
 FROM ${BASE} AS python
 ARG TORCH=cuda
 ENV DEBIAN_FRONTEND=noninteractive
-# Triton compiles a small C file when a GPU's kernel is first loaded: with CUDA, a C compiler stays in the image.
-# Debian's and Ubuntu's versions are those of the base, which is what is pinned.
+# Triton compiles a small C file when it first loads a GPU kernel, so the CUDA image keeps a C compiler.
+# Package versions are not pinned here: the base image fixes them.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 tini ca-certificates libgomp1 \
@@ -44,20 +45,20 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --no-index -w /dist 
 FROM python
 COPY --from=builder /opt/venv /opt/venv
 COPY docker/train-entrypoint.sh /usr/local/bin/train-entrypoint
-# Volumes for data and runs lie below the working folder, where the commands' defaults point. Whoever --user names may write there.
+# The volumes lie below the working folder, where the defaults of the commands point. Any --user may write to them.
 RUN mkdir -p /babybert/data /babybert/runs && chmod 0777 /babybert/data /babybert/runs
 WORKDIR /babybert
 VOLUME ["/babybert/data", "/babybert/runs"]
-# The root can be read-only: what is compiled for this machine's processor or GPU goes to /tmp. The user has no entry in
-# passwd, so its name and home are told. Variables win over a configuration file: only one that a container always needs is set.
+# The root can be read-only, so kernels compiled for this machine go to /tmp. The user has no entry in passwd, so USER
+# and HOME are set. Variables override a configuration file, so only the one that every container needs is set.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp USER=babybert TMPDIR=/tmp NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     BABYBERT_PRETRAIN_METRICS_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 9109
-# No HEALTHCHECK: a job is not healthy or unhealthy, it ends.
-# Last, as they differ in each build: the layers above are kept.
+# No HEALTHCHECK: a job runs to its end.
+# The labels come last because they differ in each build; the layers above stay cached.
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="babybert-train" \
@@ -65,6 +66,6 @@ LABEL org.opencontainers.image.title="babybert-train" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# As process 1 a Python without a handler ignores SIGTERM (preparing data has none): tini is process 1, passes it on,
-# and ends with the command's exit code.
+# As process 1, Python would ignore SIGTERM where no handler is set, as in `prepare`. tini is process 1 instead: it
+# forwards signals and exits with the exit code of the command.
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/train-entrypoint"]

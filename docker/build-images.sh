@@ -1,31 +1,39 @@
 #!/usr/bin/env bash
-# Build both images with docker or podman, and print their sizes and what is in them.
+# Build both images with docker or podman, and print their sizes and largest packages.
 #
-#   docker/build-images.sh [train] [serve]     TORCH=cpu (default here) or cuda; TAG=dev
+#   docker/build-images.sh [train] [serve]     TORCH=cpu (the default) or cuda; TAG=dev
 #
-# The base is BASE if set; else the Dockerfiles' own if a registry answers; else one that debootstrap makes (Debian, as root).
-# pip's configuration on this machine (indexes, certificates, folders of wheels) is mounted for the build and stays out of the layers.
+# The base image is BASE if that is set. Otherwise it is the default of the Dockerfile, or, if no registry can be
+# reached, an image that debootstrap makes (on Debian, as root). The pip configuration of this machine (indexes,
+# certificates, folders of wheels) is mounted during the build and does not become part of a layer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . docker/engine.sh
 [ "$#" -gt 0 ] || set -- train serve
-TORCH=${TORCH:-cpu} TAG=${TAG:-dev} DEBIAN=docker.io/library/debian:bookworm-slim OWN_BASE=localhost/babybert-base:bookworm
+TORCH=${TORCH:-cpu}
+TAG=${TAG:-dev}
+DEBIAN=docker.io/library/debian:bookworm-slim
+LOCAL_BASE=localhost/babybert-base:bookworm
 
 make_base() {
-  "$ENGINE" image inspect "$OWN_BASE" > /dev/null 2>&1 && return
-  echo "no registry answers: making a base with debootstrap" >&2
+  "$ENGINE" image inspect "$LOCAL_BASE" > /dev/null 2>&1 && return
+  echo "no registry can be reached: making a base image with debootstrap" >&2
   local root
   root=$(mktemp -d)
-  debootstrap --variant=minbase bookworm "$root" http://deb.debian.org/debian > "$root.log" || { tail -5 "$root.log" >&2; return 1; }
+  if ! debootstrap --variant=minbase bookworm "$root" http://deb.debian.org/debian > "$root.log"; then
+    tail -5 "$root.log" >&2
+    return 1
+  fi
   rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-  tar -C "$root" -c . | "$ENGINE" import - "$OWN_BASE" > /dev/null
+  tar -C "$root" -c . | "$ENGINE" import - "$LOCAL_BASE" > /dev/null
   rm -rf "$root" "$root.log"
 }
 
-# Flags that give the build this machine's pip configuration, read-only, below /run/pip.
+# The build flags that mount the pip configuration of this machine, read-only, below /run/pip.
 pip_flags() {
   local settings path
-  settings=$(python3 -m pip config list 2> /dev/null | sed -nE "s/^(global|:env:)\.(cert|find-links|index-url|extra-index-url)='(.*)'$/\2 = \3/p" | sort -u)
+  settings=$(python3 -m pip config list 2> /dev/null \
+    | sed -nE "s/^(global|:env:)\.(cert|find-links|index-url|extra-index-url)='(.*)'$/\2 = \3/p" | sort -u)
   [ -n "$settings" ] || return 0
   for path in $(printf '%s' "$settings" | sed -E 's/^[^=]*= //; s#file://##g'); do
     path=${path%/simple}
@@ -40,7 +48,7 @@ trap 'rm -rf "$WORK"' EXIT
 flags=()
 if [ -z "${BASE:-}" ] && ! timeout 60 "$ENGINE" pull --quiet "$DEBIAN" > /dev/null 2>&1; then
   make_base
-  BASE=$OWN_BASE
+  BASE=$LOCAL_BASE
 fi
 if [ -n "${BASE:-}" ]; then
   flags+=(--build-arg "BASE=$BASE")
@@ -48,12 +56,13 @@ elif [ "$TORCH" = cpu ]; then
   flags+=(--build-arg "BASE=$DEBIAN")
 fi
 if [ "$ENGINE" = podman ]; then
-  flags+=(--format docker --network host) # HEALTHCHECK is not in podman's own format
+  flags+=(--format docker --network host) # podman's default format has no HEALTHCHECK
   mapfile -t mounts < <(pip_flags)
   flags+=("${mounts[@]}")
 fi
-# A folder with the CPU's PyTorch takes the place of its index.
-if [ -z "${TORCH_CPU_INDEX+set}" ] && python3 -m pip config list 2> /dev/null | sed -nE "s/^.*find-links='(.*)'$/\\1/p" | tr ' ' '\n' \
+# If a folder of wheels has the CPU build of PyTorch, its index is not needed.
+if [ -z "${TORCH_CPU_INDEX+set}" ] \
+  && python3 -m pip config list 2> /dev/null | sed -nE "s/^.*find-links='(.*)'$/\\1/p" | tr ' ' '\n' \
   | while read -r folder; do compgen -G "${folder#file://}/torch-*+cpu-*.whl"; done | grep -q .; then
   TORCH_CPU_INDEX=
 fi
@@ -68,7 +77,9 @@ for image in "$@"; do
     *) echo "$0: no image '$image'; choose train or serve" >&2; exit 2 ;;
   esac
   "$ENGINE" build "${flags[@]}" "${extra[@]}" -f "$file" -t "$name" .
-  echo "== $name: $("$ENGINE" image inspect --format '{{.Size}}' "$name" | awk '{printf "%.0f MB", $1 / 1e6}'), of it, in MB:"
+  size=$("$ENGINE" image inspect --format '{{.Size}}' "$name" | awk '{printf "%.0f MB", $1 / 1e6}')
+  echo "== $name: $size, of which, in MB:"
   "$ENGINE" run --rm --no-healthcheck --network none --entrypoint sh "$name" -c \
-    'du -xsm /usr /opt/venv/lib/python3*/site-packages/* 2> /dev/null | sort -rn | head -12 | sed "s#/opt/venv/lib/python3.*/site-packages/#  #"'
+    'du -xsm /usr /opt/venv/lib/python3*/site-packages/* 2> /dev/null | sort -rn | head -12 \
+      | sed "s#/opt/venv/lib/python3.*/site-packages/#  #"'
 done

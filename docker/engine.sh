@@ -1,12 +1,14 @@
-# Sourced by what runs containers: sets ENGINE to docker if its daemon answers, else to podman. Fails if neither is there.
+# Source this to set ENGINE: docker if its daemon answers, else podman. Returns 1 if neither is installed.
 if docker info > /dev/null 2>&1; then
   ENGINE=docker
 elif command -v podman > /dev/null; then
   ENGINE=podman
-  # Without systemd (in a container, say) podman's defaults do not work: runc with plain cgroups does, within this shell's own limits.
+  # podman's defaults need systemd. Without it (in a container, for example), runc with plain cgroups works, within the
+  # limits of this shell.
   if [ ! -d /run/systemd/system ] && [ -z "${CONTAINERS_CONF:-}" ]; then
     CONTAINERS_CONF=${TMPDIR:-/tmp}/babybert-$(id -u)-containers.conf
-    printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=32768:32768"]\n' "$(ulimit -Hn)" "$(ulimit -Hn)" > "$CONTAINERS_CONF"
+    printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=32768:32768"]\n' \
+      "$(ulimit -Hn)" "$(ulimit -Hn)" > "$CONTAINERS_CONF"
     printf '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' >> "$CONTAINERS_CONF"
     export CONTAINERS_CONF
   fi

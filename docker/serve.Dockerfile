@@ -2,13 +2,13 @@
 #
 #   docker build -t babybert-serve -f docker/serve.Dockerfile .
 #
-# A model this small is answered on a CPU. BASE is any Debian or Ubuntu with Python 3.11, which the CPU's lock is for.
+# A CPU is enough for a model this small. BASE is any Debian or Ubuntu with Python 3.11, as in the requirements file.
 ARG BASE=docker.io/library/debian:bookworm-slim
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS python
 ENV DEBIAN_FRONTEND=noninteractive
-# Debian's versions are those of the base, which is what is pinned.
+# Package versions are not pinned here: the base image fixes them.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 tini ca-certificates \
@@ -37,15 +37,16 @@ FROM python
 COPY --from=builder /opt/venv /opt/venv
 COPY docker/serve-entrypoint.sh /usr/local/bin/serve-entrypoint
 COPY docker/ready.py /usr/local/bin/ready
-# The root can be read-only: the model and TorchServe's scratch go to /tmp. The user has no entry in passwd, so its name and home are told.
+# The root can be read-only, so the model and TorchServe's temporary files go to /tmp. The user has no entry in passwd,
+# so USER and HOME are set.
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=babybert TMPDIR=/tmp \
     BABYBERT_SERVE_HOST=0.0.0.0
 WORKDIR /tmp
 USER 10001:10001
-# Predictions and metrics; the management API is on the container's loopback.
+# Predictions and metrics. The management API listens on the container's loopback only.
 EXPOSE 8080 8082
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/usr/local/bin/ready"]
-# Last, as they differ in each build: the layers above are kept.
+# The labels come last because they differ in each build; the layers above stay cached.
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="babybert-serve" \
@@ -53,5 +54,5 @@ LABEL org.opencontainers.image.title="babybert-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# tini is process 1: it passes SIGTERM on and takes in the workers that Java leaves behind.
+# tini is process 1: it forwards SIGTERM and reaps the worker processes that Java leaves behind.
 ENTRYPOINT ["/usr/bin/tini", "--", "/usr/local/bin/serve-entrypoint"]

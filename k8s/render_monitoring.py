@@ -1,7 +1,7 @@
-"""Write monitoring.yaml from the alerts and dashboards that compose uses too: `make monitoring`; a test holds them in step.
+"""Write monitoring.yaml from the alerts and dashboards in docker/: `make monitoring`. A test checks that it is current.
 
-One file that `kubectl apply` supports, where Prometheus' operator is installed (its resources are PodMonitor,
-ServiceMonitor and PrometheusRule), and Grafana with the sidecar that looks for ConfigMaps labelled `grafana_dashboard`.
+The file is for `kubectl apply` in a cluster with the Prometheus operator, which reads PodMonitor, ServiceMonitor and
+PrometheusRule, and with a Grafana whose sidecar loads ConfigMaps that have the label `grafana_dashboard`.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ RULES, DASHBOARDS = ROOT / "docker/prometheus/rules", ROOT / "docker/grafana/das
 OUT = ROOT / "k8s/monitoring.yaml"
 HEAD = """\
 # Written by k8s/render_monitoring.py (`make monitoring`) from docker/prometheus/rules and docker/grafana/dashboards.
-# Needs Prometheus' operator. Where it takes only resources with a certain label (`release: ...`), add that label.
+# Needs the Prometheus operator. If yours selects resources by a label (`release: ...`), add that label.
 """
 
 
 class Block(str):
-    """A text that YAML shows as a block, line by line."""
+    """A text that is written as a YAML block, line by line."""
 
 
 def _block(dumper: yaml.SafeDumper, text: Block) -> yaml.Node:
@@ -30,15 +30,15 @@ yaml.SafeDumper.add_representer(Block, _block)
 
 
 def render() -> str:
-    """The whole file."""
+    """The content of the file."""
     return HEAD + yaml.safe_dump_all(resources(), sort_keys=False, width=160, allow_unicode=True)
 
 
 def resources() -> list[dict[str, Any]]:
-    """What monitors, alerts and shows."""
+    """The monitors, the alerts and the dashboards."""
     endpoint = {"port": "metrics", "interval": "15s"}
     monitors = [
-        # jobLabel: the series get the job's name that the rules and dashboards ask for, as compose gives them
+        # jobLabel gives the series the `job` label that rules and dashboards select by, the same as with compose
         _resource(
             "PodMonitor", "babybert-pretrain", {"jobLabel": "app.kubernetes.io/name", "podMetricsEndpoints": [endpoint]}
         ),

@@ -1,61 +1,72 @@
-"""What the tests of images, manifests, alerts and dashboards share: where these files are, and how they are rendered."""
+"""Shared by the tests of images, manifests, alerts and dashboards: where the files are and how they are rendered."""
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS = ("base", "overlays/local", "overlays/aws", "overlays/multinode", "overlays/kueue")
-BESIDE_PYTHON = str(Path(sys.executable).parent)
+SECONDS = 120  # time limit of one external program
+
+Resource = dict[str, Any]  # one Kubernetes object, or any part of one
 
 
-def need(program, hint):
-    """The path of a program; the test is skipped, and says how to get it, where it is missing."""
-    found = shutil.which(program, path=BESIDE_PYTHON) or shutil.which(program)
-    if not found:
+def need(program: str, hint: str) -> str:
+    """The path of a program. If it is missing, the test is skipped with a hint at how to install it."""
+    path = shutil.which(program, path=str(Path(sys.executable).parent)) or shutil.which(program)
+    if path is None:
         pytest.skip(f"{program} is not installed; {hint}")
-    return found
+    return path
 
 
-def rendered(overlay):
+def run_program(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run an external program with a time limit and capture its output."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+
+
+def rendered(overlay: str) -> list[Resource]:
     """The resources that `kubectl apply -k k8s/<overlay>` would send."""
-    kubectl = need("kubectl", "`make lint-deploy` brings it")
-    done = subprocess.run([kubectl, "kustomize", str(ROOT / "k8s" / overlay)], capture_output=True, text=True)
+    kubectl = need("kubectl", "`make lint-deploy` installs it")
+    done = run_program(kubectl, "kustomize", ROOT / "k8s" / overlay)
     assert done.returncode == 0, done.stderr
     return [resource for resource in yaml.safe_load_all(done.stdout) if resource]
 
 
-def written(name):
-    """The resources of one file."""
-    return [resource for resource in yaml.safe_load_all((ROOT / "k8s" / name).read_text(encoding="utf-8")) if resource]
+def written(name: str) -> list[Resource]:
+    """The resources in one file below k8s/."""
+    text = (ROOT / "k8s" / name).read_text(encoding="utf-8")
+    return [resource for resource in yaml.safe_load_all(text) if resource]
 
 
-def only(resources, kind, name=None):
-    """The one resource of this kind (and name)."""
-    (found,) = [
+def only(resources: list[Resource], kind: str, name: str | None = None) -> Resource:
+    """The single resource of this kind (and name)."""
+    (match,) = [
         resource for resource in resources if resource["kind"] == kind and name in (None, resource["metadata"]["name"])
     ]
-    return found
+    return match
 
 
-def pod_templates(resources):
-    """The pod templates of all that starts pods, by "kind/name"."""
-    found = {}
+def pod_templates(resources: list[Resource]) -> dict[str, Resource]:
+    """The pod template of each resource that starts pods, by "kind/name"."""
+    templates = {}
     for resource in resources:
-        spec, name = resource.get("spec", {}), f"{resource['kind']}/{resource['metadata']['name']}"
+        spec = resource.get("spec", {})
+        name = f"{resource['kind']}/{resource['metadata']['name']}"
         if resource["kind"] == "JobSet":
-            found[name] = spec["replicatedJobs"][0]["template"]["spec"]["template"]
+            templates[name] = spec["replicatedJobs"][0]["template"]["spec"]["template"]
         elif "template" in spec:
-            found[name] = spec["template"]
-    return found
+            templates[name] = spec["template"]
+    return templates
 
 
-def alerts():
-    """Each alert of docker/prometheus/rules."""
+def alerts() -> Iterator[Resource]:
+    """Each alert in docker/prometheus/rules."""
     for path in sorted((ROOT / "docker/prometheus/rules").glob("*.yaml")):
         for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]:
             yield from (rule for rule in group["rules"] if "alert" in rule)

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, that can turn bad: what networks and servers do to those who upload."""
+"""A TCP proxy in front of a server that imitates faults of networks and servers."""
 
 import contextlib
 import random
@@ -9,7 +9,11 @@ MODES = ("pass", "refuse", "hang", "error", "reset")
 
 
 class FaultyProxy:
-    """Listens on loopback. `mode` may be changed at any time and holds for new connections; old ones are cut."""
+    """Listens on loopback and passes connections on to `target`, an address and port, as `mode` says.
+
+    Modes: "pass" forwards all bytes, "refuse" closes at once, "hang" accepts and never answers, "error" answers 500,
+    "reset" closes after a random number of bytes. A new mode closes the open connections and holds for later ones.
+    """
 
     def __init__(self, target: tuple[str, int]) -> None:
         self._target, self._mode = target, "pass"
@@ -20,6 +24,7 @@ class FaultyProxy:
 
     @property
     def mode(self) -> str:
+        """How new connections are treated."""
         return self._mode
 
     @mode.setter
@@ -30,6 +35,7 @@ class FaultyProxy:
             self._close(connection)
 
     def close(self) -> None:
+        """Stop listening and close all connections."""
         self._listener.close()
         self.mode = "refuse"
 
@@ -61,14 +67,14 @@ class FaultyProxy:
                 self._open.add(server)
                 threading.Thread(target=self._copy, args=(server, client, None), daemon=True).start()
                 self._copy(client, server, random.randrange(100, 20_000) if mode == "reset" else None)
-            # "hang": the connection is taken, and nothing ever comes back
+            # "hang": the connection stays open without an answer
 
-    def _copy(self, source: socket.socket, target: socket.socket, most: int | None) -> None:
-        """Until one side ends, or `most` bytes have passed."""
+    def _copy(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        """Copy until one side closes, or until at least `limit` bytes have passed; then close both."""
         with contextlib.suppress(OSError):
-            passed = 0
-            while (content := source.recv(65536)) and (most is None or passed < most):
+            copied = 0
+            while (content := source.recv(65536)) and (limit is None or copied < limit):
                 target.sendall(content)
-                passed += len(content)
+                copied += len(content)
         self._close(source)
         self._close(target)

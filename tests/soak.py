@@ -1,12 +1,14 @@
-"""`make soak`: one run, killed again and again at random moments, must end as if nobody had touched it.
+"""`make soak`: a run that is killed 50 times at random moments ends with the same bits as an uninterrupted run.
 
-A small run on generated reviews, with checkpoints every few steps to a local S3 server, is killed with SIGKILL 50 times (SIGTERM in one of
-five), after a random time; in one of four its local folder is lost as well, as when a node goes away. Prints what
-happened, and compares the last weights and optimizer, here and in the store, with those of an uninterrupted run.
+A small run on generated reviews saves a checkpoint every few steps to disk and to a local S3 server. It is killed after
+a random time, with SIGTERM one time in five and otherwise with SIGKILL. After one SIGKILL in four its local folder is
+deleted too, as when a node is lost. At the end the last weights and optimizer state, on disk and in the store, are
+compared with those of an uninterrupted run.
 """
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -18,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import conftest
+from conftest import Seaweed, aws_variables
+from processes import babybert_command
 
-from babybert.checkpoint.format import newest_valid, read_state
+from babybert.checkpoint.format import newest_valid
 from babybert.checkpoint.storage import S3Store
 from babybert.config import PrepareConfig
-from babybert.data.dataset import sha256
+from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 
 RUN = [
@@ -48,97 +50,85 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, s3_store(Path(name)) as store:
         work = Path(name)
         prepare(PrepareConfig(out=work / "data", demo_documents=300))
-        command = [
-            sys.executable,
-            "-m",
-            "babybert.cli",
-            *RUN,
-            f"--data={work / 'data'}",
-            f"--epochs={max(4, options.kills // 6)}",
-        ]
-        subprocess.run([*command, f"--out={work / 'whole'}"], check=True, capture_output=True)
-        expected = newest_valid(work / "whole")
+        epochs = max(4, options.kills // 6)
+        command = babybert_command(*RUN, f"--data={work / 'data'}", f"--epochs={epochs}")
+        subprocess.run([*command, f"--out={work / 'uninterrupted'}"], check=True, capture_output=True, timeout=900)
+        expected = newest_valid(work / "uninterrupted")
         assert expected is not None
-        steps = read_state(expected)["step"]
-        print(f"uninterrupted: {steps} steps", flush=True)
-        for store in s3_store(work):
-            tally = soak(
-                [*command, f"--out={work / 'run'}", f"--store={store.address}"], work / "run", options.kills, rng
-            )
-            found = newest_valid(work / "run")
-            assert found is not None
-            there = store.download(store.steps()[0], work / "fetched")
-            equal = [sha256(folder / file) == sha256(expected / file) for folder in (found, there) for file in FILES]
-            print(
-                json.dumps(
-                    {
-                        **tally,
-                        "steps": steps,
-                        "last_step": found.name,
-                        "restarts_recorded": read_state(found)["restarts"],
-                        "bit_equal": all(equal),
-                    },
-                    indent=2,
-                )
-            )
-            return 0 if all(equal) and found.name == there.name == expected.name and not tally["corrupt_loads"] else 1
-    raise AssertionError("there is one store")
+        print(f"uninterrupted: {expected.name}", flush=True)
+
+        counts = soak([*command, f"--out={work / 'run'}", f"--store={store.address}"], work / "run", options.kills, rng)
+        on_disk = newest_valid(work / "run")
+        assert on_disk is not None
+        in_store = store.download(store.steps()[0], work / "downloaded")
+        equal = all(
+            sha256(folder / file) == sha256(expected / file) for folder in (on_disk, in_store) for file in FILES
+        )
+        print(json.dumps({**counts, "last_checkpoint": on_disk.name, "bit_equal": equal}, indent=2))
+        same_step = on_disk.name == in_store.name == expected.name
+        return 0 if equal and same_step and not counts["corrupt_loads"] else 1
 
 
+@contextlib.contextmanager
 def s3_store(work: Path) -> Iterator[S3Store]:
-    """A prefix of a real S3 server."""
+    """A prefix of a real S3 server that runs in a folder below `work`."""
+    folder = work / "seaweed"
+    folder.mkdir()
+    server = Seaweed(folder)
+    server.start()
+    try:
+        os.environ.update(aws_variables(server.url))
+        os.environ["BABYBERT_S3_TIMEOUT"] = "5"
+        store = S3Store("s3://soak/run")
+        store.client.create_bucket(Bucket="soak")
+        yield store
+    finally:
+        server.kill()
 
-    class Folders:
-        def mktemp(self, name: str) -> Path:
-            (work / name).mkdir()
-            return work / name
 
-    servers: Iterator[str] = conftest.serve_s3(Folders())
-    os.environ.update(conftest.aws_variables(next(servers)))
-    os.environ["BABYBERT_S3_TIMEOUT"] = "5"
-    store = S3Store("s3://soak/run")
-    store.client.create_bucket(Bucket="soak")
-    yield store
-    servers.close()  # type: ignore[attr-defined]
-
-
-def soak(command: list[str], run: Path, kills: int, rng: random.Random) -> dict[str, Any]:
-    """Start and kill until it has been done often enough, then let it end."""
-    tally: collections.Counter[str] = collections.Counter(corrupt_loads=0)
-    for number in range(kills + 1):
+def soak(command: list[str], run: Path, kills: int, rng: random.Random) -> dict[str, int]:
+    """Start the command and kill it `kills` times, then let it finish. Returns counts of what happened."""
+    counts: collections.Counter[str] = collections.Counter(corrupt_loads=0)
+    for attempt in range(kills + 1):
         start = time.monotonic()
         job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if number == kills:
+        if attempt == kills:
             output, _ = job.communicate(timeout=900)
         else:
-            limit = 2.0 + rng.random() * 2.5  # the start takes two seconds
-            try:
-                output, _ = job.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                kind = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
-                job.send_signal(kind)
-                tally[kind.name] += 1
-                output, _ = job.communicate(timeout=120)
-        count(output, job.returncode, tally)
-        if number < kills and job.returncode == -signal.SIGKILL and rng.random() < 0.25:
+            output = kill_after_random_time(job, rng, counts)
+        count_events(output, job.returncode, counts)
+        if attempt < kills and job.returncode == -signal.SIGKILL and rng.random() < 0.25:
             shutil.rmtree(run, ignore_errors=True)
-            tally["disks_lost"] += 1
-        last = next((line for line in reversed(output.splitlines()) if "resuming" in line), "from the beginning")
-        print(f"{number + 1:>3} {time.monotonic() - start:5.1f} s  exit {job.returncode:>4}  {last}", flush=True)
-    return dict(tally)
+            counts["disks_lost"] += 1
+        resumed = next((line for line in reversed(output.splitlines()) if "resuming" in line), "from the beginning")
+        print(f"{attempt + 1:>3} {time.monotonic() - start:5.1f} s  exit {job.returncode:>4}  {resumed}", flush=True)
+    return dict(counts)
 
 
-def count(output: str, code: int, tally: collections.Counter[str]) -> None:
-    """What a process said of itself."""
-    tally[f"exit_{code}"] += 1
-    tally["resumed"] += "resuming from" in output
-    tally["fallbacks"] += output.count("passing over")
-    tally["waited_for_a_lease"] += output.count("waiting up to")
-    tally["corrupt_loads"] += "Traceback" in output or code == 3
-    if code not in (0, 143, -signal.SIGKILL):
+def kill_after_random_time(job: subprocess.Popen[str], rng: random.Random, counts: collections.Counter[str]) -> str:
+    """Send SIGKILL or SIGTERM unless the process ends before. Returns its output."""
+    seconds = 2.0 + rng.random() * 2.5  # the start alone takes two seconds
+    try:
+        output, _ = job.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kind = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
+        job.send_signal(kind)
+        counts[kind.name] += 1
+        output, _ = job.communicate(timeout=120)
+    return output
+
+
+def count_events(output: str, exit_code: int, counts: collections.Counter[str]) -> None:
+    """Count what one process reported."""
+    counts[f"exit_{exit_code}"] += 1
+    counts["resumed"] += "resuming from" in output
+    counts["fallbacks"] += output.count("passing over")
+    counts["waited_for_a_lease"] += output.count("waiting up to")
+    counts["corrupt_loads"] += "Traceback" in output or exit_code == 3
+    if exit_code not in (0, 143, -signal.SIGKILL):
         print(output)
 
 

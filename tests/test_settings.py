@@ -1,5 +1,9 @@
+"""Flags, environment variables and YAML become one settings object; bad values are refused by name."""
+
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,20 +12,22 @@ from babybert.config.command_line import add_flags, load_config
 from babybert.errors import UsageError
 
 
-def pretrain_settings(*flags, environment=None):
+def pretrain_settings(*flags: str, environment: Mapping[str, str] | None = None) -> PretrainConfig:
+    """The settings that `babybert pretrain FLAGS` would use."""
     parser = argparse.ArgumentParser()
     add_flags(parser, PretrainConfig)
     return load_config(PretrainConfig, "pretrain", parser.parse_args(flags), environment or {})
 
 
-def test_without_anything_the_defaults_hold():
+def test_defaults() -> None:
     assert pretrain_settings() == PretrainConfig()
 
 
-def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path):
+def test_a_flag_overrides_a_variable_overrides_the_file_overrides_the_default(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(
-        "pretrain:\n  lr: 1e-4\n  epochs: 7\n  metrics: false\n  max_steps: null\n  data: some/where\nprepare:\n  seed: 9\n"
+        "pretrain:\n  lr: 1e-4\n  epochs: 7\n  metrics: false\n  max_steps: null\n  data: some/where\n"
+        "prepare:\n  seed: 9\n"
     )
     environment = {
         "BABYBERT_PRETRAIN_EPOCHS": "8",
@@ -40,7 +46,7 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path):
     assert config.seed == PretrainConfig().seed
 
 
-def test_a_preset_brings_its_recipe_which_yields_to_what_is_given():
+def test_a_preset_sets_its_recipe_and_explicit_settings_override_it() -> None:
     baby = pretrain_settings("--preset=baby")
     assert (baby.lr, baby.decoder_lr_factor, baby.embedding_lr_factor, baby.decoder_epsilon, baby.dropout) == (
         2e-3,
@@ -60,7 +66,7 @@ def test_a_preset_brings_its_recipe_which_yields_to_what_is_given():
     )
 
 
-def test_booleans_and_optional_values():
+def test_booleans_and_optional_values() -> None:
     assert pretrain_settings("--no-metrics").metrics is False
     assert pretrain_settings(environment={"BABYBERT_PRETRAIN_METRICS": "no"}).metrics is False
     assert pretrain_settings("--max-steps=3", "--width=4").max_steps == 3
@@ -79,7 +85,7 @@ def test_booleans_and_optional_values():
         ("a: [", "is not YAML"),
     ],
 )
-def test_a_bad_file_is_told_by_name_and_key(tmp_path, content, message):
+def test_an_error_in_a_file_names_file_and_key(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(content)
     with pytest.raises(UsageError) as error:
@@ -89,7 +95,7 @@ def test_a_bad_file_is_told_by_name_and_key(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_a_bad_variable_are_named(tmp_path):
+def test_a_missing_file_and_a_bad_variable_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.yaml: cannot be read"):
         pretrain_settings("--config", str(tmp_path / "nowhere.yaml"))
     with pytest.raises(UsageError, match="BABYBERT_PRETRAIN_OPTIMIZER is 'sgd'; choose one of adamw, adam"):
@@ -98,21 +104,36 @@ def test_a_missing_file_and_a_bad_variable_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"epochs": 0}, {"batch_size": 0}, {"weight_decay": -0.1}, {"warmup_fraction": 1.5}, {"metrics_port": 70_000},
-     {"preset": "huge"}, {"seed": -1}, {"seed": 2**32}, {"max_steps": 0}, {"masked_share": 0.0}, {"masked_share": 0.2, "masking": "static"}],
-)  # fmt: skip
-def test_settings_that_cannot_work_are_refused_by_name(settings):
+    [
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"weight_decay": -0.1},
+        {"warmup_fraction": 1.5},
+        {"metrics_port": 70_000},
+        {"preset": "huge"},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"max_steps": 0},
+        {"masked_share": 0.0},
+        {"masked_share": 0.2, "masking": "static"},
+    ],
+)
+def test_invalid_settings_are_refused_by_name(settings: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings))):
         PretrainConfig(**settings)
 
 
-def prepare_settings(*flags, environment=None):
+def prepare_settings(*flags: str, environment: Mapping[str, str] | None = None) -> PrepareConfig:
+    """The settings that `babybert prepare FLAGS` would use."""
     parser = argparse.ArgumentParser()
     add_flags(parser, PrepareConfig)
     return load_config(PrepareConfig, "prepare", parser.parse_args(flags), environment or {})
 
 
-def test_several_values_from_each_place(tmp_path):
+def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("prepare: {corpus: text, source: [a, 'b, c']}")
     assert prepare_settings("--config", str(path)).source == ("a", "b, c")
@@ -143,6 +164,6 @@ def test_several_values_from_each_place(tmp_path):
         ({"shard_mb": 0}, "shard_mb is 0"),
     ],
 )
-def test_settings_of_prepare_that_cannot_work_are_refused(settings, message):
+def test_invalid_settings_of_prepare_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PrepareConfig(**settings)

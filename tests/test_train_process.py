@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import TIME_LIMIT, babybert_command, run_babybert, wait_for_line
+from processes import COMMAND_SECONDS, babybert_command, run_babybert, start_babybert
 from prometheus_client.parser import text_string_to_metric_families
 
 from babybert.checkpoint.format import find_checkpoint, newest_valid
@@ -36,16 +36,17 @@ def test_training_does_not_import_libraries_it_does_not_need(demo_folder: Path, 
         f"import sys; from babybert.cli import main; main({flags}); "
         f"print([name for name in {libraries} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIME_LIMIT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=COMMAND_SECONDS)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder: Path, tmp_path: Path) -> None:
-    command = babybert_command(*flags_of(demo_folder, tmp_path), "--epochs=100000", "--metrics-port=0")
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_sigterm_saves_a_checkpoint_and_exits_143(
+    demo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    job = start_babybert(*flags_of(demo_folder, tmp_path), "--epochs=100000", "--metrics-port=0")
     try:
-        url = wait_for_line(job, "metrics: http").split()[-1]
-        wait_for_line(job, "step ")  # the end of the first epoch
+        url = job.wait_for_line("metrics: http").split()[-1]
+        job.wait_for_line("step ")  # the end of the first epoch
         text = urllib.request.urlopen(url, timeout=5).read().decode()
         samples = {
             (sample.name, sample.labels.get("objective"), sample.labels.get("split")): sample.value
@@ -56,11 +57,11 @@ def test_sigterm_saves_a_checkpoint_and_exits_143(demo_folder: Path, tmp_path: P
         assert 0 < samples["babybert_pretrain_loss", "mlm", "validation"] < 6
         assert samples["babybert_checkpoint_saves_total", None, None] >= 0
         job.send_signal(signal.SIGTERM)
-        output, errors = job.communicate(timeout=TIME_LIMIT)
+        code = job.wait()
     finally:
         job.kill()
-    assert job.returncode == 143, errors
-    assert "the same command continues" in output
+    assert code == 143, job.output
+    assert "the same command continues" in capfd.readouterr().out
     assert newest_valid(tmp_path) is not None
 
 
@@ -72,7 +73,9 @@ def limit_file_size(size: int) -> Callable[[], None]:
 def run_with_limit(flags: list[str], size: int) -> subprocess.CompletedProcess[str]:
     """Run a command whose files may not grow beyond `size` bytes."""
     command = babybert_command(*flags)
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, preexec_fn=limit_file_size(size))
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=COMMAND_SECONDS, preexec_fn=limit_file_size(size)
+    )
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder: Path, tmp_path: Path) -> None:

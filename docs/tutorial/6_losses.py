@@ -10,6 +10,7 @@ import math
 import numpy as np
 import torch
 import tutorial
+from babybert.model.mlm_head import mlm_head_token_losses
 
 from babybert.config import model_config
 from babybert.data.loader import ordered_batches
@@ -18,7 +19,6 @@ from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
-from babybert.model.mlm_head import mlm_head_token_losses
 
 # %% [markdown]
 # ## Cross entropy of three words

@@ -75,7 +75,9 @@ text = (
 )
 sentence_a, sentence_b = "The movie was wonderful.", "I saw it twice."
 inference, management, metrics = free_ports(3)
-with TorchServe(ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive) as server:
+with TorchServe(
+    ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics), archive
+) as server:
     fill_mask = post(server.predictions_url, {"text": text, "top_k": 8})
     next_sentence = post(server.predictions_url, {"sentence_a": sentence_a, "sentence_b": sentence_b})
     deadline = time.monotonic() + 20  # the worker reports its metrics a moment later

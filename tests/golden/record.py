@@ -1,30 +1,51 @@
-"""Record what the program writes, computes and answers, so that a change that should alter nothing can be checked.
+"""Record what the command line writes, computes and answers, to check changes that must not alter results.
 
-`python tests/golden/record.py OUT.json` runs the command line alone, in a temporary folder, and writes:
+`make goldens` writes tests/golden/goldens.json, which tests/test_goldens.py compares with the present code. Every value
+comes from babybert commands run in a temporary folder:
 
-- `prepare`: SHA-256 of every file of several datasets (the demo; with BABYBERT_IMDB also 2,000 real reviews);
-- `pretrain`: the losses of 50 steps of each preset and of the reference recipe, as the exact numbers;
-- `evaluate`: what `evaluate --json` prints;
+- `prepare`: SHA-256 of each file of several data sets: generated reviews and, if BABYBERT_IMDB names the archive,
+  also 2,000 real ones. `datasets` holds the parsed dataset.json of each, which names library versions.
+- `pretrain`: the losses of 50 steps of each preset and of the reference recipe, as exact numbers.
+- `evaluate`: the output of `evaluate --json`.
 - `http`: status and body of twenty requests to a served model.
 
-Losses are equal to the bit on one kind of processor and one torch only; `machine` says which. It takes about four minutes.
+Losses are equal to the bit only on one kind of processor, with one version of torch and one number of threads:
+`machine` identifies them. Recording takes about four minutes.
 """
 
 import hashlib
 import http.client
+import importlib.metadata
 import json
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this file also runs as a script
+from processes import babybert_command, run_babybert, wait_for_line
+
+from babybert.serving.torchserve import free_ports
+
+GOLDENS = Path(__file__).parent / "goldens.json"
 STEPS = 50
-RUNS = {
+DATASETS: dict[str, list[str]] = {
+    "demo": [],
+    "demo-parquet": ["--format", "parquet"],
+    "demo-5-copies": ["--duplicates", "5", "--demo-documents", "50"],
+}
+IMDB = ["--corpus", "imdb", "--source", "aclImdb.tar.gz", "--limit", "2000"]
+IMDB_DATASETS: dict[str, list[str]] = {
+    "imdb-csv": [*IMDB, "--format", "csv"],
+    "imdb-parquet": [*IMDB, "--format", "parquet"],
+}
+RUNS: dict[str, list[str]] = {
     "baby": ["--preset", "baby"],
     "tiny": ["--preset", "tiny"],
     "mini": ["--preset", "mini"],
@@ -57,127 +78,130 @@ REQUESTS: list[tuple[Any, dict[str, str]]] = [
 
 
 def machine() -> dict[str, Any]:
-    """What the bits of a loss depend on beside the program: processor, torch, number of threads."""
-    import torch
-
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    keys = ("model name", "model", "stepping", "flags")
-    facts = [match[1] for key in keys if (match := re.search(rf"^{key}\s*: (.*)$", cpu, re.MULTILINE))]
-    digest = hashlib.sha256("\n".join([*facts, platform.machine()]).encode()).hexdigest()[:16]
+    """What the bits of a loss depend on apart from the code: processor, torch, number of threads."""
+    cpuinfo_path = Path("/proc/cpuinfo")
+    cpuinfo = cpuinfo_path.read_text() if cpuinfo_path.exists() else ""
+    facts = []
+    for key in ("model name", "model", "stepping", "flags"):
+        if match := re.search(rf"^{key}\s*: (.*)$", cpuinfo, re.MULTILINE):
+            facts.append(match[1])
+    facts.append(platform.machine())
+    digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
     return {"processor": digest, "torch": torch.__version__, "threads": torch.get_num_threads()}
 
 
-def run(*arguments: str) -> str:
-    """Run one command; return what it printed."""
-    done = subprocess.run([sys.executable, "-m", "babybert.cli", *arguments], capture_output=True, text=True)
+def pyarrow_version() -> str:
+    """The bytes of a Parquet file depend on it: the file names its writer."""
+    return importlib.metadata.version("pyarrow")
+
+
+def numba_cache(folder: Path) -> dict[str, str]:
+    """Variables that give the commands in a folder a new cache of compiled kernels.
+
+    The bits of a kernel also depend on the number of threads of the process that compiled it, so a cache that tests
+    with other settings have filled would make the losses differ.
+    """
+    return {"NUMBA_CACHE_DIR": str(folder / "numba")}
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Run one command in a folder and return its output. Raises RuntimeError if it fails."""
+    done = run_babybert(*arguments, cwd=folder, environment=numba_cache(folder), seconds=500)
     if done.returncode:
         raise RuntimeError(f"babybert {' '.join(arguments)}\n{done.stderr}")
     return done.stdout
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder, caches left out."""
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and ".cache" not in str(path.relative_to(folder))
-    )
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """SHA-256 of each file below a folder, by relative path. Caches are left out."""
+    result = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and ".cache" not in name:
+            result[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return result
 
 
-def record_prepare(folder: Path, imdb: str | None, wordpiece: str | None) -> dict[str, Any]:
-    """The digests of datasets. WordPiece is trained by a library whose ties differ, so its tokenizer is given."""
-    kinds: dict[str, list[str]] = {
-        "demo": [],
-        "demo-parquet": ["--format", "parquet"],
-        "demo-5-copies": ["--duplicates", "5", "--demo-documents", "50"],
-    }
-    if imdb:
-        (folder / "aclImdb.tar.gz").symlink_to(imdb)
-        for form in ("csv", "parquet"):
-            source = ["--corpus", "imdb", "--source", "aclImdb.tar.gz", "--limit", "2000", "--format", form]
-            kinds[f"imdb-{form}"] = source
-            if wordpiece:
-                kinds[f"imdb-wordpiece-{form}"] = [*source, "--tokenizer", wordpiece]
-    for name, flags in kinds.items():
-        run("prepare", "--out", name, *flags)
-    return {name: digests(folder / name) for name in kinds}
+def prepare(folder: Path, name: str) -> Path:
+    """Prepare one of the data sets in `folder`; those of IMDb read `aclImdb.tar.gz` there."""
+    run(folder, "prepare", "--out", name, *{**DATASETS, **IMDB_DATASETS}[name])
+    return folder / name
 
 
-def record_pretrain(folder: Path) -> dict[str, Any]:
-    """The losses of each step, from `metrics.jsonl`."""
-    found = {}
-    for name, flags in RUNS.items():
-        run(
-            "pretrain",
-            "--data",
-            "demo",
-            "--out",
-            f"runs/{name}",
-            "--max-steps",
-            str(STEPS),
-            "--log-every",
-            "1",
-            "--no-metrics",
-            "--device",
-            "cpu",
-            *flags,
-        )
-        lines = [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-        found[name] = [
-            [line["mlm_loss"], line["nsp_loss"], line.get("gradient_norm")]
-            for line in lines
-            if line["split"] in ("train", "validation")
-        ]
-    return found
+def pretrain(folder: Path, name: str) -> list[list[float | None]]:
+    """Run one of RUNS on `folder/demo`. Returns MLM loss, NSP loss and gradient norm of each line of metrics.jsonl."""
+    common = ["--max-steps", str(STEPS), "--log-every", "1", "--no-metrics", "--device", "cpu"]
+    run(folder, "pretrain", "--data", "demo", "--out", f"runs/{name}", *common, *RUNS[name])
+    losses = []
+    for text in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["split"] in ("train", "validation"):
+            losses.append([line["mlm_loss"], line["nsp_loss"], line.get("gradient_norm")])
+    return losses
 
 
-def record_http(folder: Path) -> list[Any]:
-    """Status and body of each request; the ports are free ones."""
-    run("archive", "--source", "runs/tiny", "--out", "model-store")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
-    command = [sys.executable, "-m", "babybert.cli", "serve", "model-store/babybert.mar", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
+def evaluate(folder: Path) -> dict[str, Any]:
+    """The scores of the run `tiny`."""
+    output = run(folder, "evaluate", "--checkpoint", "runs/tiny", "--data", "demo", "--json")
+    scores: dict[str, Any] = json.loads(output)
+    return scores
+
+
+def post(port: int, body: Any, headers: dict[str, str]) -> tuple[int, Any]:
+    """Send one request; `body` is sent as JSON unless it is bytes. Returns status and parsed answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    content = body if isinstance(body, bytes) else json.dumps(body)
     try:
-        if not any("POST" in line for line in process.stderr):
-            raise RuntimeError("the server did not start")
-        answers = []
-        for body, headers in REQUESTS:
-            connection = http.client.HTTPConnection("127.0.0.1", ports[0], timeout=60)
-            connection.request(
-                "POST", "/predictions/babybert", body if isinstance(body, bytes) else json.dumps(body), headers
-            )
-            answer = connection.getresponse()
-            answers.append([answer.status, json.loads(answer.read())])
-            connection.close()
-        return answers
+        connection.request("POST", "/predictions/babybert", content, headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def answers(folder: Path) -> list[list[Any]]:
+    """Serve the run `tiny` and send REQUESTS. Returns status and body of each answer."""
+    run(folder, "archive", "--source", "runs/tiny", "--out", "model-store")
+    ports = free_ports(3)
+    flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
+    command = babybert_command("serve", "model-store/babybert.mar", *flags)
+    environment = {**os.environ, **numba_cache(folder)}
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        wait_for_line(process, "POST", 120)
+        return [list(post(ports[0], body, headers)) for body, headers in REQUESTS]
     finally:
         process.terminate()
-        process.stderr.read()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
-def record(imdb: str | None = None, wordpiece: str | None = None) -> dict[str, Any]:
-    """All of it, in a temporary folder."""
-    here = Path.cwd()
+def record(imdb: str | None) -> dict[str, Any]:
+    """Everything, in a temporary folder. `imdb` names the public archive, or is None."""
     with tempfile.TemporaryDirectory() as name:
-        os.chdir(name)
-        try:
-            folder = Path(name)
-            return {
-                "machine": machine(),
-                "prepare": record_prepare(folder, imdb, wordpiece),
-                "pretrain": record_pretrain(folder),
-                "evaluate": json.loads(run("evaluate", "--checkpoint", "runs/tiny", "--data", "demo", "--json")),
-                "http": record_http(folder),
-            }
-        finally:
-            os.chdir(here)
+        folder = Path(name)
+        names = list(DATASETS)
+        if imdb:
+            (folder / "aclImdb.tar.gz").symlink_to(Path(imdb).resolve())
+            names += IMDB_DATASETS
+        datasets = {name: prepare(folder, name) for name in names}
+        return {
+            "machine": machine(),
+            "pyarrow": pyarrow_version(),
+            "prepare": {name: digests(path) for name, path in datasets.items()},
+            "datasets": {name: json.loads((path / "dataset.json").read_text()) for name, path in datasets.items()},
+            "pretrain": {name: pretrain(folder, name) for name in RUNS},
+            "evaluate": evaluate(folder),
+            "http": answers(folder),
+        }
+
+
+def main() -> None:
+    """Write goldens.json, or the file that the first argument names."""
+    out = Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDENS
+    goldens = record(os.environ.get("BABYBERT_IMDB"))
+    out.write_text(json.dumps(goldens, indent=1) + "\n", encoding="utf-8")
+    print(out)
 
 
 if __name__ == "__main__":
-    found = record(os.environ.get("BABYBERT_IMDB"), os.environ.get("BABYBERT_WORDPIECE"))
-    Path(sys.argv[1]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    main()

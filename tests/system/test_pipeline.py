@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import run_babybert, start_babybert
+from processes import babybert_output, start_babybert
 from served import ServedModel, serve_flags, serving
 
 
@@ -20,9 +20,9 @@ from served import ServedModel, serve_flags, serving
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the pipeline has run up to the archive."""
     folder = tmp_path_factory.mktemp("pipeline")
-    assert "generated reviews" in run_babybert("prepare", "--demo-documents=1500", folder=folder)
-    run_babybert("pretrain", "--epochs=24", "--metrics-port=0", "--device=cpu", folder=folder)
-    run_babybert("archive", folder=folder)
+    assert "generated reviews" in babybert_output("prepare", "--demo-documents=1500", cwd=folder)
+    babybert_output("pretrain", "--epochs=24", "--metrics-port=0", "--device=cpu", cwd=folder)
+    babybert_output("archive", cwd=folder)
     return folder
 
 
@@ -32,7 +32,7 @@ def server(folder: Path) -> Iterator[ServedModel]:
 
 
 def test_training_learned(folder: Path) -> None:
-    scores = json.loads(run_babybert("evaluate", "--json", folder=folder))
+    scores = json.loads(babybert_output("evaluate", "--json", cwd=folder))
     assert scores["mlm_loss"] < scores["mlm_unigram_loss"] - 2
     assert scores["mlm_top1"] > 0.4 > scores["mlm_unigram_top1"] + 0.2
 
@@ -46,7 +46,7 @@ def test_candidates_make_sense_and_are_those_of_the_command_line(folder: Path, s
     assert mask["candidates"][0]["token"] in western
     assert len(western & {c["token"] for c in mask["candidates"]}) >= 2
     assert mask["candidates"][0]["score"] > 0.1
-    local = json.loads(run_babybert("fill-mask", text, "--top-k=3", "--json", folder=folder))
+    local = json.loads(babybert_output("fill-mask", text, "--top-k=3", "--json", cwd=folder))
     (local_mask,) = local["masks"]
     assert [c["token"] for c in local_mask["candidates"]] == [c["token"] for c in mask["candidates"]]
     scores = [c["score"] for c in mask["candidates"]]
@@ -59,7 +59,7 @@ def test_next_sentence_is_that_of_the_command_line(folder: Path, server: ServedM
     assert reply.status == 200
     answer = reply.body
     assert set(answer) == {"is_next", "probability"}
-    local = json.loads(run_babybert("next-sentence", *pair, "--json", folder=folder))
+    local = json.loads(babybert_output("next-sentence", *pair, "--json", cwd=folder))
     assert answer["probability"] == pytest.approx(local["probability"], rel=1e-3)
     assert answer["is_next"] == (answer["probability"] >= 0.5)
 

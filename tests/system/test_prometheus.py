@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from processes import STOP_SECONDS, run_babybert
+from processes import STOP_SECONDS, babybert_output
 from served import wait_for
 
 from babybert.serving.torchserve import free_ports
@@ -112,7 +112,7 @@ def test_the_last_values_of_a_short_job_are_pushed(demo_folder: Path, tmp_path: 
     try:
         wait_for(lambda: get(f"http://127.0.0.1:{port}/-/ready"), 60)
         flags = ["--epochs=1", "--no-metrics", f"--pushgateway=127.0.0.1:{port}"]
-        run_babybert(*RUN, f"--data={demo_folder}", f"--out={tmp_path / 'short'}", *flags)
+        babybert_output(*RUN, f"--data={demo_folder}", f"--out={tmp_path / 'short'}", *flags)
         text = get(f"http://127.0.0.1:{port}/metrics")
         (line,) = [line for line in text.splitlines() if line.startswith("babybert_pretrain_progress_ratio")]
         assert 'run="short"' in line

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import S3, aws_variables
-from processes import run_babybert
+from processes import babybert_output
 from served import JSON, ServedModel, serving, wait_for
 
 from babybert.checkpoint.storage import S3Store
@@ -96,7 +96,7 @@ def archive(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("archive")
     sizes = ["--width=8", "--heads=2", "--feed-forward=16"]
     settings = ["--max-steps=2", "--no-metrics", "--device=cpu"]
-    run_babybert("pretrain", f"--data={demo_folder}", f"--out={folder / 'run'}", *settings, *sizes)
+    babybert_output("pretrain", f"--data={demo_folder}", f"--out={folder / 'run'}", *settings, *sizes)
     return write_archive(folder / "run" / "step-00000002", folder)
 
 
