@@ -137,8 +137,8 @@ def test_a_large_batch_goes_through_the_model_in_bounded_slices(
 
 
 def test_targets_have_their_scores_of_the_whole_softmax(predictor: Predictor) -> None:
-    (whole,) = predictor.fill_mask(["The [MASK] rides."], top_k=100)
-    scores = dict(zip(candidates(whole, "token"), candidates(whole, "score"), strict=True))
+    (all_words,) = predictor.fill_mask(["The [MASK] rides."], top_k=100)
+    scores = dict(zip(candidates(all_words, "token"), candidates(all_words, "score"), strict=True))
     words = list(scores)[3:9:2]
     targets = [*words, words[0].upper()]  # the same word twice, once the tokenizer has lower-cased it
     (answer,) = predictor.fill_mask(["The [MASK] rides."], targets=targets)

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +156,8 @@ def make_app(sources: PlaygroundSources, host: str) -> Starlette:
     ]
     if isinstance(backend, LocalBackend):
         routes += [
-            Route("/api/inside", _post(lambda body, kind: _inspect(backend, body, kind)), methods=["POST"]),
-            Route("/api/neighbours", _post(lambda body, kind: _nearest(backend, body, kind)), methods=["POST"]),
+            Route("/api/inside", _post(partial(_inspect, backend)), methods=["POST"]),
+            Route("/api/neighbours", _post(partial(_nearest, backend)), methods=["POST"]),
         ]
     if sources.run:
         run = sources.run

@@ -1,6 +1,6 @@
 """Write a checkpoint as a TorchServe archive (`babybert.mar`), and verify an archive before it is served.
 
-An archive holds all that a server needs beside TorchServe and the libraries: the weights, the tokenizer, the handler
+An archive holds all that a server needs besides TorchServe and the libraries: the weights, the tokenizer, the handler
 and the Python files of this package. TorchServe puts the unpacked archive first on the module path, so the version of
 the package on the server, if there is one, makes no difference. The whole package is packed, though a worker imports
 only a part of it: the rest costs a few hundred kilobytes on disk, and no list of modules has to be kept up to date.

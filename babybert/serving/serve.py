@@ -44,9 +44,8 @@ def serve(config: ServeConfig) -> int:
             time.sleep(POLL_SECONDS)
         if received_signals[0] == signal.SIGTERM:
             logger.info(
-                "SIGTERM: ending after %.0f s without a request, at the latest in %.0f s",
-                QUIET_SECONDS,
-                config.drain_seconds,
+                f"SIGTERM: ending after {QUIET_SECONDS:.0f} s without a request, "
+                f"at the latest in {config.drain_seconds:.0f} s"
             )
             server.drain(config.drain_seconds, hurry=lambda: len(received_signals) > 1)
     logger.info("stopped")
@@ -68,11 +67,8 @@ def _open_source(address: str, folder: Path) -> "tuple[Path, CheckpointSource | 
 
 def _log_addresses(config: ServeConfig, server: TorchServe) -> None:
     logger.info(
-        "serving %s, version %s: POST %s, metrics at %s; Ctrl-C stops it",
-        config.source,
-        server.served["version"],
-        server.predictions_url,
-        server.metrics_url,
+        f"serving {config.source}, version {server.served['version']}: POST {server.predictions_url}, "
+        f"metrics at {server.metrics_url}; Ctrl-C stops it"
     )
     if config.token_auth:
-        logger.info("each request needs 'Authorization: Bearer KEY'; the keys are in %s", server.key_file)
+        logger.info(f"each request needs 'Authorization: Bearer KEY'; the keys are in {server.key_file}")

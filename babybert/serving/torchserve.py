@@ -210,7 +210,7 @@ class TorchServe:
             if match := LOG_LEVEL.match(line):
                 level = match[1]
             if self._is_ready and level in ("WARN", "ERROR", "FATAL"):
-                logger.info("torchserve: %s", line.rstrip())  # the line has TorchServe's own level in it
+                logger.info(f"torchserve: {line.rstrip()}")  # the line names TorchServe's level
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_seconds

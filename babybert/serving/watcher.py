@@ -55,7 +55,7 @@ class CheckpointWatcher:
             self._last_warning = ""
         except UserError as error:
             if str(error) != self._last_warning:  # log a problem once, however often it is tried again
-                logger.warning("%s; still serving version %s", error, self._server.served["version"])
+                logger.warning(f"{error}; still serving version {self._server.served['version']}")
             self._last_warning = str(error)
 
     def _serve_newer_checkpoint(self) -> None:
@@ -82,7 +82,7 @@ class CheckpointWatcher:
             raise UserError(f"version {version} cannot be served: {reason}") from error
         server.served = served
         self._retiring.append((time.monotonic() + RETIRE_SECONDS, former_version))
-        logger.info("serving version %s in place of %s", version, former_version)
+        logger.info(f"serving version {version} in place of {former_version}")
 
     def _register(self, archive_name: str, version: str) -> None:
         """Load a version, wait for its workers, then send all new requests to it. Raises OSError, ValueError."""
