@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from common import TrainingStep, new_model, recipe_config, seconds_of, write_json
+from prometheus_client import CollectorRegistry
 
-from babybert.checkpoint.format import TrainState, checkpoint_name, load_model, restore, save_checkpoint
+from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
+from babybert.checkpoint.format import CheckpointState, checkpoint_name, load_model, load_optimizer, save_checkpoint
 from babybert.checkpoint.storage import S3Store
 from babybert.checkpoint.uploader import Uploader
 from babybert.data.dataset import open_dataset
 from babybert.data.loader import Loader
-from babybert.training.metrics import RunMetrics
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -94,17 +95,20 @@ def measure(data: Path, work: Path, repeat: int) -> dict[str, float]:
         return seconds_of(lambda: run_steps(5)) / 5
 
     run_steps(2)
-    facts = {"settings": config.as_json(), "data_digest": dataset.digest}
     times: defaultdict[str, list[float]] = defaultdict(list)
     config.out.mkdir()
     for step in range(1, repeat + 1):
         folder = config.out / checkpoint_name(step)
-        state = TrainState(step)
-        save = partial(save_checkpoint, config.out, state, bert, dataset.tokenizer, optimizer, facts)
+        state = CheckpointState(
+            step, 0, 0, 0.0, 0, dataset.tokenizer.digest, config.as_json(), dataset.digest, scores=None
+        )
+        save = partial(save_checkpoint, config.out, state, bert, dataset.tokenizer, optimizer)
         times["save"].append(seconds_of(save))
         times["upload"].append(seconds_of(partial(store.upload, folder)))
         times["download"].append(seconds_of(partial(store.download, step, work / "fetched")))
-        times["load"].append(seconds_of(partial(load_model, folder)) + seconds_of(partial(restore, folder, optimizer)))
+        times["load"].append(
+            seconds_of(partial(load_model, folder)) + seconds_of(partial(load_optimizer, folder, optimizer))
+        )
         times["step alone"].append(seconds_a_step())
         times["step during upload"].append(seconds_during_uploads(store, folder, seconds_a_step))
         store.prune(1)
@@ -137,7 +141,7 @@ def seconds_during_uploads(store: S3Store, folder: Path, measure_steps: Callable
 
 def _upload_repeatedly(store: S3Store, folder: Path, stop: threading.Event) -> None:
     """Upload with a run's uploader, so that every measured step has a concurrent upload."""
-    uploader = Uploader(store, 1, RunMetrics(), folder / "no-curve")
+    uploader = Uploader(store, 1, CheckpointMetrics(CollectorRegistry()), folder / "no-curve")
     while not stop.is_set():
         uploader.submit(folder)
         while uploader.in_use:

@@ -20,17 +20,20 @@ from babybert.data.loader import Batch, Loader
 from babybert.data.table import Examples
 from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
-from babybert.training.distributed import DistributedContext, backward
+from babybert.training.distributed import DistributedContext
 from babybert.training.lr_schedule import learning_rate
-from babybert.training.train import load_or_create, make_loader, make_optimizer
+from babybert.training.optimizer import make_optimizer
+from babybert.training.setup import make_loader
+from babybert.training.setup import new_model as initial_model
+from babybert.training.step import forward_backward
 
 CPU = torch.device("cpu")
 
 
 def recipe_config(data: Path, **overrides: Any) -> PretrainConfig:
     """The configuration of `babybert pretrain`: the preset's recipe, and `overrides` on top of it."""
-    given = {"data": data, "metrics": False, "device": "cpu", **overrides}
-    return PretrainConfig(**{**PretrainConfig.implied(given), **given})
+    settings: dict[str, Any] = {"data": data, "metrics": False, "device": "cpu", **overrides}
+    return PretrainConfig(**settings)
 
 
 def preset_config(data: Path, preset: str, **overrides: Any) -> PretrainConfig:
@@ -45,7 +48,8 @@ def preset_config(data: Path, preset: str, **overrides: Any) -> PretrainConfig:
 
 def new_model(config: PretrainConfig, dataset: Dataset) -> BabyBert:
     """A model with initial weights, as `babybert pretrain` creates it."""
-    return load_or_create(config, dataset, dataset.token_counts(), None).set_kernels(config.kernels)
+    bert = initial_model(config, config.sizes(dataset.tokenizer.size), dataset.token_counts())
+    return bert.set_kernels(config.kernels)
 
 
 def training_loader(config: PretrainConfig, dataset: Dataset, train: Examples | None = None) -> Loader:
@@ -81,7 +85,7 @@ class TrainingStep:
         return cls(bert, PretrainingModel(bert), make_optimizer(bert, config), context, config)
 
     def __call__(self, batch: Batch) -> None:
-        backward(self.model, batch, self.context, self.config.accumulate)
+        forward_backward(self.model, batch, self.context, self.config.accumulate)
         nn.utils.clip_grad_norm_(self.bert.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

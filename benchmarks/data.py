@@ -34,8 +34,8 @@ from common import TrainingStep, new_model, preset_config, seconds_of, write_jso
 from data_peers import hugging_face_loader, reference_loader, reference_prepare
 
 from babybert.config import PrepareConfig
+from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
-from babybert.corpus.readers import open_corpus
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.tokenizer import Tokenizer
@@ -179,7 +179,7 @@ def measure_loading(archive: str, work: Path, repeat: int) -> dict[str, float]:
     dataset = open_dataset(prepared)
     train = dataset.examples("train")
     static = Loader(train, BATCH_SIZE, 0)
-    dynamic = Loader(train, BATCH_SIZE, 0, remask=DynamicMasking(dataset.tokenizer.size, 0))
+    dynamic = Loader(train, BATCH_SIZE, 0, masking=DynamicMasking(dataset.tokenizer.size, 0))
     loaders: dict[str, tuple[Callable[[], Iterator[Any]], int]] = {  # and the number of batches to time
         "ours, static masks": (lambda: static.epoch(1), 400),
         "ours, dynamic masks": (lambda: dynamic.epoch(1), 400),

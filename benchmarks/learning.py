@@ -25,7 +25,7 @@ from timed_training import Clock, Curve, curve_point, evaluator, first_held_out,
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.loader import Batch, collate, ordered_batches
 from babybert.data.table import Examples
-from babybert.evaluation.scores import Scores, baselines
+from babybert.evaluation.scores import Scores, baseline_scores
 from babybert.figures import open_pyplot, save_figure
 from babybert.model.loss import nsp_loss
 
@@ -195,7 +195,7 @@ def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
         mlm_reciprocal_rank=float((1 / (1 + rank_N)).mean()),
         nsp_loss=nsp_sum / len(held_out),
         nsp_accuracy=nsp_correct / len(held_out),
-        **baselines(held_out, counts_V),
+        **baseline_scores(held_out, counts_V),
     )
 
 

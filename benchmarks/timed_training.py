@@ -20,7 +20,7 @@ from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch
 from babybert.data.table import Examples
-from babybert.evaluation.scores import Scores, evaluate
+from babybert.evaluation.scores import Scores, evaluate_held_out
 from babybert.model.bert import BabyBert
 
 EVALUATION_BATCH_SIZE = 64
@@ -79,7 +79,7 @@ def train_for(
 def evaluator(bert: BabyBert, dataset: Dataset, held_out: Examples) -> Callable[[], Scores]:
     """A function that scores `bert` on `held_out`."""
     counts_V = dataset.token_counts()
-    return lambda: evaluate(bert, held_out, counts_V, EVALUATION_BATCH_SIZE, CPU)
+    return lambda: evaluate_held_out(bert, held_out, counts_V, EVALUATION_BATCH_SIZE, CPU)
 
 
 def run_steps(

@@ -27,7 +27,7 @@ from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.bigram_baseline import targets_of
-from babybert.evaluation.report import bigram_answers
+from babybert.evaluation.report import bigram_losses_and_ranks
 from babybert.figures import open_pyplot, save_figure
 
 WIDTHS = (10, 32, 64, 128, 256)
@@ -50,7 +50,9 @@ def main() -> None:
     losses_by_rank = fit_by_rank(dataset, options.words)
     held_out = first_held_out(dataset, options.pairs)
     curves = {width: train_width(width, dataset, held_out, options) for width in WIDTHS}
-    bigram_losses_N, _ = bigram_answers(dataset.examples("train"), dataset.token_counts(), targets_of(held_out))
+    bigram_losses_N, _ = bigram_losses_and_ranks(
+        dataset.examples("train"), dataset.token_counts(), targets_of(held_out)
+    )
     result: dict[str, Any] = {
         "curves": curves,
         "unigram": unigram_loss(curves[10]),

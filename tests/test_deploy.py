@@ -211,9 +211,9 @@ def test_an_unknown_setting_is_refused() -> None:
 
 def test_every_babybert_variable_exists() -> None:
     known = {
-        f"BABYBERT_{command}_{field.name}".upper().replace("-", "_")
+        f"BABYBERT_{name}_{field.name}".upper().replace("-", "_")
         for name, command in COMMANDS.items()
-        for field in dataclasses.fields(kind)
+        for field in dataclasses.fields(command.config_class)
     }
     known |= {"BABYBERT_MODEL_URI", "BABYBERT_S3_TIMEOUT"}
     assert "BABYBERT_S3_TIMEOUT" in (ROOT / "babybert/s3.py").read_text()

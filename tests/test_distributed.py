@@ -1,19 +1,31 @@
+"""Several processes, several replicas and micro-batches: each trains what one process does."""
+
+import copy
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
+from processes import COMMAND_SECONDS, ChildProcess, babybert_command
 
-from babybert.checkpoint.format import load_model, newest_valid
-from babybert.data.loader import Loader
-from babybert.model.loss import PretrainingModel
-from babybert.training.distributed import DistributedContext, backward
-from babybert.training.train import load_or_create, pretrain
+from babybert.checkpoint.format import checkpoint_step, find_checkpoint, load_model
+from babybert.config import PretrainConfig
+from babybert.data.dataset import Dataset
+from babybert.data.loader import Batch, Loader
+from babybert.model.bert import BabyBert
+from babybert.model.loss import LossSums, PretrainingModel
+from babybert.training.distributed import DistributedContext
+from babybert.training.setup import new_model
+from babybert.training.step import forward_backward
+from babybert.training.train import pretrain
 
+Small = Callable[..., PretrainConfig]
 TORCHRUN = [
     sys.executable,
     "-m",
@@ -23,105 +35,146 @@ TORCHRUN = [
     "--rdzv-backend=c10d",
     "--rdzv-endpoint=127.0.0.1:0",
 ]
+FLAGS = ("data", "out", "width", "heads", "layers", "feed_forward", "batch_size", "device", "log_every", "epochs", "lr")
+CPU = DistributedContext("single", torch.device("cpu"), bf16=False)
 
 
-def flags(config):
-    names = (
-        "data",
-        "out",
-        "width",
-        "heads",
-        "layers",
-        "feed_forward",
-        "batch_size",
-        "device",
-        "log_every",
-        "epochs",
-        "lr",
-        "accumulate",
-        "dropout",
-    )
-    given = [
-        f"--{name.replace('_', '-')}={getattr(config, name)}" for name in names if getattr(config, name) is not None
-    ]
-    return ["-m", "babybert.cli", "pretrain", "--preset=tiny", "--no-metrics", *given]
+def torchrun_command(config: PretrainConfig) -> list[str]:
+    """`babybert pretrain` with these settings in two processes."""
+    names = [*FLAGS, "accumulate", "dropout"]
+    values = {name: getattr(config, name) for name in names}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+    return [*TORCHRUN, *babybert_command("pretrain", "--preset=tiny", "--no-metrics", *flags)[1:]]
 
 
-def torchrun(config):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*TORCHRUN, *flags(config)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def logged_mlm_losses(run: Path) -> list[float]:
+    text = (run / "metrics.jsonl").read_text()
+    return [float(value) for value in re.findall(r'"mlm_loss": ([\d.]+)', text)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_what_one_does(small, tmp_path, accumulate):
-    """The same global batches, the last with one pair only: one process has nothing in it. No dropout: it differs by process."""
+def test_two_processes_train_what_one_does(small: Small, tmp_path: Path, accumulate: int) -> None:
+    """The same global batches. The last one has a single pair, so one rank has nothing to learn from.
+
+    There is no dropout: it differs by rank.
+    """
     settings = {"batch_size": 73, "epochs": 2, "lr": 1e-3, "accumulate": accumulate, "log_every": 1}
-    alone = pretrain(small(out=tmp_path / "one", **settings))
+    single = pretrain(small(out=tmp_path / "one", **settings))
+    assert single is not None
     config = small(out=tmp_path / "two", **settings)
-    job = torchrun(config)
-    output, _ = job.communicate(timeout=180)
-    assert job.returncode == 0, output
-    assert "in 2 processes" in output
-    assert output.count("held-out MLM") == 2  # one process speaks for both
-    one, other = load_model(alone.checkpoint)[0].state_dict(), load_model(newest_valid(config.out))[0].state_dict()
-    assert newest_valid(config.out).name == alone.checkpoint.name
-    for name, tensor in one.items():
-        if name.endswith(
-            "in_proj_bias"
-        ):  # the keys' bias has no influence: its gradient is rounding, which Adam scales up
+    job = subprocess.run(
+        torchrun_command(config),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+    assert job.returncode == 0, job.stderr
+    assert "in 2 processes" in job.stderr
+    assert job.stderr.count("held-out MLM") == 2  # only rank 0 logs
+    newest = find_checkpoint(config.out)
+    assert newest.name == single.checkpoint.name
+    expected, weights = (load_model(folder)[0].state_dict() for folder in (single.checkpoint, newest))
+    for name, tensor in expected.items():
+        if name.endswith("in_proj_bias"):
+            # The keys' bias has no influence on the loss: its gradient is rounding, which Adam scales up.
             width = len(tensor) // 3
-            tensor[width : 2 * width] = other[name][width : 2 * width]
-        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
-    said = [
-        re.findall(r'"mlm_loss": ([\d.]+)', (tmp_path / run / "metrics.jsonl").read_text()) for run in ("one", "two")
-    ]
-    assert [float(x) for x in said[1]] == pytest.approx([float(x) for x in said[0]], abs=1e-4)
+            tensor[width : 2 * width] = weights[name][width : 2 * width]
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5)
+    assert logged_mlm_losses(tmp_path / "two") == pytest.approx(logged_mlm_losses(tmp_path / "one"), abs=1e-4)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8, 100])
-def test_parts_of_a_step_have_the_gradient_of_the_whole(small, demo, parts):
-    """Sums over the counts of the whole: parts with few chosen words weigh little."""
-    bert = load_or_create(small(), demo, demo.token_counts(), None)
-    model, parallel = PretrainingModel(bert), DistributedContext("single", torch.device("cpu"), bf16=False)
-    batch = next(Loader(demo.examples("train"), 11, 0).epoch(0))
-    whole = backward(model, batch, parallel)
-    expected = {name: parameter.grad.clone() for name, parameter in bert.named_parameters()}
+@pytest.fixture
+def bert(small: Small, demo: Dataset) -> BabyBert:
+    """A small model, without dropout."""
+    config = small()
+    return new_model(config, config.sizes(demo.tokenizer.size), demo.token_counts())
+
+
+@pytest.fixture
+def batch(demo: Dataset) -> Batch:
+    """Eleven pairs."""
+    return next(Loader(demo.examples("train"), 11, 0).epoch(0))
+
+
+def gradients(bert: BabyBert) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in bert.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_sums(actual: LossSums, expected: LossSums) -> None:
+    for field in fields(LossSums):
+        torch.testing.assert_close(getattr(actual, field.name), getattr(expected, field.name))
+
+
+@pytest.mark.parametrize("micro_batches", [2, 3, 8, 100])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(bert: BabyBert, batch: Batch, micro_batches: int) -> None:
+    """Sums are divided by the counts of the whole batch: micro-batches with few masked tokens weigh little."""
+    model = PretrainingModel(bert)
+    expected_sums = forward_backward(model, batch, CPU)
+    expected = gradients(bert)
     bert.zero_grad()
-    totals = backward(model, batch, parallel, parts)
-    for name, parameter in bert.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
-    for name, value in vars(whole).items():
-        torch.testing.assert_close(getattr(totals, name), value)
+    sums = forward_backward(model, batch, CPU, micro_batches)
+    torch.testing.assert_close(gradients(bert), expected, rtol=1e-4, atol=1e-6)
+    assert_same_sums(sums, expected_sums)
+
+
+class TwoReplicas(torch.nn.Module):
+    """What `DataParallel` does on two GPUs: scatter along the first dimension, replicate, run, gather by concatenation.
+
+    Gradients of the replicas are added to the original's parameters, as its broadcast does in the backward pass.
+    """
+
+    def __init__(self, model: PretrainingModel) -> None:
+        super().__init__()
+        self.model = model
+        self.replicas = [copy.deepcopy(model) for _ in range(2)]
+
+    def forward(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+        chunks = zip(*(tensor.chunk(2) for tensor in tensors), strict=True)
+        outputs = [replica(*chunk) for replica, chunk in zip(self.replicas, chunks, strict=True)]
+        return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}
+
+    def reduce_gradients(self) -> None:
+        for parameter, *copies in zip(*(m.parameters() for m in (self.model, *self.replicas)), strict=True):
+            parameter.grad = torch.stack([each.grad for each in copies if each.grad is not None]).sum(0)
+
+
+def test_data_parallel_replicas_have_the_gradient_of_one_model(bert: BabyBert, batch: Batch) -> None:
+    """Eleven pairs are scattered unevenly, as six and five."""
+    model = PretrainingModel(bert)
+    expected_sums = forward_backward(model, batch, CPU)
+    expected = gradients(bert)
+    bert.zero_grad()
+    replicas = TwoReplicas(model)
+    sums = forward_backward(replicas, batch, CPU)
+    replicas.reduce_gradients()
+    torch.testing.assert_close(gradients(bert), expected, rtol=1e-4, atol=1e-6)
+    assert_same_sums(sums, expected_sums)
 
 
 @pytest.mark.slow
-def test_processes_stop_together_and_one_goes_on_from_there(small, tmp_path):
+def test_processes_stop_together_and_one_process_resumes(small: Small, tmp_path: Path) -> None:
     config = small(out=tmp_path / "run", epochs=2000)
-    job = torchrun(config)
-    deadline = time.monotonic() + 120
-    while newest_whole_quietly(config.out) is None:
-        assert time.monotonic() < deadline
-        assert job.poll() is None, job.stdout.read()
-        time.sleep(0.2)
-    job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=120)
-    assert "saving a checkpoint" in output
-    stopped = newest_valid(config.out)
-    again = pretrain(small(out=tmp_path / "run", max_steps=int(stopped.name[5:]) + 3, epochs=2000))
-    assert int(again.checkpoint.name[5:]) == int(stopped.name[5:]) + 3
+    job = ChildProcess(torchrun_command(config), environment={"OMP_NUM_THREADS": "1"})
+    try:
+        job.wait_for_line("held-out MLM")
+        job.send_signal(signal.SIGTERM)
+        job.wait(COMMAND_SECONDS)
+    finally:
+        job.kill()
+    assert "saving a checkpoint" in job.output
+    stopped = checkpoint_step(find_checkpoint(config.out))
+    resumed = pretrain(small(out=tmp_path / "run", max_steps=stopped + 3, epochs=2000))
+    assert resumed is not None
+    assert checkpoint_step(resumed.checkpoint) == stopped + 3
 
 
-def newest_whole_quietly(run):
-    return next(iter(run.glob("step-*/manifest.json")), None)
-
-
-def test_steps_have_seeds_of_their_own():
-    def drawn(seed, step, rank):
+def test_every_step_and_rank_has_its_own_seed() -> None:
+    def draw(seed: int, step: int, rank: int) -> tuple[float, ...]:
         DistributedContext("single", torch.device("cpu"), False, rank).seed_step(seed, step)
-        return torch.rand(3).tolist()
+        return tuple(torch.rand(3).tolist())
 
-    assert drawn(0, 5, 0) == drawn(0, 5, 0)
-    assert len({tuple(drawn(seed, step, rank)) for seed in (0, 1) for step in (0, 1, 256) for rank in (0, 1)}) == 12
+    assert draw(0, 5, 0) == draw(0, 5, 0)
+    draws = {draw(seed, step, rank) for seed in (0, 1) for step in (0, 1, 256) for rank in (0, 1)}
+    assert len(draws) == 12

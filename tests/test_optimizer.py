@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_the_optimizer_equals_pytorchs_to_the_bit_also_after_a_resume(name: str)
     torch.manual_seed(0)
     ours, theirs = torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)
     theirs.load_state_dict(ours.state_dict())
-    settings = {"lr": 0.1, "weight_decay": 0.2, "fused": True}
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "fused": True}
     one = EagerAdam(ours.parameters(), decoupled_weight_decay=name == "AdamW", **settings)
     other = getattr(torch.optim, name)(theirs.parameters(), **settings)
     for step in range(4):

@@ -66,7 +66,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_143(
 
 
 def limit_file_size(size: int) -> Callable[[], None]:
-    """A limit on the size of files stands in for a full disk: writing fails at the same place in the same way."""
+    """A limit on the size of files, which stands in for a full disk: writing fails in the same way."""
     return functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
 
 

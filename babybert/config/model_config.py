@@ -30,7 +30,7 @@ class ModelConfig:
 PRESETS: dict[str, dict[str, Any]] = {
     # The reference's sizes.
     "baby": {"width": 10, "layers": 2, "heads": 2, "feed_forward": 2048},
-    # Learns the demo corpus in a minute and a half on two cores. With dropout 0.1 it does not learn NSP in eight epochs.
+    # Learns the demo in a minute and a half on two cores. With dropout 0.1 it does not learn NSP in eight epochs.
     "tiny": {"width": 64, "layers": 2, "heads": 4, "feed_forward": 128, "dropout": 0.0},
     # Useful on real text, at ten minutes an epoch of IMDB on two cores. Made for WordPiece, whose vocabulary is small.
     "mini": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 512, "dropout": 0.0},

@@ -27,7 +27,7 @@ class PrepareConfig:
     )
     limit: int | None = option(
         None,
-        "use at most this many documents, for a quick try: the first ones (imdb is sorted by rating: evenly spaced ones)",
+        "use at most this many documents, for a quick try: the first ones (imdb, sorted by rating: evenly spaced ones)",
     )
     demo_documents: int = option(4000, "demo: reviews to generate; enough for a tiny model to learn NSP")
     skip_bad_rows: bool = option(False, "count and skip rows and files that cannot be read; the default is to stop")

@@ -65,7 +65,7 @@ class RunHistory:
             return read_run(Path(self.address))
         with tempfile.TemporaryDirectory() as folder:
             metrics = Path(folder) / "metrics.jsonl"
-            self._store.get_metrics(metrics)
+            self._store.download_metrics(metrics)
             if not metrics.exists():
                 raise DataError(f"{self.address}: has no metrics.jsonl yet; a run uploads it with its first checkpoint")
             return read_run(Path(folder))

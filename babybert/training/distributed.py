@@ -77,7 +77,7 @@ class DistributedContext:
         self.broadcast_object(None)
 
     def seed_step(self, seed: int, step: int) -> None:
-        """Make the dropout of a step a function of (seed, step, rank, GPU), so that a resume restores no random state."""
+        """Make a step's dropout a function of (seed, step, rank, GPU), so that a resume restores no random state."""
         torch.manual_seed(_mix_seeds(seed, step, self.rank, 0))
         if self.strategy == "dp":
             for gpu in range(torch.cuda.device_count()):

@@ -1,7 +1,7 @@
 """The learning rate of each step: linear warm-up, then linear decay to zero (Devlin et al., 2019, appendix A.2).
 
-Alternatives after the warm-up: a cosine decay to zero (Loshchilov and Hutter, 2017), or no decay. The rate is a function
-of the step and has no state, so a resume has nothing to restore.
+Alternatives after the warm-up are a cosine decay to zero (Loshchilov and Hutter, 2017) and no decay. The rate is a
+function of the step and has no state, so a resume has nothing to restore.
 """
 
 import math

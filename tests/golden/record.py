@@ -17,10 +17,9 @@ import hashlib
 import http.client
 import importlib.metadata
 import json
-import os
 import platform
 import re
-import subprocess
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this file also runs as a script
-from processes import babybert_command, run_babybert, wait_for_line
+from processes import run_babybert, start_babybert
 
 from babybert.serving.torchserve import free_ports
 
@@ -164,15 +163,13 @@ def answers(folder: Path) -> list[list[Any]]:
     run(folder, "archive", "--source", "runs/tiny", "--out", "model-store")
     ports = free_ports(3)
     flags = [f"--{name}-port={port}" for name, port in zip(("inference", "management", "metrics"), ports, strict=True)]
-    command = babybert_command("serve", "model-store/babybert.mar", *flags)
-    environment = {**os.environ, **numba_cache(folder)}
-    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
+    server = start_babybert("serve", "model-store/babybert.mar", *flags, folder=folder, environment=numba_cache(folder))
     try:
-        wait_for_line(process, "POST", 120)
+        server.wait_for_line("POST")
         return [list(post(ports[0], body, headers)) for body, headers in REQUESTS]
     finally:
-        process.terminate()
-        process.communicate(timeout=60)
+        server.send_signal(signal.SIGTERM)
+        server.wait()
 
 
 def record(imdb: str | None) -> dict[str, Any]:
