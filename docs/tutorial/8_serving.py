@@ -50,9 +50,9 @@ print(*(name for name in names if "/" not in name), sep="\n")
 # %% [markdown]
 # ## A server and two requests
 #
-# TorchServe runs in Java and starts a Python process that loads the model, the *worker*. `TorchServe` starts both on free
-# ports and waits until the worker is ready. (On the command line: `babybert serve runs/demo`.) A request is a POST
-# with JSON.
+# TorchServe runs in Java and starts a Python process that loads the model, the *worker*. `TorchServe` starts both on
+# free ports and waits until the worker is ready. (On the command line: `babybert serve runs/demo`.) A request is a
+# POST with JSON.
 
 
 # %%

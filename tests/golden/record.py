@@ -17,6 +17,7 @@ import hashlib
 import http.client
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import signal
