@@ -58,7 +58,8 @@ Work = Callable[[], Tensor]
 
 def compare(title: str, kernel: Work, plain: Work, repeat: int) -> None:
     """Print the median milliseconds of both, which run in turns; the first turn, which compiles, is not counted."""
-    kernel_times, torch_times = [], []
+    kernel_times: list[float] = []
+    torch_times: list[float] = []
     for turn in range(repeat + 1):
         for work, times in ((kernel, kernel_times), (plain, torch_times)):
             begin = time.perf_counter()
