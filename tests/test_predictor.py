@@ -4,7 +4,7 @@ import torch
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.model import inference as answers
+from babybert.model import plain_ops
 from babybert.model.bert import BabyBert
 from babybert.serving import predictor as module
 from babybert.serving.predictor import Predictor, Work
@@ -91,7 +91,7 @@ def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
     whole = predictor.answer(items)
     shapes = []
     monkeypatch.setattr(module, "SLICE_POSITIONS", 50)
-    monkeypatch.setattr(answers, "SLICE_MASKS", 3)
+    monkeypatch.setattr(plain_ops, "MASKS_PER_SLICE", 3)
     hidden_at, decoder = predictor.model.hidden_at, predictor.model.mlm_decoder
     monkeypatch.setattr(
         predictor.model,
