@@ -1,1 +1,1 @@
-"""The network, its two objectives, and the folder it is saved in."""
+"""The network, its two objectives, and the operations that have several implementations."""

@@ -1,7 +1,7 @@
 """The network: a post-norm Transformer encoder with one head for each objective, module for module the reference's.
 
-Its modules are PyTorch's layers. At the reference's sizes 97 % of the 3,177,689 parameters are two tables of 147,161 x
-10: the token embedding and the MLM decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
+Its modules are PyTorch's layers. At the reference's sizes 97 % of the 3,177,689 parameters are in two tables of 147,161
+x 10, the token embedding and the MLM decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
 
 Shapes: B pairs, T positions, D width, V vocabulary, N packed tokens or masked positions, M query positions.
 """
