@@ -29,6 +29,7 @@ from babybert.data.tokenizer import Tokenizer
 pytest_plugins = ["served"]  # the TorchServe that the system tests share
 
 TESTS = Path(__file__).parent
+SYSTEM_SECONDS = 1200
 SYSTEM_FOLDERS = (TESTS / "system", TESTS / "web")
 
 SMALL = {
@@ -45,10 +46,11 @@ SMALL = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test below tests/system and tests/web as a system test."""
+    """Mark every test below tests/system and tests/web as a system test, which may take longer than the others."""
     for item in items:
         if any(folder in item.path.parents for folder in SYSTEM_FOLDERS):
             item.add_marker(pytest.mark.system)
+            item.add_marker(pytest.mark.timeout(SYSTEM_SECONDS))
 
 
 @pytest.fixture(autouse=True)

@@ -41,9 +41,9 @@ def run_babybert(
     )
 
 
-def babybert_output(*arguments: str, cwd: Path | None = None) -> str:
+def babybert_output(*arguments: str, cwd: Path | None = None, seconds: float = COMMAND_SECONDS) -> str:
     """Run `babybert ARGUMENTS`, check that it succeeds, and return its standard output."""
-    done = run_babybert(*arguments, cwd=cwd)
+    done = run_babybert(*arguments, cwd=cwd, seconds=seconds)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -93,7 +93,7 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> Iterator[Prometheus]:
     """A Prometheus while a job trains with a store, and a server of an early checkpoint answers requests."""
-    program = str(need("prometheus", "on Debian: apt-get install prometheus"))
+    program = need("prometheus", "on Debian: apt-get install prometheus")
     folder = tmp_path_factory.mktemp("dashboards")
     prepare(PrepareConfig(out=folder / "data", demo_documents=2000 if PICTURES else 80))
     metrics_port, inference_port, management_port, serving_port = free_ports(4)
