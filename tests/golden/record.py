@@ -96,10 +96,10 @@ def pyarrow_version() -> str:
 
 
 def numba_cache(folder: Path) -> dict[str, str]:
-    """Variables that give the commands in a folder a new cache of compiled kernels.
+    """Variables that give the commands in a folder their own cache of compiled kernels.
 
-    The bits of a kernel also depend on the number of threads of the process that compiled it, so a cache that tests
-    with other settings have filled would make the losses differ.
+    A process that compiles a kernel computes other low bits than one that loads it from the cache, so the state of the
+    cache must be the same in each recording.
     """
     return {"NUMBA_CACHE_DIR": str(folder / "numba")}
 
@@ -130,8 +130,9 @@ def prepare(folder: Path, name: str) -> Path:
 
 def pretrain(folder: Path, name: str) -> list[list[float | None]]:
     """Run one of RUNS on `folder/demo`. Returns MLM loss, NSP loss and gradient norm of each line of metrics.jsonl."""
-    common = ["--max-steps", str(STEPS), "--log-every", "1", "--no-metrics", "--device", "cpu"]
-    run(folder, "pretrain", "--data", "demo", "--out", f"runs/{name}", *common, *RUNS[name])
+    command = ["pretrain", "--data", "demo", "--log-every", "1", "--no-metrics", "--device", "cpu", *RUNS[name]]
+    run(folder, *command, "--out", f"warm-up/{name}", "--max-steps", "1")  # compiles the kernels, see numba_cache
+    run(folder, *command, "--out", f"runs/{name}", "--max-steps", str(STEPS))
     losses = []
     for text in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
