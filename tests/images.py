@@ -287,7 +287,7 @@ MISSING = {"AWS_ACCESS_KEY_ID": "no", "AWS_SECRET_ACCESS_KEY": "no"}
         (SERVE, [], 2, "BABYBERT_MODEL_URI"),
         (SERVE, [{"BABYBERT_MODEL_URI": "/models/none"}], 3, "/models/none"),
         (SERVE, [{"BABYBERT_MODEL_URI": "s3://no-such-bucket/run"}], 3, "no such object or bucket"),
-        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/none"}], 3, "no whole checkpoint there"),
+        (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/none"}], 3, "no valid checkpoint there"),
         (SERVE, [{"BABYBERT_MODEL_URI": "s3://{bucket}/run", **MISSING}], 2, "access denied"),
     ],
     ids=lambda value: "-".join(str(part) for part in value)[:60] if isinstance(value, list) else None,

@@ -55,10 +55,10 @@ def test_bad_data_is_3(capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_
     assert "no dataset.json" in fails(
         capsys, 3, "pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--no-metrics"
     )
-    assert "no whole checkpoint" in fails(
+    assert "no valid checkpoint" in fails(
         capsys, 3, "evaluate", "--checkpoint", str(tmp_path), "--data", str(demo_folder)
     )
-    assert "no whole checkpoint" in fails(capsys, 3, "fill-mask", "a [MASK]", "--checkpoint", str(tmp_path))
+    assert "no valid checkpoint" in fails(capsys, 3, "fill-mask", "a [MASK]", "--checkpoint", str(tmp_path))
     assert "no such file" in fails(capsys, 3, "serve", str(tmp_path / "x.mar"))
 
 

@@ -107,5 +107,5 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert main(["explain", A, B]) == 0
     assert "MLM loss" in capsys.readouterr().out
     assert main(["explain", A, B, "--checkpoint", str(tmp_path)]) == 3
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no valid checkpoint" in capsys.readouterr().err
     assert main(["explain", "", B]) == 2

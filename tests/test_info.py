@@ -92,7 +92,7 @@ def test_it_checks_what_it_shows(demo: Dataset, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "no such file"), ("x.md", "not a dataset, run"), ("", "no whole checkpoint")]
+    ("name", "message"), [("nowhere", "no such file"), ("x.md", "not a dataset, run"), ("", "no valid checkpoint")]
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "x.md").write_text("hello")

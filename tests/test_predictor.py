@@ -102,37 +102,38 @@ def test_answers_do_not_depend_on_the_batch_and_an_invalid_item_affects_no_other
         predictor.fill_mask(["word " * 60 + "[MASK]"])
 
 
-def test_a_large_batch_goes_through_in_bounded_slices(predictor, monkeypatch):
-    items = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)] + [
-        NextSentence("a " * 9, "b")
-    ] * 5
-    whole = predictor.answer(items)
-    shapes = []
-    monkeypatch.setattr(module, "SLICE_POSITIONS", 50)
+def test_a_large_batch_goes_through_the_model_in_bounded_slices(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [FillMask(f"{'the ' * (i % 7)}[MASK] {'[MASK]' * (i % 3)}", top_k=1 + i % 4) for i in range(30)]
+    items: Sequence[Item] = [*texts, *[NextSentence("a " * 9, "b")] * 5]
+    expected_answers = predictor.predict(items)
+    padded_positions: list[int] = []
+    decoded_masks: list[int] = []
+    hidden_at = predictor.model.hidden_at
+    decode = predictor.model.mlm_decoder.forward
+
+    def record_pass(ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor) -> Tensor:
+        padded_positions.append(ids_BT.numel())
+        return hidden_at(ids_BT, segments_BT, query_M)
+
+    def record_decoding(hidden_ND: Tensor) -> Tensor:
+        decoded_masks.append(len(hidden_ND))
+        return decode(hidden_ND)
+
+    monkeypatch.setattr(predictor_module, "MAX_BATCH_POSITIONS", 50)
     monkeypatch.setattr(plain_ops, "MASKS_PER_SLICE", 3)
-    hidden_at, decoder = predictor.model.hidden_at, predictor.model.mlm_decoder
-    monkeypatch.setattr(
-        predictor.model,
-        "hidden_at",
-        lambda ids, segments, asked: shapes.append(ids.shape) or hidden_at(ids, segments, asked),
-    )
-    monkeypatch.setattr(decoder, "forward", lambda h, forward=decoder.forward: shapes.append((len(h), 0)) or forward(h))
-    work = Work()
-    for found, expected in zip(predictor.answer(items, work), whole, strict=True):
-        if "probability" in expected:
-            assert found["probability"] == pytest.approx(expected["probability"], abs=1e-6)
-        else:
-            for one, other in zip(found["masks"], expected["masks"], strict=True):
-                assert one["position"] == other["position"]
-                assert [c["score"] for c in one["candidates"]] == pytest.approx(
-                    [c["score"] for c in other["candidates"]], abs=1e-6
-                )
-    passes = [shape for shape in shapes if shape[1]]
-    assert len(passes) > 4
-    assert max(b * t for b, t in passes) <= 50
-    assert max(n for n, zero in shapes if not zero) == 3
-    assert work.masks == sum(len(answer.get("masks", ())) for answer in whole)
-    assert work.tokens == sum(len(predictor.tokenizer.encode(item.text)) + 2 for item in items[:30]) + 5 * (9 + 1 + 3)
+    monkeypatch.setattr(predictor.model, "hidden_at", record_pass)
+    monkeypatch.setattr(predictor.model.mlm_decoder, "forward", record_decoding)
+    stats = BatchStats()
+    for answer, expected in zip(predictor.predict(items, stats), expected_answers, strict=True):
+        assert_close(answer, expected)
+    assert len(padded_positions) > 4
+    assert max(padded_positions) <= 50
+    assert max(decoded_masks) == 3
+    assert stats.masks == sum(len(answer.get("masks", ())) for answer in expected_answers)
+    text_tokens = sum(len(predictor.tokenizer.encode(item.text)) + 2 for item in texts)
+    assert stats.tokens == text_tokens + 5 * (9 + 1 + 3)
 
 
 def test_targets_have_their_scores_of_the_whole_softmax(predictor: Predictor) -> None:

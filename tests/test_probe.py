@@ -116,7 +116,7 @@ def test_bad_inputs(
         assert main(["probe", *flags]) == code
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert "no whole checkpoint" in fails(3, "--checkpoint", str(tmp_path))
+    assert "no valid checkpoint" in fails(3, "--checkpoint", str(tmp_path))
     assert "no such file" in fails(3, "--checkpoint", run, "--source", str(tmp_path / "x.tar.gz"))
     (tmp_path / "plain.txt").write_text("a text", encoding="utf-8")
     assert "not IMDB's reviews" in fails(3, "--checkpoint", run, "--source", str(tmp_path))

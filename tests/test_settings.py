@@ -156,7 +156,7 @@ def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
         ({"source": ("a",)}, "--corpus demo takes no --source"),
         ({"corpus": "table", "source": ("a",)}, "--corpus table needs --validation-source"),
         ({"corpus": "table", "source": ("a",), "validation_source": ("b",)}, "--corpus table needs --tokenizer"),
-        ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is of --corpus table"),
+        ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is for --corpus table"),
         ({"tokenizer": Path("t"), "train_tokenizer": True}, "exclude each other"),
         ({"vocab_size": 5}, "vocab_size is 5"),
         ({"max_positions": 513}, "max_positions is 513"),

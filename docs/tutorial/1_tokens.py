@@ -117,7 +117,7 @@ assert np.isclose(unigram_entropy(counts), -(counts / counts.sum() * np.log(coun
 
 # %% [markdown]
 # **In the package:** [`BasicEnglishTokenizer`](../../babybert/data/basic_english.py),
-# [`Tokenizer`](../../babybert/data/tokenizer.py), [`open_corpus`](../../babybert/corpus/readers.py),
+# [`Tokenizer`](../../babybert/data/tokenizer.py), [`open_corpus`](../../babybert/corpus/documents.py),
 # [`unigram_entropy`](../../babybert/data/dataset.py).
 #
 # Next: [2. Pairs](2_pairs.md)

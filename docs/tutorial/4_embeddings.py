@@ -26,8 +26,9 @@ print(*segments.tolist())
 
 # %% [markdown]
 # The model is new, so its weights are random. Its sizes are those of the reference model
-# ([`PRESETS`](../../babybert/config.py)): the width D, the number of values in a vector, is 10. Nearly all parameters
-# are in two tables with one row for each token: the token embeddings and the MLM decoder (chapter 6).
+# ([`PRESETS`](../../babybert/config/model_config.py)): the width D, the number of values in a vector, is 10.
+# Nearly all parameters are in two tables with one row for each token: the token embeddings and the MLM decoder
+# (chapter 6).
 
 # %%
 total = sum(parameter.numel() for parameter in model.parameters())

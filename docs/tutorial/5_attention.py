@@ -115,8 +115,8 @@ tutorial.show_file(png)
 # The model is untrained, so these patterns come from random matrices and mean nothing. They only show where
 # information can flow. Training decides what flows there, and chapter 7 draws the same plot for a trained model.
 #
-# **In the package:** [`EncoderLayer`](../../babybert/model/layer.py), [`attention`](../../babybert/model/layer.py),
-# [`feed_forward`](../../babybert/model/layer.py), [`BabyBert.forward`](../../babybert/model/bert.py), and for the
+# **In the package:** [`EncoderLayer`](../../babybert/model/layer.py), [`attention`](../../babybert/model/ops.py),
+# [`feed_forward`](../../babybert/model/ops.py), [`BabyBert.forward`](../../babybert/model/bert.py), and for the
 # plot [`attention_weights`](../../babybert/evaluation/look.py) and
 # [`plot_attention`](../../babybert/evaluation/report_figures.py).
 #

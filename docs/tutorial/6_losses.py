@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 import tutorial
-from babybert.model.mlm_head import mlm_head_token_losses
 
 from babybert.config import model_config
 from babybert.data.loader import ordered_batches
@@ -19,6 +18,7 @@ from babybert.data.tokenizer import FIRST_ORDINARY
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
+from babybert.model.ops import mlm_head_token_losses
 
 # %% [markdown]
 # ## Cross entropy of three words
@@ -171,7 +171,7 @@ tutorial.show(figure, "6_losses")
 #
 # **In the package:** [`mlm_loss`](../../babybert/model/loss.py), [`nsp_loss`](../../babybert/model/loss.py),
 # [`PretrainingModel`](../../babybert/model/loss.py), [`LossSums`](../../babybert/model/loss.py),
-# [`plain_head_loss`](../../babybert/model/mlm_head.py) and its faster versions in the same file,
+# [`mlm_head_loss`](../../babybert/model/plain_ops.py) and its faster versions in the same file,
 # [`unigram_log_probs`](../../babybert/evaluation/scores.py), [`explain`](../../babybert/evaluation/explain.py).
 #
 # Next: [7. Training](7_training.md)

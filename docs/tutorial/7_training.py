@@ -23,7 +23,8 @@ from babybert.evaluation.report_figures import plot_attention
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
 from babybert.serving.predictor import Predictor
-from babybert.training.train import load_or_create, make_optimizer
+from babybert.training.optimizer import make_optimizer
+from babybert.training.setup import new_model
 
 dataset = tutorial.open_data()
 tokenizer = dataset.tokenizer
@@ -38,9 +39,9 @@ tokenizer = dataset.tokenizer
 # %%
 config = PretrainConfig(data=dataset.folder, preset="baby", lr=1e-3)
 torch.manual_seed(0)
-bert = load_or_create(config, dataset, dataset.token_counts(), None).eval()  # eval mode: no dropout, so losses compare
+bert = new_model(config, config.sizes(tokenizer.size), dataset.token_counts())
 model, optimizer = PretrainingModel(bert), make_optimizer(bert, config)
-batch = next(Loader(dataset.examples("train"), 64, seed=0, remask=DynamicMasking(tokenizer.size, seed=0)).epoch(0))
+batch = next(Loader(dataset.examples("train"), 64, seed=0, masking=DynamicMasking(tokenizer.size, seed=0)).epoch(0))
 
 before = LossSums.of(model(*batch)).loss
 before.backward()
@@ -187,9 +188,9 @@ tutorial.show_file(png)
 
 # %% [markdown]
 # **In the package:** [`pretrain`](../../babybert/training/train.py), [`Loader`](../../babybert/data/loader.py),
-# [`make_optimizer`](../../babybert/training/train.py), [`learning_rate`](../../babybert/training/lr_schedule.py),
-# [`evaluate`](../../babybert/evaluation/scores.py), [`CheckpointManager`](../../babybert/checkpoint/manager.py),
-# [`fill_ins`](../../babybert/evaluation/look.py), [`neighbours`](../../babybert/evaluation/look.py). `babybert look`
+# [`make_optimizer`](../../babybert/training/optimizer.py), [`learning_rate`](../../babybert/training/lr_schedule.py),
+# [`evaluate_held_out`](../../babybert/evaluation/scores.py),
+# [`CheckpointManager`](../../babybert/checkpoint/manager.py), [`fill_ins`](../../babybert/evaluation/look.py), [`neighbours`](../../babybert/evaluation/look.py). `babybert look`
 # prints more fill-ins and neighbours, `babybert plot` draws the curves of whole runs, and `babybert evaluate`
 # measures with confidence intervals.
 #
