@@ -125,7 +125,7 @@ def count_events(output: str, exit_code: int, counts: collections.Counter[str]) 
     """Count what one process reported."""
     counts[f"exit_{exit_code}"] += 1
     counts["resumed"] += "resuming from" in output
-    counts["fallbacks"] += output.count("passing over")
+    counts["fallbacks"] += output.count("skipping")
     counts["waited_for_a_lease"] += output.count("waiting up to")
     counts["corrupt_loads"] += "Traceback" in output or exit_code == 3
     if exit_code not in (0, 143, -signal.SIGKILL):
