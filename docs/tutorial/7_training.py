@@ -190,8 +190,8 @@ tutorial.show_file(png)
 # **In the package:** [`pretrain`](../../babybert/training/train.py), [`Loader`](../../babybert/data/loader.py),
 # [`make_optimizer`](../../babybert/training/optimizer.py), [`learning_rate`](../../babybert/training/lr_schedule.py),
 # [`evaluate_held_out`](../../babybert/evaluation/scores.py),
-# [`CheckpointManager`](../../babybert/checkpoint/manager.py), [`fill_ins`](../../babybert/evaluation/look.py), [`neighbours`](../../babybert/evaluation/look.py). `babybert look`
-# prints more fill-ins and neighbours, `babybert plot` draws the curves of whole runs, and `babybert evaluate`
-# measures with confidence intervals.
+# [`CheckpointManager`](../../babybert/checkpoint/manager.py), [`fill_ins`](../../babybert/evaluation/look.py),
+# [`neighbours`](../../babybert/evaluation/look.py). `babybert look` prints more fill-ins and neighbours,
+# `babybert plot` draws the curves of whole runs, and `babybert evaluate` measures with confidence intervals.
 #
 # Next: [8. Serving](8_serving.md)

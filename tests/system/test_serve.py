@@ -154,7 +154,7 @@ def test_after_sigterm_it_serves_until_there_are_no_more_requests(archive: Path)
         with LoadGenerator(server.inference_port, 4).running() as load:
             time.sleep(1)
             server.child.send_signal(signal.SIGTERM)
-            time.sleep(3)  # other clients may go on for a while after SIGTERM
+            time.sleep(3)  # other clients may continue for a while after SIGTERM
             assert server.child.is_running
         assert load.statuses() == {200}, load.answers
         ended = time.monotonic()
