@@ -153,7 +153,7 @@ def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"corpus": "csv"}, "--corpus csv needs --source"),
-        ({"source": ("a",)}, "--corpus demo takes no --source"),
+        ({"source": ("a",)}, "--corpus demo does not support --source"),
         ({"corpus": "table", "source": ("a",)}, "--corpus table needs --validation-source"),
         ({"corpus": "table", "source": ("a",), "validation_source": ("b",)}, "--corpus table needs --tokenizer"),
         ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is for --corpus table"),

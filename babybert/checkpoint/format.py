@@ -199,7 +199,7 @@ def _written_atomically(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         partial.rename(target)
         _flush_to_disk(run)
-    # safetensors and torch.save wrap the error of a full disk in errors of their own.
+    # safetensors and torch.save raise their own error types when the disk is full.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise StorageError(

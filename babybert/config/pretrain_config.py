@@ -55,7 +55,7 @@ class DataOptions:
     masked_share: float = option(0.15, "share of tokens masked by --masking dynamic; evaluation always masks 15 %")
     bucketing: bool = recipe_option(True, "batch pairs of similar length together: little padding")
     resident: Literal["auto", "always", "never"] = option(
-        "auto", "keep the data on the training device; auto: on a GPU, if it fits beside the model"
+        "auto", "keep the data on the training device; auto: on a GPU, if it fits next to the model"
     )
     validation_pairs: int = option(2000, "held-out pairs scored after each epoch; `babybert evaluate` scores all")
     seed: int = option(0, "seed of the weights, dropout, masks and the order of pairs")
