@@ -34,6 +34,7 @@ def configure_logging() -> None:
     """Send messages of level INFO and above to standard error. Calling it again changes nothing."""
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # some libraries, such as TorchServe's archiver, give the root logger a handler
     if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
         handler = _StderrHandler()
         handler.setFormatter(_PlainFormatter())

@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     """Let `caplog` see the project's messages of level INFO."""
+    logging.getLogger("babybert").propagate = True  # a command that ran in an earlier test has turned it off
     caplog.set_level(logging.INFO, logger="babybert")
 
 

@@ -1,6 +1,7 @@
 """Exit codes and messages: one line on standard error and no traceback."""
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,3 +114,15 @@ def test_help_has_every_default(capsys: pytest.CaptureFixture[str], command: str
 def test_preparing_data_does_not_import_torch() -> None:
     code = "import sys, babybert.cli, babybert.data.prepare; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_messages_are_logged_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A library may give the root logger a handler, as TorchServe's archiver does when it is imported."""
+    (tmp_path / "step-00000001").mkdir()
+    handler = logging.StreamHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        assert main(["evaluate", f"--checkpoint={tmp_path}"]) == 3
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr().err.count("skipping") == 1
