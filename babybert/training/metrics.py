@@ -38,7 +38,7 @@ SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class RunMetrics:
-    """The metrics of one run, in a registry of its own."""
+    """The metrics of one run, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -92,7 +92,7 @@ class RunMetrics:
             total.labels(str(gpu)).set(torch.cuda.get_device_properties(gpu).total_memory)
 
     def serve(self, host: str, port: int | None) -> int:
-        """Serve http://host:port/metrics from a thread of its own; returns the port.
+        """Serve http://host:port/metrics from a background thread; returns the port.
 
         Without a port, 9109 is used, or a free port if it is taken: two runs on one machine must not disturb each other
         if nobody asked for a port. Raises UsageError if the port cannot be used.
