@@ -167,6 +167,7 @@ def save_checkpoint(
     with _written_atomically(target) as partial:
         save_model(partial, model, tokenizer)
         torch.save({"optimizer": optimizer.state_dict()}, partial / TRAINING)
+        # `format` comes first, for a person who opens the file.
         state_json = {"format": state.format, **{key: value for key, value in vars(state).items() if key != "format"}}
         (partial / STATE).write_text(json.dumps(state_json, indent=2) + "\n", encoding="utf-8")
         entries = {name: FileEntry((partial / name).stat().st_size, sha256(partial / name)) for name in FILES}
@@ -199,7 +200,7 @@ def _written_atomically(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         partial.rename(target)
         _flush_to_disk(run)
-    # safetensors and torch.save wrap the error of a full disk in errors of their own.
+    # On a full disk, safetensors raises SafetensorError and torch.save raises RuntimeError.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise StorageError(
