@@ -28,7 +28,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Give `parser` one flag for each field of `config_class`, with the field's reason as its help.
 
-    The fields of each base class form a group of their own in the help text.
+    The fields of each base class form one group in the help text.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings below each command's name")
     types_by_name = typing.get_type_hints(config_class)
@@ -105,7 +105,7 @@ def _split_variable(text: str, value_type: Any) -> str | list[str]:
     """A variable's text, as a list where several values are expected."""
     if value_type != STRINGS:
         return text
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _convert(value: Any, value_type: Any, where: str) -> Any:

@@ -11,7 +11,7 @@ CHECKPOINT_HELP = "a run (its newest valid checkpoint) or one checkpoint"
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a checkpoint on held-out pairs, beside chance and the unigram, bigram and word-overlap baselines."""
+    """Score a checkpoint on held-out pairs, next to chance and the unigram, bigram and word-overlap baselines."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     data: Path = option(Path("data/demo"), "folder that `babybert prepare` wrote")
@@ -28,7 +28,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Classify labelled documents with a linear probe on frozen states, beside bag-of-words and an untrained model."""
+    """Classify labelled documents with a linear probe on frozen states, next to a bag of words and an untrained model."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     corpus: Literal["imdb", "csv"] = option(
