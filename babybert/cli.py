@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"babybert {arguments.command}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`babybert ... | head`), which is no error. Python flushes standard output once
-        # more at exit, which would raise again: send that to /dev/null.
+        # The reader of our output is gone (`babybert ... | head`), which is no error. At exit Python flushes standard
+        # output once more, which would raise again: send that to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

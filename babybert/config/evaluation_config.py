@@ -28,7 +28,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Classify labelled documents with a linear probe on frozen states, next to a bag of words and an untrained model."""
+    """Classify labelled documents with a linear probe on frozen states, next to bag-of-words and an untrained model."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     corpus: Literal["imdb", "csv"] = option(

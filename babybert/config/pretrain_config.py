@@ -81,7 +81,7 @@ class OptimizerOptions:
         "adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words"
     )
     lr: float = recipe_option(
-        5e-3, "peak learning rate, for tiny; baby and mini have others. The reference's 5e-5 hardly moves a model this small"
+        5e-3, "peak learning rate; other presets set another. The reference's 5e-5 hardly moves a model this small"
     )
     decoder_lr_factor: float = recipe_option(1.0, "learning rate of the MLM decoder's rows relative to the layers'")
     embedding_lr_factor: float = recipe_option(
