@@ -107,7 +107,7 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
         writer.facts.update(documents=documents, tokens=spool.tokens)
         logger.info(f"{documents:,} documents, {spool.tokens:,} tokens, vocabulary {tokenizer.size:,}")
         for split_index, split in enumerate(SPLITS):
-            held_out = split == "validation"
+            held_out = split == "validation"  # the spool keeps its counts by this flag
             statistics = SplitStatistics(tokenizer.size, documents=spool.documents[held_out])
             blocks = spool.blocks(held_out, final_ids)
             with Progress(f"write {split}", spool.tokens_of[held_out], "tokens") as progress:
