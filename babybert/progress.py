@@ -69,7 +69,7 @@ class Progress:
         return (self._done - self._done_at_start) / max(time.monotonic() - self._start_time, 1e-9)
 
     def advance(self, units: int = 1, values: Mapping[str, float] | None = None) -> None:
-        """Move on by `units`. `values`, such as the loss, are shown beside the rate until new ones replace them."""
+        """Move on by `units`. `values`, such as the loss, are shown next to the rate until new ones replace them."""
         self._done += units
         self._values.update(values or {})
         now = time.monotonic()
@@ -111,8 +111,3 @@ class Progress:
 
     def _format_amount(self, units: float) -> str:
         return f"{units / 1e6:,.1f} MB" if self.unit == "bytes" else f"{units:,.0f} {self.unit}"
-
-
-def say(text: str) -> None:
-    """Log one line (use a module's own logger instead)."""
-    logger.info(text)

@@ -255,6 +255,12 @@ def _mix(hash_N: torch.Tensor) -> torch.Tensor:
     return hash_N ^ (hash_N >> 16)
 
 
+def gradient(x: torch.Tensor) -> torch.Tensor:
+    """The gradient of a leaf after a backward pass."""
+    assert x.grad is not None
+    return x.grad
+
+
 def dropout_mask(rows: int, columns: int, dropout_p: float, seed_2: torch.Tensor) -> torch.Tensor:
     """The entries that the kernels' dropout keeps, (rows, columns).
 

@@ -115,8 +115,9 @@ def test_compiled_top_tokens_are_the_plain_ones(threads: int, width: int) -> Non
     plain = InferenceModel(small(width))
     assert compiled.uses_compiled_kernels
     assert not plain.uses_compiled_kernels
-    for result, expected in zip(top_tokens(compiled), top_tokens(plain), strict=True):
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+    results, expected = top_tokens(compiled), top_tokens(plain)
+    for name in TopTokens._fields:
+        np.testing.assert_allclose(getattr(results, name), getattr(expected, name), rtol=0, atol=1e-6)
     for model in (compiled, plain):
         (scores,), (ids,), target_scores = top_tokens(model, targets=False)
         assert len(scores) == len(ids) == 1
@@ -134,7 +135,7 @@ def test_unsupported_models_run_in_pytorch() -> None:
     huge, broken = small(), small()
     with torch.no_grad():
         huge.mlm_decoder.bias[3] = 2 * LARGEST_WEIGHT
-        broken.mlm_transform[0].weight[0, 0] = torch.nan
+        broken.get_parameter("mlm_transform.0.weight")[0, 0] = torch.nan
     for model in (huge, broken, small(width=2 * WIDEST), small(vocabulary=SMALLEST_VOCABULARY - 1)):
         assert not InferenceModel(model, compiled=True).uses_compiled_kernels
     assert np.isnan(top_tokens(InferenceModel(broken, compiled=True)).scores_NK).all()

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,14 @@ def test_kernels_are_made_once_for_each_width_and_without_a_cache_where_there_is
     assert made == [(3, True), (7, True), (7, False)]
 
 
+def maker(kernel: Kernel) -> Callable[[int, bool], tuple[Any]]:
+    return lambda width, cache: (kernel,)
+
+
 def test_a_full_disk_is_ignored_and_other_errors_are_not() -> None:
     for failures in (0, 1):
         kernel = Kernel(failures)
-        compile_kernels(lambda width, cache, kernel=kernel: (kernel,))(0)[0](5)
+        compile_kernels(maker(kernel))(0)[0](5)
         assert kernel.calls == [5] * (failures + 1)
     with pytest.raises(OSError, match="No space left"):
-        compile_kernels(lambda width, cache: (Kernel(2),))(0)[0](5)
+        compile_kernels(maker(Kernel(2)))(0)[0](5)

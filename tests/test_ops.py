@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ def test_head_value_and_gradients_equal_a_float64_reference(
         else:
             loss = F.cross_entropy(hidden @ weight.T + bias, targets, reduction="sum")
         loss.backward()
-        results.append([loss.detach(), hidden.grad, weight.grad, bias.grad])
+        results.append([loss.detach(), gradient(hidden), gradient(weight), gradient(bias)])
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-4 * scale)
 
@@ -95,7 +97,7 @@ def test_rows_without_a_target_take_no_part_whatever_the_chunk(
         head = ops.mlm_head_loss(hidden[rows], weight, bias, targets[rows], True, choice)
         (0.3 * head.loss_sum).backward()
         assert head.rank_N is not None
-        return [head.loss_sum.detach(), head.positions, hidden.grad, weight.grad, bias.grad], head.rank_N
+        return [head.loss_sum.detach(), head.positions, gradient(hidden), gradient(weight), gradient(bias)], head.rank_N
 
     all_rows, all_ranks = results(torch.ones(7, dtype=torch.bool), kernels)
     target_rows, target_ranks = results(has_target, "plain")
@@ -213,7 +215,7 @@ def test_triton_without_a_gpu_or_triton_is_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UsageError, match="--kernels triton: no GPU is visible to PyTorch; use --kernels auto"):
         bert.set_kernels("triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="--kernels triton: Triton is not installed"):
         bert.set_kernels("triton")
     assert bert.kernels == "auto"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from babybert.config import PrepareConfig, PretrainConfig
+from babybert.config import PRESETS, PrepareConfig, PretrainConfig
 from babybert.config.command_line import add_flags, load_config
 from babybert.errors import UsageError
 
@@ -64,6 +64,15 @@ def test_a_preset_sets_its_recipe_and_explicit_settings_override_it() -> None:
         1e-8,
         None,
     )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", ["default", "reference"])
+def test_settings_from_python_are_those_of_the_command_line(preset: str, recipe: Any) -> None:
+    from_flags = pretrain_settings(f"--preset={preset}", f"--recipe={recipe}", "--weight-decay=0.5")
+    assert PretrainConfig(preset=preset, recipe=recipe, weight_decay=0.5) == from_flags
+    assert PretrainConfig(recipe="reference") == pretrain_settings("--recipe=reference")
+    assert "UNSET" not in repr(from_flags)
 
 
 def test_booleans_and_optional_values() -> None:
@@ -153,7 +162,7 @@ def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"corpus": "csv"}, "--corpus csv needs --source"),
-        ({"source": ("a",)}, "--corpus demo takes no --source"),
+        ({"source": ("a",)}, "--corpus demo does not support --source"),
         ({"corpus": "table", "source": ("a",)}, "--corpus table needs --validation-source"),
         ({"corpus": "table", "source": ("a",), "validation_source": ("b",)}, "--corpus table needs --tokenizer"),
         ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is for --corpus table"),

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
+from sklearn.metrics import roc_auc_score
 
 from babybert.evaluation.statistics import auc_of, bootstrap, calibration_bins, calibration_error_of, mean_of
 

@@ -137,7 +137,7 @@ def test_checkpoint_every_counts_steps_or_minutes(small: Small, tmp_path: Path) 
     assert len(list_checkpoints(config.out)) == 28
 
 
-def test_the_best_is_kept_beside_the_newest(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_kept_in_addition_to_the_newest(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
 
     def evaluate_with_loss(*arguments: Any) -> Scores:
@@ -276,7 +276,7 @@ def test_pairs_longer_than_the_model_takes_are_refused(small: Small, tmp_path: P
     facts = json.loads((tmp_path / "long" / "dataset.json").read_text())
     facts["validation"]["longest"] = 600
     (tmp_path / "long" / "dataset.json").write_text(json.dumps(facts))
-    with pytest.raises(DataError, match="has a pair of 600 tokens; the model takes at most 512"):
+    with pytest.raises(DataError, match="has a pair of 600 tokens; the model supports at most 512"):
         pretrain(small(data=tmp_path / "long"))
 
 

@@ -27,18 +27,20 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 
 from babybert.config import ModelConfig
-from babybert.data.dataset import Dataset
 from babybert.data.digest import sha256
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError
 from babybert.model.bert import BabyBert
+
+if TYPE_CHECKING:
+    from babybert.data.dataset import Dataset  # reads tables, which a server does not need
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +202,7 @@ def _written_atomically(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         partial.rename(target)
         _flush_to_disk(run)
-    # On a full disk, safetensors raises SafetensorError and torch.save raises RuntimeError.
+    # safetensors and torch.save raise their own error types when the disk is full.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise StorageError(
@@ -317,7 +319,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
         ) from error
 
 
-def check_same_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: Dataset) -> None:
+def check_same_vocabulary(folder: Path, tokenizer: Tokenizer, dataset: "Dataset") -> None:
     """Raise DataError if the checkpoint in `folder` was trained with another vocabulary than the data's."""
     if tokenizer.digest != dataset.tokenizer.digest:
         raise DataError(

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the curve of a run, one JSON object per line, next to its checkpoints.
+"""`metrics.jsonl`: the curve of a run, one JSON object per line, in the folder of its checkpoints.
 
 Lines are only ever appended. When a run resumes from a checkpoint, a line with `"split": "resume"` says from which
 step. Lines of later steps that were written before it no longer count, because those steps are done again.

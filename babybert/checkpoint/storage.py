@@ -2,7 +2,7 @@
 
 Below `s3://bucket/prefix/`:
 
-    step-00001234/<attempt>/...    the files of a local checkpoint; each upload gets a new attempt id
+    step-00001234/<attempt>/...    the files of a local checkpoint; each upload has a new attempt id
     step-00001234/manifest.json    the manifest with the attempt id; put last, it makes the checkpoint exist
     metrics.jsonl                  the run's curve so far
     lease.json                     who may write here; see `lease.py`

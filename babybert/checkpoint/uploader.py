@@ -1,4 +1,4 @@
-"""Uploads checkpoints in the background, one at a time, and retries until the server takes them.
+"""Uploads checkpoints in the background, one at a time, and retries until the server accepts them.
 
 Training never waits for an upload. If a newer checkpoint arrives while an older one is waiting, the older one is not
 uploaded any more: the newer one replaces it. The uploader stops for good when the lease of the store is lost.

@@ -28,7 +28,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
     """Give `parser` one flag for each field of `config_class`, with the field's reason as its help.
 
-    The fields of each base class form one group in the help text.
+    The fields of each base class form a separate group in the help text.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings below each command's name")
     types_by_name = typing.get_type_hints(config_class)

@@ -81,7 +81,7 @@ class PrepareConfig:
         require(self.corpus in ("demo", "imdb") or bool(self.source), f"--corpus {self.corpus} needs --source")
         require(
             self.corpus != "demo" or not self.source,
-            "--corpus demo takes no --source; name the kind of your files with --corpus",
+            "--corpus demo does not support --source; name the kind of your files with --corpus",
         )
         if self.corpus == "table":
             require(

@@ -96,7 +96,8 @@ def encode(model: BabyBert, tokenizer: Tokenizer, text: str) -> tuple[Tensor, Te
     length, limit = ids_1T.shape[1], model.config.max_positions
     if length > limit:
         raise UsageError(
-            f"the text is {length} tokens long, [CLS] and [SEP] included; the model takes at most {limit}: shorten it"
+            f"the text is {length} tokens long, [CLS] and [SEP] included; "
+            f"the model supports at most {limit}: shorten it"
         )
     return ids_1T, torch.ones_like(ids_1T)
 

@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
-    """`nn.TransformerEncoderLayer`, post-norm and batch first, with a `forward_packed` in addition to its `forward`."""
+    """`nn.TransformerEncoderLayer`, post-norm and batch first, with `forward_packed` in addition to `forward`."""
 
     kernels: ops.Kernels = "auto"
     compiled_feed_forward: Callable[[Tensor], Tensor] | None = None  # set by `InferenceModel`

@@ -2,7 +2,7 @@
 
 The command line, the playground and the TorchServe handler all use the `Predictor`. A batch may mix texts and pairs:
 they are padded together and share one forward pass. Only `[MASK]` positions are compared with the vocabulary, all
-masks of a batch at once. Memory is bounded for any input: a forward pass takes at most MAX_BATCH_POSITIONS padded
+masks of a batch at once. Memory is bounded for any input: a forward pass has at most MAX_BATCH_POSITIONS padded
 positions, unless a single item is longer than that.
 
 Shapes: B items, T positions, D width, M query positions, N masks, P pairs, X targets.

@@ -3,8 +3,8 @@
 Embedding tables and matrices decay; biases and norms do not, unless asked for. Decaying the decoder's bias would undo,
 step by step, the word frequencies that it starts from.
 
-The MLM decoder has a separate epsilon. Adam divides a gradient by its typical size (Kingma and Ba, 2015, algorithm 1),
-so with an epsilon near 0 a row moves by a whole learning rate each step, however small its gradient is. The rows of
+The MLM decoder has a separate epsilon. Adam divides a gradient by its typical size (Kingma and Ba, 2015, algorithm
+1), so with an epsilon near 0 a row moves by a whole learning rate each step, however small its gradient is. The rows of
 rare words have gradients around 1e-7, which are noise. An epsilon above that size leaves these rows where they are. The
 decoder's rows and the token embeddings also have separate learning rates, as factors of the scheduled rate.
 """

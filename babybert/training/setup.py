@@ -142,7 +142,7 @@ def _check_pair_lengths(config: PretrainConfig, dataset: Dataset, sizes: ModelCo
     longest = max(dataset.facts[split]["longest"] for split in SPLITS)
     if longest > sizes.max_positions:
         raise DataError(
-            f"{config.data}: has a pair of {longest} tokens; the model takes at most {sizes.max_positions}: "
+            f"{config.data}: has a pair of {longest} tokens; the model supports at most {sizes.max_positions}: "
             "prepare the data with shorter pairs"
         )
 

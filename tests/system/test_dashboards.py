@@ -121,7 +121,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, s3_endpoint: str) -> It
 
 
 def start_training(folder: Path, s3_endpoint: str, metrics_port: int) -> "subprocess.Popen[bytes]":
-    """A training job with metrics and a store, which goes on until it is stopped."""
+    """A training job with metrics and a store, which runs until it is stopped."""
     import boto3
     from conftest import aws_variables
 

@@ -157,7 +157,7 @@ def _head_sums(
 class TritonHeadLoss(torch.autograd.Function):
     """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (or an empty tensor).
 
-    Rows whose target is -1 are passed over: loss 0, rank 0, no gradient.
+    Rows whose target is -1 are skipped: loss 0, rank 0, no gradient.
     """
 
     @staticmethod
