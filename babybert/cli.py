@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_positional_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
     settings = {field.name for field in dataclasses.fields(command.config_class)}
     for name, help_text in command.arguments.items():
-        if name in settings:  # a setting that may be given without its flag
+        if name in settings:  # a setting that may be given without its flag; if it is not, the flag's value stays
             parser.add_argument(name, help=help_text, nargs="?", default=argparse.SUPPRESS)
         else:
             parser.add_argument(name, help=help_text, nargs=NUMBER_OF_VALUES.get(name))
@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"babybert {arguments.command}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`babybert ... | head`): this is no error, and nobody reads a message.
+        # The reader of our output is gone (`babybert ... | head`), which is no error. At exit Python flushes standard
+        # output once more, which would raise again: send that to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

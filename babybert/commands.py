@@ -70,7 +70,7 @@ def run_pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
     print(f"checkpoint: {result.checkpoint}")
     if result.stopped_by:
         print("stopped before the end; the same command continues from here")
-        return 128 + result.stopped_by
+        return 128 + result.stopped_by  # as shells report a signal: 143 for SIGTERM, 130 for SIGINT
     if result.scores:
         print(format_scores(result.scores))
     return 0
@@ -175,7 +175,10 @@ def run_info(config: InfoConfig, arguments: argparse.Namespace) -> int:
 
     if config.ops:
         operations = describe_ops()
-        print(json.dumps(operations, indent=2) if config.json else format_ops(operations))
+        if config.json:
+            print_json(operations)
+        else:
+            print(format_ops(operations))
         return 0
     if arguments.path is None:
         raise UsageError("give a path, or --ops; see `babybert info --help`")

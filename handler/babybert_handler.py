@@ -1,6 +1,6 @@
 """The TorchServe handler: JSON in, `babybert.serving`, JSON out.
 
-TorchServe hands over a batch of requests, whatever their method or content type. Each request gets its own response:
+TorchServe hands over a batch of requests, whatever their method or content type. Each request gets one response:
 an invalid one is answered with 400, 415 or 500 and `{"error": "..."}`, and does not affect the others. The items of all
 requests of a batch go through the model together.
 

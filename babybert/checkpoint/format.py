@@ -169,6 +169,7 @@ def save_checkpoint(
     with _written_atomically(target) as partial:
         save_model(partial, model, tokenizer)
         torch.save({"optimizer": optimizer.state_dict()}, partial / TRAINING)
+        # `format` comes first, for a person who opens the file.
         state_json = {"format": state.format, **{key: value for key, value in vars(state).items() if key != "format"}}
         (partial / STATE).write_text(json.dumps(state_json, indent=2) + "\n", encoding="utf-8")
         entries = {name: FileEntry((partial / name).stat().st_size, sha256(partial / name)) for name in FILES}

@@ -2,8 +2,8 @@
 
 `lease.json` names the owner. It is created only if it does not exist, and replaced only if it has not changed (RFC
 9110, If-None-Match and If-Match), so of several jobs exactly one gets it. A thread renews it. A lease that is not
-renewed for as long as it lasts may be taken over. The taker watches it for that time itself, so clocks that disagree
-do no harm.
+renewed for as long as it lasts may be taken over. The new owner watches it for that time, so clocks that disagree do
+no harm.
 
 An owner that was suspended for longer than the lease lasts has lost it without knowing. Therefore `S3Store` asks
 `require_held` before every write and delete (fencing). Between that answer and the write lies the time of one request:
@@ -27,7 +27,7 @@ from babybert.s3 import s3_errors
 logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-# What S3 and its imitations answer when a condition does not hold.
+# What S3 and compatible servers answer when a condition does not hold.
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey")
 
 
@@ -209,6 +209,6 @@ def _is_dead_process_of_this_host(content: dict[str, Any]) -> bool:
         os.kill(int(content["process"]), 0)
     except PermissionError:
         return False  # it belongs to another user
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):  # no such process, or no valid process id in the lease
         return True
     return False

@@ -6,9 +6,10 @@ step. Lines of later steps that were written before it no longer count, because 
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from babybert.errors import StorageError
 
@@ -28,8 +29,7 @@ class MetricsLog:
         """Append one line. A line that a crash cut short is ended first. Raises StorageError."""
         try:
             with self.path.open("ab+") as file:
-                is_cut_short = file.tell() > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-                separator = b"\n" if is_cut_short else b""
+                separator = b"\n" if _is_cut_short(file) else b""
                 file.write(separator + json.dumps({"split": split, **values}).encode() + b"\n")
         except OSError as error:
             raise StorageError(
@@ -50,6 +50,14 @@ class MetricsLog:
                 if line["split"] == "nonfinite" and line["step"] > after:
                     steps.append(line["step"])
         return steps
+
+
+def _is_cut_short(file: IO[bytes]) -> bool:
+    """Whether the last line has no end. `file` is positioned at its end."""
+    if file.tell() == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -157,11 +157,12 @@ class S3Store:
             try:
                 manifests[step] = self.manifest(step)
             except DataError:
-                continue  # nobody will read it; it is left for a person to look at
+                continue  # readers skip this step: its files are deleted below, its manifest stays for a person to see
         losses = {step: manifest.held_out_loss for step, manifest in manifests.items()}
         deleted = steps_to_delete(losses, keep)
-        kept_attempts = {step: manifest.attempt for step, manifest in manifests.items() if step not in deleted}
         self.delete_objects(self.key(checkpoint_name(step), MANIFEST) for step in deleted)
+        # Then every file whose attempt no kept manifest names.
+        kept_attempts = {step: manifest.attempt for step, manifest in manifests.items() if step not in deleted}
         with s3_errors(self.address):
             keys = [key for key, _ in list_keys(self.client, self.bucket, self.key("step-"))]
         data_keys = [match for match in map(DATA_KEY.search, keys) if match]

@@ -105,7 +105,7 @@ def _split_variable(text: str, value_type: Any) -> str | list[str]:
     """A variable's text, as a list where several values are expected."""
     if value_type != STRINGS:
         return text
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def _convert(value: Any, value_type: Any, where: str) -> Any:

@@ -14,12 +14,14 @@ from typing import Any, Literal
 from babybert.config.fields import UNSET, option, recipe_option, require, require_at_least, require_seed
 from babybert.config.model_config import PRESETS, ModelConfig, model_config
 
+DEFAULT_PRESET = "tiny"
+
 
 @dataclass(frozen=True)
 class ModelOptions:
     """The network and its initial weights."""
 
-    preset: str = recipe_option("tiny", f"model sizes: {', '.join(PRESETS)} (baby is the reference)")
+    preset: str = recipe_option(DEFAULT_PRESET, f"model sizes: {', '.join(PRESETS)} (baby is the reference)")
     width: int | None = option(None, "replaces the preset's value")
     layers: int | None = option(None, "replaces the preset's value")
     heads: int | None = option(None, "replaces the preset's value")
@@ -79,7 +81,7 @@ class OptimizerOptions:
         "adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words"
     )
     lr: float = recipe_option(
-        5e-3, "peak learning rate; other presets have their own. The reference's 5e-5 hardly moves a model this small"
+        5e-3, "peak learning rate; other presets set another. The reference's 5e-5 hardly moves a model this small"
     )
     decoder_lr_factor: float = recipe_option(1.0, "learning rate of the MLM decoder's rows relative to the layers'")
     embedding_lr_factor: float = recipe_option(
@@ -276,7 +278,7 @@ class PretrainConfig(
         if self.recipe == "reference":
             values = REFERENCE_RECIPE
         else:
-            preset = "tiny" if self.preset is UNSET else self.preset
+            preset = DEFAULT_PRESET if self.preset is UNSET else self.preset
             values = PRESET_RECIPES.get(preset, {})
         for field in dataclasses.fields(self):
             if getattr(self, field.name) is UNSET:

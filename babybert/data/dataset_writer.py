@@ -28,7 +28,7 @@ class SplitStatistics:
 
     Attributes:
         vocab_size: size of the vocabulary.
-        documents: documents of the split; None if the pairs come from tables, which do not tell.
+        documents: documents of the split; None if the pairs come from tables, which do not record them.
         sentences: sentences in these documents; 0 if the pairs come from tables.
         pairs: pairs, copies counted.
         positive_pairs: pairs whose second sentence follows the first (is_next 1).

@@ -3,10 +3,10 @@
 Sentences and pairs are index ranges into one array of token ids, so no Python object is made per token or sentence.
 
 Sentences 0 and 1 of a document make one pair, 2 and 3 the next: every sentence is used once. Half of the pairs become
-negatives (is_next 0): their second sentences are permuted among these pairs, each to another document. So the second
-sentences are the same set under both labels, and only whether A and B fit together tells the label. Devlin et al.
-(2019) draw B from the whole corpus; there, a B that opens a document gives a negative away. `is_next` is 1 where B
-follows A; Google's BERT has it the other way round.
+negatives (is_next 0): their second sentences are permuted among these pairs, each to another document. So both labels
+have second sentences of the same kind, and a model must compare A with B to tell the labels apart. Devlin et al. (2019)
+draw B from the whole corpus, so a B that opens a document is certainly a negative. `is_next` is 1 where B follows A;
+Google's BERT uses the opposite.
 """
 
 from dataclasses import dataclass
@@ -42,12 +42,12 @@ class Pairs:
         return len(self.a)
 
 
-def make_pairs(corpus: TokenizedDocuments, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
+def make_pairs(documents: TokenizedDocuments, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
     """Pair neighbouring sentences, then permute the second sentences of half the pairs across documents.
 
     The second sentence of a negative is never from the same document or a copy of it, nor word for word the true next
     one. Pairs for which there is no such sentence (in a corpus of one document) are left out. The result is a function
-    of `seed`, the split's index and the index of the block of documents, `corpus`.
+    of `seed`, the split's index, and the index of the block that `documents` are.
     """
     rng = np.random.default_rng((seed, NEGATIVES_STREAM, split, block))
     if len(sentences) < 2:
@@ -62,7 +62,7 @@ def make_pairs(corpus: TokenizedDocuments, sentences: Sentences, seed: int, spli
 
     negatives = np.sort(rng.permutation(len(a))[: len(a) // 2])
     b[negatives], is_valid = _permute_across_documents(
-        b[negatives], sentences.text, _content_ids(corpus, sentences), rng
+        b[negatives], sentences.text, _content_ids(documents, sentences), rng
     )
     is_next[negatives] = 0
     keep = np.ones(len(a), bool)
@@ -73,7 +73,7 @@ def make_pairs(corpus: TokenizedDocuments, sentences: Sentences, seed: int, spli
 def _permute_across_documents(
     true_next: np.ndarray, texts: np.ndarray, contents: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Permute sentences so that each place gets one with another text and other words than its own.
+    """Permute sentences so that each place gets one of another text, and with other words, than it had.
 
     Invalid places are permuted again, together with as many random others, until none is left or, in a corpus that is
     too small, `MAX_PERMUTATIONS` have been tried.
@@ -98,18 +98,18 @@ def _permute_across_documents(
     return permuted, ~is_invalid(permuted)
 
 
-def _content_ids(corpus: TokenizedDocuments, sentences: Sentences) -> np.ndarray:
+def _content_ids(documents: TokenizedDocuments, sentences: Sentences) -> np.ndarray:
     """Return a number for each sentence; sentences of the same words have the same number."""
     ids_by_content: dict[bytes, int] = {}
     content_ids = np.empty(len(sentences), np.int64)
     for sentence, (start, end) in enumerate(zip(sentences.start, sentences.end, strict=True)):
-        content = corpus.tokens[start:end].tobytes()
+        content = documents.tokens[start:end].tobytes()
         content_ids[sentence] = ids_by_content.setdefault(content, len(ids_by_content))
     return content_ids
 
 
 def assemble(
-    corpus: TokenizedDocuments, sentences: Sentences, pairs: Pairs, max_positions: int
+    documents: TokenizedDocuments, sentences: Sentences, pairs: Pairs, max_positions: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lay out every pair as `[CLS] A [SEP] B [SEP]`, truncated to `max_positions` tokens (longest sentence first).
 
@@ -130,9 +130,9 @@ def assemble(
 
     ids = np.empty(offsets[-1], np.int32)
     ids[start] = CLS
-    ids[ranges(start_a, length_a)] = corpus.tokens[ranges(sentences.start[pairs.a], length_a)]
+    ids[ranges(start_a, length_a)] = documents.tokens[ranges(sentences.start[pairs.a], length_a)]
     ids[start_b - 1] = SEP
-    ids[ranges(start_b, length_b)] = corpus.tokens[ranges(sentences.start[pairs.b], length_b)]
+    ids[ranges(start_b, length_b)] = documents.tokens[ranges(sentences.start[pairs.b], length_b)]
     ids[offsets[1:] - 1] = SEP
 
     segments = np.ones(offsets[-1], np.int8)

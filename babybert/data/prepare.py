@@ -2,8 +2,8 @@
 
 The folder has `tokenizer.json`, the shards of the table (`train-00000.csv`, `validation-00000.csv`, ...),
 `vocabulary.csv` (token counts of the training pairs, for the unigram baseline) and `dataset.json`. Everything is
-written to `.partial/` and moved at the end, `dataset.json` last. So whatever a killed or failed command leaves is
-never taken for a dataset, and the next command starts clean.
+written to `.partial/` and moved at the end, `dataset.json` last. So files that a killed or failed command leaves are
+never taken for a dataset, and the next command deletes them.
 
 A corpus is read once: its documents are tokenized into a spool on disk, from which pairs are made block by block.
 Memory holds the vocabulary, one block, and about 60 bytes per document. WordPiece reads the corpus twice, because its
@@ -107,7 +107,7 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
         writer.facts.update(documents=documents, tokens=spool.tokens)
         logger.info(f"{documents:,} documents, {spool.tokens:,} tokens, vocabulary {tokenizer.size:,}")
         for split_index, split in enumerate(SPLITS):
-            held_out = split == "validation"
+            held_out = split == "validation"  # the spool keeps its counts by this flag
             statistics = SplitStatistics(tokenizer.size, documents=spool.documents[held_out])
             blocks = spool.blocks(held_out, final_ids)
             with Progress(f"write {split}", spool.tokens_of[held_out], "tokens") as progress:
@@ -152,11 +152,11 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
         the tokenizer, and the final id of each provisional id in the spool; None if the ids in it are final.
     """
     if config.tokenizer is None and config.tokenizer_kind == "basic-english":
-        words = BasicEnglishTokenizer()
+        basic_english = BasicEnglishTokenizer()
         for document in corpus.documents("tokenize"):
-            ids = words.add(document.text)
-            spool.add(document.text, ids, words.provisional_ids(SENTENCE_ENDS))
-        return words.finish(config.min_frequency, config.vocab_size)
+            ids = basic_english.add(document.text)
+            spool.add(document.text, ids, basic_english.provisional_ids(SENTENCE_ENDS))
+        return basic_english.finish(config.min_frequency, config.vocab_size)
     tokenizer = _load_or_train_tokenizer(config, corpus)
     end_ids = tokenizer.sentence_end_ids()
     documents = corpus.documents("tokenize")

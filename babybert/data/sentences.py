@@ -40,22 +40,22 @@ class Sentences:
         return len(self.start)
 
 
-def split_sentences(corpus: TokenizedDocuments, end_ids: np.ndarray) -> Sentences:
-    """Split documents after each run of sentence ends (`end_ids`, the ids of `. ! ?`) and at their own end.
+def split_sentences(documents: TokenizedDocuments, end_ids: np.ndarray) -> Sentences:
+    """Split documents after each run of sentence ends (`end_ids`, the ids of `. ! ?`) and at the end of each document.
 
     A run such as `...` or `?!` ends one sentence. Sentences of a single token, or of nothing but ends, are left out.
     """
-    if not len(corpus.tokens):
+    if not len(documents.tokens):
         empty = np.zeros(0, np.int64)
         return Sentences(empty, empty, empty, empty)
-    is_end = np.isin(corpus.tokens, end_ids)
+    is_end = np.isin(documents.tokens, end_ids)
     next_is_end = np.append(is_end[1:], False)
-    is_last_of_document = np.zeros(len(corpus.tokens), bool)
-    document_ends = corpus.offsets[1:][np.diff(corpus.offsets) > 0]  # an empty document has no last token
+    is_last_of_document = np.zeros(len(documents.tokens), bool)
+    document_ends = documents.offsets[1:][np.diff(documents.offsets) > 0]  # an empty document has no last token
     is_last_of_document[document_ends - 1] = True
 
     end = np.flatnonzero(is_last_of_document | (is_end & ~next_is_end)) + 1
     start = np.concatenate([[0], end[:-1]])
-    document = np.searchsorted(corpus.offsets, start, side="right") - 1
+    document = np.searchsorted(documents.offsets, start, side="right") - 1
     keep = (end - start >= 2) & ~is_end[start]
-    return Sentences(start[keep], end[keep], document[keep], corpus.texts[document[keep]])
+    return Sentences(start[keep], end[keep], document[keep], documents.texts[document[keep]])

@@ -33,7 +33,7 @@ PARQUET_SCHEMA = pa.schema(
 class ShardWriter:
     """Append examples to shards; a new one is begun when the current one has reached `shard_bytes`. A context manager.
 
-    Errors of the disk are raised as OSError. Half-written files are left to the caller.
+    Errors of the disk are raised as OSError. The caller deletes files that are incomplete then.
 
     Attributes:
         shards: what `dataset.json` records about each finished shard; complete after exit.
@@ -97,7 +97,7 @@ class HashingFile:
         return size
 
     def flush(self) -> None:
-        """Do nothing; compressors call it, and the underlying file has its own buffer."""
+        """Do nothing; compressors call it, and the underlying file is buffered."""
 
     def tell(self) -> int:
         """Return the position, which is the number of bytes written."""

@@ -4,7 +4,7 @@ Columns (the lists are JSON arrays; those of a row have the same length):
     bert_input     token ids after masking
     bert_label     the original id where a token was chosen for MLM, 0 elsewhere
     segment_label  1 for `[CLS] A [SEP]`, 2 for `B [SEP]`, 0 for padding
-    is_next        1: B follows A; 0: B is from another document (Google's BERT has it the other way round)
+    is_next        1: B follows A; 0: B is from another document (Google's BERT uses the opposite)
 
 The course's files are accepted too: columns `BERT Input`, `BERT Label`, `Segment Label` (numbers without brackets) and
 `Is Next`; other columns (`Original Text`) are ignored, and padding between A and B stays where it is.
@@ -145,7 +145,8 @@ def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[RawChunk]:
     table = pyarrow.parquet.ParquetFile(file)
     schema = table.schema_arrow
     columns = [schema.names[index] for index in _find_columns(path, schema.names)]
-    for column in columns[:-1]:
+    *list_columns, _is_next = columns
+    for column in list_columns:
         column_type = schema.field(column).type
         is_text = pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)
         is_list = pyarrow.types.is_list(column_type) or pyarrow.types.is_large_list(column_type)

@@ -5,7 +5,7 @@
 u(w) is the unigram baseline, c(l, w) how often w follows l in the training pairs, and c(w, r) how often w precedes r.
 The weights a, b, d sum to one. They depend on how often l and r occur (in powers of ten), because a ratio of large
 counts is more reliable: this is the interpolation of Jelinek and Mercer (1980). Expectation maximisation fits them on
-training pairs that are left out of the counts meanwhile. A neighbor that is masked, is padding or was never seen has
+training pairs that the counts do not include at that time. A neighbor that is masked, is padding or was never seen has
 weight 0. `[CLS]` and `[SEP]` are neighbors like words: they say where a sentence begins and ends.
 
 Cost: 16 bytes of memory for each distinct bigram and direction (IMDB: 2 million), and some 50 bytes for each of the
@@ -63,18 +63,18 @@ class Targets:
 
 def targets_of(examples: Examples) -> Targets:
     """The masked tokens of the examples, in their order."""
-    at = np.flatnonzero(examples.labels)
-    pair = np.searchsorted(examples.offsets, at, side="right") - 1
+    token = np.flatnonzero(examples.labels)
+    pair = np.searchsorted(examples.offsets, token, side="right") - 1
     first, end = examples.offsets[pair], examples.offsets[pair + 1]
     last_index = len(examples.ids) - 1
     # In externally prepared tables a pair may begin or end with a masked token, which then has one neighbor only.
-    left = np.where(at > first, examples.ids[np.maximum(at - 1, 0)], PAD)
-    right = np.where(at + 1 < end, examples.ids[np.minimum(at + 1, last_index)], PAD)
+    left = np.where(token > first, examples.ids[np.maximum(token - 1, 0)], PAD)
+    right = np.where(token + 1 < end, examples.ids[np.minimum(token + 1, last_index)], PAD)
     return Targets(
         pair_N=pair,
-        position_N=at - first,
-        word_N=np.asarray(examples.labels[at]),
-        shown_N=np.asarray(examples.ids[at]),
+        position_N=token - first,
+        word_N=np.asarray(examples.labels[token]),
+        shown_N=np.asarray(examples.ids[token]),
         left_N=left,
         right_N=right,
     )
@@ -198,7 +198,8 @@ class BigramBaseline:
         # Divided by the totals, the weights apply to counts.
         total_NK = np.stack([np.ones(len(targets)), np.maximum(left_total, 1), np.maximum(right_total, 1)], 1)
         rank_N = np.zeros(len(targets), np.int64)
-        rank_kernel(0)[0](
+        (rank_targets,) = rank_kernels_for(0)
+        rank_targets(
             targets.word_N,
             weight_NK / total_NK,
             self.unigram_V,
@@ -330,8 +331,9 @@ def _rank_targets(word_N, weight_NK, unigram_V, sorted_unigram_V, left, right, r
         rank_N[n] = rank + neighbor_correction(word, probability, weight_K, unigram_V, left, right, n)
 
 
-def _make(_: int, cache: bool) -> tuple[Any, ...]:
+def _make(_width: int, cache: bool) -> tuple[Any, ...]:
     return (njit(cache=cache)(_rank_targets),)
 
 
-rank_kernel = compile_kernels(_make)
+# The kernel does not depend on a width: callers pass 0.
+rank_kernels_for = compile_kernels(_make)

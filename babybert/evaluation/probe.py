@@ -64,7 +64,9 @@ def probe(
     is_positive_test = np.array([document.label == positive for document in test])
     positions = min(positions, model.config.max_positions)
 
-    features = _all_features(model, tokenizer, train, test, positions, seed, batch_size, device)
+    ids_train = encode_documents(tokenizer, train, positions)
+    ids_test = encode_documents(tokenizer, test, positions)
+    features = _all_features(model, ids_train, ids_test, tokenizer.size, seed, batch_size, device)
     majority = is_positive_train.mean() > 0.5
     correct = {"majority": (is_positive_test == majority).astype(float)}
     chosen_c: dict[str, float] = {}
@@ -93,22 +95,17 @@ def probe(
 
 def _all_features(
     model: BabyBert,
-    tokenizer: Tokenizer,
-    train: list[Labelled],
-    test: list[Labelled],
-    positions: int,
+    ids_train: list[np.ndarray],
+    ids_test: list[np.ndarray],
+    vocab_size: int,
     seed: int,
     batch_size: int,
     device: torch.device,
 ) -> dict[str, _Features]:
     """Each kind of features by its name in the report."""
-    ids_train = encode_documents(tokenizer, train, positions)
-    ids_test = encode_documents(tokenizer, test, positions)
     torch.manual_seed(seed)
     untrained = BabyBert(model.config)
-    features = {
-        BAG_OF_WORDS: _Features(bag_of_words(ids_train, tokenizer.size), bag_of_words(ids_test, tokenizer.size))
-    }
+    features = {BAG_OF_WORDS: _Features(bag_of_words(ids_train, vocab_size), bag_of_words(ids_test, vocab_size))}
     for name, network in (("trained", model), ("untrained", untrained)):
         network = network.to(device).eval()
         states_train = pooled_states(network, ids_train, batch_size, device, f"{name} states")

@@ -44,6 +44,7 @@ from babybert.model.bert import BabyBert
 logger = logging.getLogger(__name__)
 
 MASK_SEED = 0
+MASK_EPOCH = 1  # as `prepare` masks held-out pairs
 # A table's masked share is deliberate, not a matter of chance, if it is this many standard deviations from 15 %.
 MOST_DEVIATIONS = 6.0
 FREQUENCIES = (0, 1, 10, 100, 1000, 10_000, 100_000)  # first count of each group of training counts
@@ -59,7 +60,7 @@ def report(
     `model` must be on `device`. `max_pairs` limits the held-out pairs to the first ones.
     """
     counts_V = dataset.token_counts()
-    examples, masks = with_fixed_masks(dataset.examples("validation"), dataset.tokenizer.size)
+    examples, masks_origin = with_fixed_masks(dataset.examples("validation"), dataset.tokenizer.size)
     examples = examples.first(max_pairs)
     predictions = predict(model, examples, batch_size, device, token_losses=True)
     is_next_probability_P = predictions.is_next_probabilities()
@@ -85,7 +86,7 @@ def report(
     return {
         "pairs": len(examples),
         "masked_tokens": len(targets),
-        "masks": masks,
+        "masks": masks_origin,
         **{name: json_number(interval.value) for name, interval in intervals.items()},
         **_chance_scores(examples, counts_V),
         "intervals": {
@@ -111,12 +112,11 @@ def with_fixed_masks(examples: Examples, vocab_size: int) -> tuple[Examples, str
     deviation = math.sqrt(words * MASKED_SHARE * (1 - MASKED_SHARE))
     if abs(masked - expected) <= MOST_DEVIATIONS * deviation:
         return examples, "the table's"
-    ids, labels = mask_tokens(
-        original, np.asarray(examples.offsets), vocab_size, MASK_SEED, 1, np.arange(len(examples))
-    )
+    rows = np.arange(len(examples))
+    ids, labels = mask_tokens(original, np.asarray(examples.offsets), vocab_size, MASK_SEED, MASK_EPOCH, rows)
     share = masked / max(words, 1)
-    masks = f"drawn anew at {MASKED_SHARE:.0%}: the table masks {share:.1%} of its words"
-    return replace(examples, ids=ids, labels=labels), masks
+    origin = f"drawn anew at {MASKED_SHARE:.0%}: the table masks {share:.1%} of its words"
+    return replace(examples, ids=ids, labels=labels), origin
 
 
 def unigram_losses_and_ranks(counts_V: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,7 @@ def _mlm_statistics(token_scores: dict[str, np.ndarray], targets: Targets, pairs
         return mean_of(np.bincount(targets.pair_N, value_N, pairs), tokens_P)
 
     statistics = {name: mean(value_N) for name, value_N in token_scores.items()}
-    # The difference of two losses on the same tokens varies less than each of them, so it has an interval by itself.
+    # The difference of two losses on the same tokens varies less than each of them, so it gets a separate interval.
     for baseline in ("unigram", "bigram"):
         difference_N = token_scores[f"mlm_{baseline}_loss"] - token_scores["mlm_loss"]
         statistics[f"mlm_loss_below_{baseline}"] = mean(difference_N)

@@ -101,9 +101,9 @@ class BabyBert(nn.Module):
     def initialize_mimetic(self) -> None:
         """Start with query weights equal to the key weights, so that tokens attend to similar ones.
 
-        After Trockman and Kolter, 2023. Near positions are similar, and equal words are: from the first step on a token
-        attends to its neighbours and to words that A and B share. Segment embeddings start as large as token
-        embeddings, so that A and B can be distinguished.
+        After Trockman and Kolter, 2023. Nearby positions have similar encodings, and equal words have equal embeddings:
+        from the first step on, a token attends to its neighbours and to words that A and B share. Segment embeddings
+        start as large as token embeddings, so that A and B can be distinguished.
         """
         width = self.config.width
         for layer in self.encoder.layers:

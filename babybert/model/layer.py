@@ -1,7 +1,7 @@
-"""A Transformer layer: PyTorch's own in name, weights and padded form, with a second form for packed tokens.
+"""A Transformer layer: `nn.TransformerEncoderLayer` with the same weights, and a second forward for packed tokens.
 
 On a CPU the tokens of all pairs are packed (`PackedBatch`), because the kernels need no padding. On a GPU a batch stays
-padded, and PyTorch's layer runs as it is. `ops` picks the implementation of each operation.
+padded, and the forward of PyTorch's layer runs. `ops` picks the implementation of each operation.
 
 Shapes: N tokens of all pairs (or B x T positions), M query positions, D width.
 """
@@ -16,7 +16,7 @@ from babybert.model.packing import PackedBatch
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by `ops.dropout`."""
+    """`nn.Dropout` that calls `ops.dropout`."""
 
     kernels: ops.Kernels = "auto"
 
@@ -32,13 +32,15 @@ class EncoderLayer(nn.TransformerEncoderLayer):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout_p: float) -> None:
         super().__init__(width, heads, hidden, dropout_p, batch_first=True)
-        self.dropout, self.dropout1, self.dropout2 = Dropout(dropout_p), Dropout(dropout_p), Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
+        self.dropout1 = Dropout(dropout_p)
+        self.dropout2 = Dropout(dropout_p)
 
     def _get_name(self) -> str:
         return "TransformerEncoderLayer"  # so that `print(model)` shows the reference's modules
 
     def _ff_block(self, x: Tensor) -> Tensor:
-        """The feed-forward of (..., D), which PyTorch's `forward` calls, too."""
+        """The feed-forward block of (..., D). It overrides PyTorch's, so `forward` uses it as well."""
         if self.compiled_feed_forward is not None:
             return self.compiled_feed_forward(x)
         dropout_p = self.dropout.p if self.training else 0.0

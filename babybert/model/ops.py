@@ -77,7 +77,7 @@ def _triton_kernels(name: str, device: torch.device, kernels: Kernels) -> Any:
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    """What autocast would make of a matrix product's input: it does not look into our autograd functions."""
+    """Cast `x` as autocast casts inputs of matrix products. Autocast does not do it for custom autograd functions."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
@@ -139,7 +139,7 @@ def feed_forward(
     if implementation == "triton_feed_forward":
         triton = _triton_kernels("triton_feed_forward", x_ND.device, kernels)
         return triton.TritonFeedForward.apply(_as_autocast(x_ND), *weights, dropout_p, draw_seed(x_ND.device))
-    # The plain form, but for its dropout, which has a kernel where the matrix products have none.
+    # The plain form, except that its dropout may use a kernel: that one has fewer requirements.
     return linear2(dropout(F.relu(linear1(x_ND)), dropout_p, kernels))
 
 
@@ -152,7 +152,7 @@ def dropout_candidates(x: Tensor, dropout_p: float, kernels: Kernels = "auto") -
 
 
 def dropout(x: Tensor, dropout_p: float, kernels: Kernels = "auto") -> Tensor:
-    """Each number 0 with probability `dropout_p`, else divided by 1 - p (Srivastava et al., 2014): `F.dropout`."""
+    """`F.dropout`: set numbers to 0 with probability p, and divide the others by 1 - p (Srivastava et al., 2014)."""
     if pick(dropout_candidates(x, dropout_p, kernels)) == TORCH:
         return F.dropout(x, dropout_p)
     return _cpu_kernels(x.device, kernels).dropout.CpuDropout.apply(x, dropout_p, draw_seed(x.device))
@@ -189,13 +189,13 @@ def mlm_head_loss(
 ) -> HeadLoss:
     """Sum of the cross entropies of targets, which may be NO_TARGET; see `plain_ops.mlm_head_loss`.
 
-    No implementation but the plain one holds N x V logits.
+    Only the plain implementation holds N x V logits.
     """
     if kernels == "plain":
         return plain_ops.mlm_head_loss(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
     inputs = hidden_ND, weight_VD, bias_V, targets_N
     positions = (targets_N != NO_TARGET).sum()
-    # Only the CPU's kernels ask: on a GPU, the host would have to wait for `positions`.
+    # Only CPU kernels have this requirement. On a GPU it counts as met: reading `positions` would make the host wait.
     every_row_has_target = hidden_ND.device.type != "cpu" or int(positions) == len(targets_N)
     implementation = pick(mlm_head_candidates(hidden_ND, weight_VD, kernels, every_row_has_target))
     cpu = _cpu_kernels(hidden_ND.device, kernels)
@@ -263,8 +263,8 @@ def top_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities and ids (N, K) of the k likeliest tokens at N masks, best first, and those of some targets (X).
 
-    See `plain_ops.top_tokens`. `compiled` is what `compile_top_tokens` made of the decoder; the plain form runs
-    without.
+    See `plain_ops.top_tokens`. `compiled` is the kernel that `compile_top_tokens` returned for the decoder; without it,
+    the plain form runs.
     """
     if compiled is None:
         return plain_ops.top_tokens(hidden_ND, decoder, k, row_X, id_X)

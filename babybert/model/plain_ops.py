@@ -1,10 +1,9 @@
 """The model's operations in PyTorch, as plainly as they can be written.
 
-They are what `ops` falls back to where no kernel is supported, what `--kernels plain` runs, and the oracle that the
-tests compare the kernels with.
+`ops` uses them where no kernel is supported, and for `--kernels plain`. The tests compare the kernels with them.
 
 Shapes: B pairs, T positions, N packed tokens or masked positions, D width, V vocabulary, H heads, K candidates, X
-targets, C rows or columns of a chunk.
+targets, C rows of a chunk or columns of a block, J blocks.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from babybert.model.packing import PackedBatch
 
-NO_TARGET = -1  # the target of a row that only fills a place
+NO_TARGET = -1  # marks a row without a target: it has no loss
 CHUNK = 2**24  # logits at a time: 64 MB of fp32; with fewer, the weight's gradient is read and written too often
 MASKS_PER_SLICE = 8  # 5 MB of the baby's logits, and as much of their softmax: they stay in the cache
 TOPK_BLOCK = 256  # columns of a block in `blockwise_topk`: about the square root of V
@@ -54,7 +53,7 @@ def mlm_head_loss(
     It holds all N x V logits: 0.6 MB a position at V = 147,161, and as much in the backward.
 
     -log softmax(z)[t] = logsumexp(z) - z[t]. The targets' logits are computed a second time from their rows of the
-    table: a gather from the N x V logits would make autograd fill another N x V with zeros.
+    table: the backward of a gather from the N x V logits would fill another N x V tensor with zeros.
     """
     has_target_N = targets_N != NO_TARGET
     index_N = targets_N.clamp(min=0)
@@ -109,17 +108,18 @@ def top_tokens(
 def blockwise_topk(x_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`x_NV.topk(k)` (fewer where V is smaller): values and columns (N, K), the largest first.
 
-    The k largest numbers of a row are in the k blocks with the largest maxima, so that only those are searched: one
-    pass for the maxima in place of topk's selection over V. Columns after the last whole block are searched, too.
+    The k largest numbers of a row are in the k blocks with the largest maxima, so only those K of the J blocks of C
+    columns are searched: one pass for the maxima replaces topk's selection over V. Columns after the last full block
+    are searched, too.
     """
     vocab = x_NV.shape[1]
     blocks = vocab // TOPK_BLOCK
     if k >= blocks:
         values, columns = x_NV.topk(min(k, vocab))
         return values, columns
-    whole_NBC = x_NV[:, : blocks * TOPK_BLOCK].unflatten(1, (blocks, TOPK_BLOCK))
-    block_NK = whole_NBC.amax(-1).topk(k).indices
-    values_NKC = whole_NBC.gather(1, block_NK[:, :, None].expand(-1, -1, TOPK_BLOCK))
+    blocks_NJC = x_NV[:, : blocks * TOPK_BLOCK].unflatten(1, (blocks, TOPK_BLOCK))
+    block_NK = blocks_NJC.amax(-1).topk(k).indices
+    values_NKC = blocks_NJC.gather(1, block_NK[:, :, None].expand(-1, -1, TOPK_BLOCK))
     columns_NKC = block_NK[:, :, None] * TOPK_BLOCK + torch.arange(TOPK_BLOCK, device=x_NV.device)
     rest_N = torch.arange(blocks * TOPK_BLOCK, vocab, device=x_NV.device).expand(len(x_NV), -1)
     values, index = torch.cat([values_NKC.flatten(1), x_NV[:, blocks * TOPK_BLOCK :]], 1).topk(k)

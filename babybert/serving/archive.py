@@ -148,10 +148,8 @@ def _copy_model(checkpoint: Path, content: Path) -> dict[str, Any]:
 
     The copies are what is verified, so a checkpoint that changes meanwhile is noticed. Raises DataError.
     """
-    from babybert.checkpoint.format import (
-        MODEL_FILES,
-        WEIGHTS,
-    )  # imports PyTorch, which serving an archive does not need
+    # Here, because it imports PyTorch, which serving an archive does not need.
+    from babybert.checkpoint.format import MODEL_FILES, WEIGHTS
 
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, content / name)

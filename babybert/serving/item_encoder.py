@@ -7,13 +7,12 @@ refused, or cut if its `truncate` is set: a text loses its end, a pair the end o
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from babybert.data.pairs import truncate_longest_first
+from babybert.data.pairs import SPECIALS_IN_A_PAIR, truncate_longest_first
 from babybert.data.tokenizer import CLS, MASK, SEP, UNK, Tokenizer
 from babybert.errors import UsageError
 from babybert.serving.request_schema import FillMask, Item, NextSentence, quoted
 
 SPECIALS_IN_A_TEXT = 2  # [CLS] text [SEP]
-SPECIALS_IN_A_PAIR = 3  # [CLS] A [SEP] B [SEP]
 
 
 class EncodedItem(NamedTuple):

@@ -51,9 +51,9 @@ class BatchStats:
 
 
 class _Entry(NamedTuple):
-    """An item on its way through the model; `place` is its index among all items of `predict`."""
+    """An encoded item; `item_index` is its place among all items of `predict`."""
 
-    place: int
+    item_index: int
     item: Item
     encoded: EncodedItem
 
@@ -65,7 +65,8 @@ class Predictor:
     """
 
     def __init__(self, model: BabyBert, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self._inference = InferenceModel(model, compiled, threads)
         self._encoder = ItemEncoder(tokenizer, model.config.max_positions)
 
@@ -125,8 +126,8 @@ class Predictor:
         stats.tokenize_seconds += time.perf_counter() - start
         answers: list[Any] = list(encoded_items)  # errors stay where they are; each EncodedItem is replaced below
         entries = [
-            _Entry(place, item, encoded)
-            for place, (item, encoded) in enumerate(zip(items, encoded_items, strict=True))
+            _Entry(item_index, item, encoded)
+            for item_index, (item, encoded) in enumerate(zip(items, encoded_items, strict=True))
             if isinstance(encoded, EncodedItem)
         ]
         for batch in _bounded_batches(entries):
@@ -134,7 +135,7 @@ class Predictor:
             results = self._run_model(batch)
             forward_end = time.perf_counter()
             for entry, result in zip(batch, results, strict=True):
-                answers[entry.place] = self._format(entry, result)
+                answers[entry.item_index] = self._format(entry, result)
             stats.tokens += sum(len(entry.encoded.ids) for entry in batch)
             stats.masks += sum(len(entry.encoded.mask_positions) for entry in batch)
             stats.forward_seconds += forward_end - forward_start

@@ -1,7 +1,7 @@
 """The request schema of the HTTP API: JSON bodies are parsed and validated here, without PyTorch.
 
 A request is one HTTP body. It holds one item or a list of items. An item is either a text with `[MASK]`s (fill-mask)
-or a pair of sentences (next-sentence). An invalid item refuses the whole request. The error is one line that says
+or a pair of sentences (next-sentence). A request with an invalid item is refused. The error is one line that says
 which value is wrong, what was sent and what the limit is. Whether a text fits into the model is checked by the
 predictor, because it depends on the tokenizer.
 """
@@ -32,7 +32,7 @@ class UnsupportedType(UsageError):
 
 @dataclass(frozen=True)
 class FillMask:
-    """Which words fit at each `[MASK]` of `text`? Raises UsageError for invalid values.
+    """A text whose `[MASK]`s are to be filled in. Raises UsageError for invalid values.
 
     Attributes:
         text: 1 to MAX_CHARACTERS characters with at least one `[MASK]`.
@@ -68,7 +68,7 @@ class FillMask:
 
 @dataclass(frozen=True)
 class NextSentence:
-    """Does `sentence_b` follow `sentence_a`? Raises UsageError for invalid values.
+    """Two sentences; the question is whether B follows A. Raises UsageError for invalid values.
 
     Attributes:
         sentence_a: 1 to MAX_CHARACTERS characters.
@@ -261,16 +261,16 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _require_keys(
-    body: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], owner: str = "this task takes"
+    body: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], intro: str = "this task takes"
 ) -> None:
-    """Refuse unknown and missing keys; `owner` begins the part of the message that lists the valid keys."""
+    """Refuse unknown and missing keys; `intro` begins the part of the message that lists the valid keys."""
     valid_keys = (*required, *optional)
     for key in body:
         if key not in valid_keys:
-            raise UsageError(f"unknown key {quoted(key)}; {owner} {', '.join(valid_keys)}")
+            raise UsageError(f"unknown key {quoted(key)}; {intro} {', '.join(valid_keys)}")
     for key in required:
         if key not in body:
-            raise UsageError(f"'{key}' is missing; {owner} {', '.join(valid_keys)}")
+            raise UsageError(f"'{key}' is missing; {intro} {', '.join(valid_keys)}")
 
 
 def _require_list(name: str, value: Any, max_length: int) -> Any:

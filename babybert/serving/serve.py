@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError, also if TorchServe ends by itself."""
+    """Serve until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError, also if TorchServe exits unexpectedly."""
     received_signals: list[int] = []
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda received, frame: received_signals.append(received))
@@ -59,7 +59,8 @@ def _open_source(address: str, folder: Path) -> "tuple[Path, CheckpointSource | 
         return path / f"{MODEL_NAME}.mar", None
     if path.suffix == ".mar":
         return path, None
-    from babybert.checkpoint.source import CheckpointSource  # imports PyTorch, which serving an archive does not need
+    # Here, because it imports PyTorch, which serving an archive does not need.
+    from babybert.checkpoint.source import CheckpointSource
 
     source = CheckpointSource(address)
     return write_archive(source.find(folder), folder), source

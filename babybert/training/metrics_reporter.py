@@ -1,6 +1,6 @@
 """Publishes a run's metrics: Prometheus, `metrics.jsonl`, TensorBoard and `summary.json`.
 
-Everything that lies on the device is read here, every `log_every` steps. In between, a GPU never has to wait.
+Values on the device are read here, every `log_every` steps. Between these reads, nothing waits for the GPU.
 """
 
 import contextlib
@@ -74,6 +74,7 @@ class MetricsReporter:
         self._sums = sums if self._sums is None else self._sums + sums
         self._metrics.learning_rate.set(lr)
         self._metrics.progress.set(state.step / self._total_steps)
+        # A failure counts until the run has passed the step at which it happened.
         self._metrics.nonfinite_ends.set(sum(step > state.step for step in self._nonfinite_steps))
         if state.step % self._config.log_every and state.step != self._total_steps:
             return {}

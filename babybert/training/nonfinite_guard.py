@@ -27,7 +27,7 @@ class NonFiniteGuard:
         self._on_nonfinite = on_nonfinite  # called with the number of steps done, before the error is raised
 
     def record(self, gradient_norm: Tensor, step: int) -> None:
-        """Record the gradient norm (scalar) of step `step`; the first is 0. On a CPU, `check` at once."""
+        """Record the gradient norm (scalar) of step `step`, counted from 0. On a CPU, `check` at once."""
         is_first = (self._first_step < 0) & ~gradient_norm.isfinite()
         self._first_step = torch.where(is_first, step, self._first_step)
         if self._first_step.device.type == "cpu":

@@ -98,8 +98,8 @@ def set_up(
     counts_V = dataset.token_counts()
     sizes = config.sizes(dataset.tokenizer.size)
     folder = manager.find_resume_checkpoint() if manager else None
-    torch.manual_seed(config.seed)
     _check_pair_lengths(config, dataset, sizes)
+    torch.manual_seed(config.seed)  # for the initial weights
     bert = _resume_model(folder, config, dataset, sizes) if folder else new_model(config, sizes, counts_V)
     bert.to(context.device)
     optimizer = make_optimizer(bert, config)

@@ -21,7 +21,8 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         self._previous_handlers = {
-            number: signal.signal(number, self._record) for number in (signal.SIGTERM, signal.SIGINT)
+            signal_number: signal.signal(signal_number, self._record)
+            for signal_number in (signal.SIGTERM, signal.SIGINT)
         }
         return self
 
@@ -30,11 +31,11 @@ class StopSignal:
     ) -> None:
         self._restore_handlers()
 
-    def _record(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+    def _record(self, signal_number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(signal_number)
         logger.info(f"{self.received.name}: finishing the step and saving a checkpoint")
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+        for signal_number, handler in self._previous_handlers.items():
+            signal.signal(signal_number, handler)

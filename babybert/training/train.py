@@ -1,7 +1,7 @@
 """`babybert pretrain`: set up, then for each epoch train, validate and save.
 
 A run is a function of its settings and its data. The pairs, masks and dropout of a step depend on (seed, step) alone,
-and a checkpoint holds the weights, the optimizer and the number of the next batch. So a run that was stopped or killed
+and a checkpoint holds the weights, the optimizer and the index of the next batch. So a run that was stopped or killed
 and then resumed ends, on the CPU, with the same bits as one that was never stopped. A test compares the two.
 """
 
@@ -77,12 +77,12 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
     guard = NonFiniteGuard(context.device, run.loader, run.batches_per_epoch, reporter.record_nonfinite)
     scores: Scores | None = None
     newest_checkpoint = run.resumed_from
-    done = False
+    ends_early = False  # because of a signal, or because `max_minutes` are over
     if manager:
         manager.start_interval(state.step)
 
     with StopSignal() as stop, _progress(run) as progress:
-        while state.step < run.total_steps and not done:
+        while state.step < run.total_steps and not ends_early:
             metrics.epoch.set(state.epoch)
             batches = run.loader.epoch(state.epoch, state.batch, context.rank, context.world_size)
             for batch in metrics.timed(batches):
@@ -96,13 +96,13 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
                 optimizer.step()
                 optimizer.zero_grad()
 
-                progress_pairs = run.pairs_in_batch(state.batch)
+                pairs = run.pairs_in_batch(state.batch)
                 state.step += 1
                 state.batch += 1
-                progress.advance(progress_pairs, reporter.record_step(sums, state, lr, gradient_norm, guard))
+                progress.advance(pairs, reporter.record_step(sums, state, lr, gradient_norm, guard))
                 # All ranks must leave the loop after the same step, or the next collective operation would hang.
-                done = context.any_rank(bool(stop) or reporter.out_of_time)
-                if done or state.step == run.total_steps or state.batch == run.batches_per_epoch:
+                ends_early = context.any_rank(bool(stop) or reporter.out_of_time)
+                if ends_early or state.step == run.total_steps or state.batch == run.batches_per_epoch:
                     break
                 if manager and manager.is_due(state.step):
                     guard.check()  # never save a model with non-finite weights
@@ -113,9 +113,9 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
             guard.check()
             if manager:  # rank 0 validates and saves; the others wait at the next collective operation
                 scores = _validate(run, reporter, stop)
-                is_last = done or bool(stop) or state.step == run.total_steps
+                is_last = ends_early or bool(stop) or state.step == run.total_steps
                 newest_checkpoint = _save(run, manager, reporter, scores, is_last) or newest_checkpoint
-            done = context.any_rank(done or bool(stop))
+            ends_early = context.any_rank(ends_early or bool(stop))
 
     if not manager:
         return None
@@ -138,7 +138,13 @@ def _validate(run: TrainingSetup, reporter: MetricsReporter, stop: StopSignal) -
         return None
     try:
         scores = evaluate_held_out(
-            run.bert, run.held_out, run.counts_V, run.config.batch_size, run.context.device, "validate", stop.__bool__
+            run.bert,
+            run.held_out,
+            run.counts_V,
+            run.config.batch_size,
+            run.context.device,
+            task="validate",
+            should_stop=lambda: bool(stop),
         )
     except EvaluationStopped:
         return None
@@ -153,7 +159,7 @@ def _save(
     scores: Scores | None,
     is_last: bool = False,
 ) -> Path | None:
-    """Save a checkpoint of the current state. See `CheckpointManager.save`."""
+    """Save a checkpoint of the current state; None if the disk cannot take it. See `CheckpointManager.save`."""
     state = CheckpointState(
         **asdict(reporter.with_seconds(run.state)),
         tokenizer_digest=run.dataset.tokenizer.digest,

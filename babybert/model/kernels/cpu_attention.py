@@ -9,6 +9,9 @@ few hundred positions. Dropout is a hash of (query, head, key, seed), computed a
 Keys and values are copied to (C, T), so that the innermost loops run over neighbouring keys and vectorise.
 
 Shapes: B pairs, N tokens of all pairs, D width of all heads, C width of one head, H heads, T tokens of a pair.
+
+In the loops, `root` is the scale of the scores, 1 / sqrt(C). `threshold` and `scale`, 1 / (1 - p), belong to dropout.
+`key` is a row's part of the dropout hash (`cpu_math.row_key`).
 """
 
 from typing import Any

@@ -180,7 +180,8 @@ class CpuFeedForward(torch.autograd.Function):
         dropout_p: float,
         seed_2: Tensor,
     ) -> Tensor:
-        context.dtype, x_ND = x_ND.dtype, x_ND.float().contiguous()
+        context.dtype = x_ND.dtype
+        x_ND = x_ND.float().contiguous()
         y_ND = bias2_D.expand_as(x_ND).contiguous()
         weights = weight1_FD.numpy(), bias1_F.numpy(), weight2_DF.numpy()
         constants = dropout_constants(dropout_p, seed_2)

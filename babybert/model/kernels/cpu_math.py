@@ -132,8 +132,8 @@ def threads_for(rows: int, rows_per_thread: int) -> int:
     """How many threads to start for so many rows: at most PyTorch's number, each with `rows_per_thread` rows or more.
 
     PyTorch's number is the limit because a process among several must not take all cores. numba's threads and PyTorch's
-    are both OpenMP's. Starting them, numba changes PyTorch's number to its own, which is undone here. Both then always
-    ask OpenMP for the same number: it ends and starts threads whenever the number changes.
+    are both OpenMP's. When numba starts its threads, it also changes PyTorch's number, which is undone here. Both then
+    always ask OpenMP for the same number: it ends and starts threads whenever the number changes.
     """
     allowed = torch.get_num_threads()
     available = min(allowed, vars(config)["NUMBA_NUM_THREADS"])

@@ -229,9 +229,11 @@ def _quick_log_sums(
     quick_sums(hidden_ND, weight_VD, bias_V, target_logit_N, sum_TN)
     sum_N = sum_TN.sum(0)
     log_sum_N = target_logit_N + np.log(sum_N)
-    rest = np.flatnonzero(~(sum_N < TOO_LARGE))  # NaN among them
-    if len(rest):
-        log_sum_N[rest], _ = _online_log_sums(hidden_ND[rest], weight_VD, bias_V, target_N[rest], target_logit_N[rest])
+    overflowed = np.flatnonzero(~(sum_N < TOO_LARGE))  # not `sum_N >= TOO_LARGE`, which is false for NaN
+    if len(overflowed):
+        log_sum_N[overflowed], _ = _online_log_sums(
+            hidden_ND[overflowed], weight_VD, bias_V, target_N[overflowed], target_logit_N[overflowed]
+        )
     return log_sum_N
 
 
@@ -252,7 +254,8 @@ class CpuNarrowHeadLoss(torch.autograd.Function):
     def forward(
         context: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, with_rank: bool
     ) -> tuple[Tensor, Tensor]:
-        context.dtype, hidden_ND = hidden_ND.dtype, hidden_ND.float().contiguous()
+        context.dtype = hidden_ND.dtype
+        hidden_ND = hidden_ND.float().contiguous()
         target_logit_N = ((hidden_ND * weight_VD[targets_N]).sum(-1) + bias_V[targets_N]).numpy()
         inputs = hidden_ND.numpy(), weight_VD.numpy(), bias_V.numpy(), targets_N.numpy(), target_logit_N
         if with_rank:
@@ -268,7 +271,8 @@ class CpuNarrowHeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, d_loss: Tensor, d_rank: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, weight_VD, bias_V, targets_N = context.saved_tensors
-        scale, width = d_loss.item(), weight_VD.shape[1]
+        scale = d_loss.item()
+        width = weight_VD.shape[1]
         d_weight_VD, d_bias_V = torch.empty_like(weight_VD), torch.empty_like(bias_V)
         d_hidden_TND = np.zeros((threads_for(len(bias_V), WORDS_PER_THREAD), len(hidden_ND), width))
         inputs = hidden_ND.numpy(), weight_VD.numpy(), bias_V.numpy(), context.log_sum_N, np.float32(scale)
