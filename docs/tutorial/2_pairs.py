@@ -120,7 +120,8 @@ tutorial.show(figure, "2_pairs")
 # %% [markdown]
 # **In the package:** [`split_sentences`](../../babybert/data/sentences.py),
 # [`make_pairs`](../../babybert/data/pairs.py), [`assemble`](../../babybert/data/pairs.py),
-# [`cut_lengths`](../../babybert/data/pairs.py), and [`collate`](../../babybert/data/loader.py) for padding. Google's
-# BERT uses the opposite label: there 0 means "B follows A".
+# [`truncate_longest_first`](../../babybert/data/pairs.py), and
+# [`collate`](../../babybert/data/loader.py) for padding. Google's BERT uses the opposite label:
+# there 0 means "B follows A".
 #
 # Next: [3. Masking](3_masking.md)

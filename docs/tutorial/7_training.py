@@ -22,7 +22,6 @@ from babybert.evaluation.look import SENTENCES, attention_weights, fill_ins, nei
 from babybert.evaluation.report_figures import plot_attention
 from babybert.model.bert import BabyBert
 from babybert.model.loss import LossSums, PretrainingModel
-from babybert.serving.predictor import Predictor
 from babybert.training.optimizer import make_optimizer
 from babybert.training.setup import new_model
 
@@ -145,7 +144,7 @@ def load(run: Path) -> BabyBert:
 
 bert, demo_bert = load(tutorial.run_folder("baby")), load(tutorial.run_folder("tiny", "demo"))
 for model, vocabulary, sentences in ((bert, tokenizer, SENTENCES[:6]), (demo_bert, demo.tokenizer, DEMO_SENTENCES)):
-    for prediction in fill_ins(Predictor(model, vocabulary), sentences):
+    for prediction in fill_ins(model, vocabulary, sentences):
         ranks = ", ".join(
             f"{word['word']} {word['rank']:,} ({word['vocabulary_place'] - 4:,})"
             for word in prediction["sensible"]
