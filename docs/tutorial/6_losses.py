@@ -171,7 +171,8 @@ tutorial.show(figure, "6_losses")
 #
 # **In the package:** [`mlm_loss`](../../babybert/model/loss.py), [`nsp_loss`](../../babybert/model/loss.py),
 # [`PretrainingModel`](../../babybert/model/loss.py), [`LossSums`](../../babybert/model/loss.py),
-# [`mlm_head_loss`](../../babybert/model/plain_ops.py) and its faster versions in the same file,
+# [`mlm_head_loss`](../../babybert/model/plain_ops.py),
+# [`mlm_head_candidates`](../../babybert/model/ops.py) for its faster versions,
 # [`unigram_log_probs`](../../babybert/evaluation/scores.py), [`explain`](../../babybert/evaluation/explain.py).
 #
 # Next: [7. Training](7_training.md)
