@@ -12,7 +12,7 @@ from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
 from babybert.evaluation import bigram_baseline
 from babybert.evaluation.bigram_baseline import (
     BigramBaseline,
-    NeighborCounts,
+    NeighbourCounts,
     Targets,
     _same_words_as_last,
     count_at,
@@ -163,22 +163,22 @@ def test_the_number_of_words_above_by_the_unigram_alone() -> None:
     assert unigram_words_above(sorted_unigram_V, 0.0, 0.0) == 0
 
 
-def test_masks_and_padding_are_not_neighbors_and_special_tokens_not_words() -> None:
-    counts = NeighborCounts(VOCAB)
+def test_masks_and_padding_are_not_neighbours_and_special_tokens_not_words() -> None:
+    counts = NeighbourCounts(VOCAB)
     counts.add(np.array([MASK, PAD, CLS, 6, 6, 6]), np.array([7, 7, 7, SEP, 8, 8]))
     assert counts.code.tolist() == [CLS * VOCAB + 7, 6 * VOCAB + 8] and counts.count.tolist() == [1, 2]
     assert counts.totals()[[MASK, PAD, CLS, 6]].tolist() == [0, 0, 1, 2]
 
 
-def test_unseen_words_and_neighbors_are_possible(fitted: BigramBaseline) -> None:
+def test_unseen_words_and_neighbours_are_possible(fitted: BigramBaseline) -> None:
     unseen = VOCAB - 1
     target = Targets(*(np.array([value]) for value in (0, 1, unseen, MASK, unseen, MASK)))
-    # Neither neighbor was seen, so the unigram has all the weight.
+    # Neither neighbour was seen, so the unigram has all the weight.
     assert 0 < fitted.probabilities(target)[0] == pytest.approx(fitted.unigram_V[unseen])
     assert probabilities_of_all_words(fitted, target, 0).sum() == pytest.approx(1)
 
 
-def test_weights_favour_the_neighbors_where_they_are_informative(fitted: BigramBaseline) -> None:
+def test_weights_favour_the_neighbours_where_they_are_informative(fitted: BigramBaseline) -> None:
     held_out = targets_of(make_examples(300, 3))
     bigram_loss = -np.log(fitted.probabilities(held_out)).mean()
     unigram_loss = -np.log(fitted.unigram_V[held_out.word_N]).mean()

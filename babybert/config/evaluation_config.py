@@ -56,14 +56,14 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class LookConfig:
-    """Show what a checkpoint fills into fixed sentences, which words are neighbors, and where it attends."""
+    """Show what a checkpoint fills into fixed sentences, which words are neighbours, and where it attends."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     words: tuple[str, ...] = option(
-        ("good", "terrible", "movie", "he", "was", "ten"), "words whose nearest neighbors are shown"
+        ("good", "terrible", "movie", "he", "was", "ten"), "words whose nearest neighbours are shown"
     )
     among: int = option(
-        10_000, "search neighbors among this many first words of the vocabulary; rarer ones hardly moved"
+        10_000, "search neighbours among this many first words of the vocabulary; rarer ones hardly moved"
     )
     text: str = option("the movie was not bad , but the book is better .", "text whose attention is drawn")
     plot: Path | None = option(None, "draw the attention of each layer and head, as PATH.png and PATH.svg")

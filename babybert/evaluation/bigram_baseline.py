@@ -5,12 +5,12 @@
 u(w) is the unigram baseline, c(l, w) how often w follows l in the training pairs, and c(w, r) how often w precedes r.
 The weights a, b, d sum to one. They depend on how often l and r occur (in powers of ten), because a ratio of large
 counts is more reliable: this is the interpolation of Jelinek and Mercer (1980). Expectation maximisation fits them on
-training pairs that the counts do not include at that time. A neighbor that is masked, is padding or was never seen has
-weight 0. `[CLS]` and `[SEP]` are neighbors like words: they say where a sentence begins and ends.
+training pairs that the counts do not include at that time. A neighbour that is masked, is padding or was never seen has
+weight 0. `[CLS]` and `[SEP]` are neighbours like words: they say where a sentence begins and ends.
 
 Cost: 16 bytes of memory for each distinct bigram and direction (IMDB: 2 million), and some 50 bytes for each of the
 CHUNK tokens that are counted at a time. Ranks are exact: a loop compiled by numba visits every word that was seen next
-to one of the two neighbors (IMDB: 94,000 ranks in 8 s on one core). Compiling it takes a second, once.
+to one of the two neighbours (IMDB: 94,000 ranks in 8 s on one core). Compiling it takes a second, once.
 
 Shapes: N masked tokens, P pairs, V vocabulary, K = 3 experts (unigram, left, right), Q pairs of buckets.
 """
@@ -28,7 +28,7 @@ from babybert.evaluation.scores import unigram_log_probs
 from babybert.jit import compile_kernels
 
 CHUNK = 2_000_000  # tokens counted at a time
-BUCKETS = 6  # of a neighbor's count: 0, below 10, 100, 1,000, 10,000, and more
+BUCKETS = 6  # of a neighbour's count: 0, below 10, 100, 1,000, 10,000, and more
 EXPERTS = 3
 FITTED_SHARE = 0.05  # of the training pairs, the last ones: the weights are fitted on their masked tokens
 MOST_FITTED = 20_000
@@ -67,7 +67,7 @@ def targets_of(examples: Examples) -> Targets:
     pair = np.searchsorted(examples.offsets, token, side="right") - 1
     first, end = examples.offsets[pair], examples.offsets[pair + 1]
     last_index = len(examples.ids) - 1
-    # In externally prepared tables a pair may begin or end with a masked token, which then has one neighbor only.
+    # In externally prepared tables a pair may begin or end with a masked token, which then has one neighbour only.
     left = np.where(token > first, examples.ids[np.maximum(token - 1, 0)], PAD)
     right = np.where(token + 1 < end, examples.ids[np.minimum(token + 1, last_index)], PAD)
     return Targets(
@@ -80,21 +80,21 @@ def targets_of(examples: Examples) -> Targets:
     )
 
 
-class NeighborCounts:
-    """How often each word occurs next to each neighbor, on one side of it.
+class NeighbourCounts:
+    """How often each word occurs next to each neighbour, on one side of it.
 
-    Sorted by neighbor, then word: the words of one neighbor are a slice of the arrays.
+    Sorted by neighbour, then word: the words of one neighbour are a slice of the arrays.
     """
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.code = np.zeros(0, np.int64)  # neighbor * V + word
+        self.code = np.zeros(0, np.int64)  # neighbour * V + word
         self.count = np.zeros(0, np.int64)
 
-    def add(self, neighbor: np.ndarray, word: np.ndarray) -> None:
-        """Count bigrams of a word (`[UNK]` or an ordinary token) and a neighbor (neither `[PAD]` nor `[MASK]`)."""
-        keep = (word >= UNK) & (neighbor != PAD) & (neighbor != MASK)
-        new_code, new_count = np.unique(self._codes(neighbor[keep], word[keep]), return_counts=True)
+    def add(self, neighbour: np.ndarray, word: np.ndarray) -> None:
+        """Count bigrams of a word (`[UNK]` or an ordinary token) and a neighbour (neither `[PAD]` nor `[MASK]`)."""
+        keep = (word >= UNK) & (neighbour != PAD) & (neighbour != MASK)
+        new_code, new_count = np.unique(self._codes(neighbour[keep], word[keep]), return_counts=True)
         code = np.concatenate([self.code, new_code])
         count = np.concatenate([self.count, new_count])
         if not len(code):
@@ -106,24 +106,24 @@ class NeighborCounts:
         self.code = code[first]
         self.count = np.add.reduceat(count, first)
 
-    def _codes(self, neighbor: np.ndarray, word: np.ndarray) -> np.ndarray:
-        code: np.ndarray = neighbor.astype(np.int64) * self.vocab_size + word
+    def _codes(self, neighbour: np.ndarray, word: np.ndarray) -> np.ndarray:
+        code: np.ndarray = neighbour.astype(np.int64) * self.vocab_size + word
         return code
 
     def starts(self) -> np.ndarray:
-        """Where each neighbor's slice begins (V + 1); it ends where the next one's begins."""
+        """Where each neighbour's slice begins (V + 1); it ends where the next one's begins."""
         return np.searchsorted(self.code, np.arange(self.vocab_size + 1) * self.vocab_size)
 
     def totals(self) -> np.ndarray:
-        """How often each neighbor has a word next to it (V)."""
+        """How often each neighbour has a word next to it (V)."""
         cumulative = np.append(0, np.cumsum(self.count))
         return np.diff(cumulative[self.starts()])
 
-    def counts(self, neighbor: np.ndarray, word: np.ndarray) -> np.ndarray:
+    def counts(self, neighbour: np.ndarray, word: np.ndarray) -> np.ndarray:
         """How often each of these bigrams occurs."""
         if not len(self.code):
             return np.zeros(len(word), np.int64)
-        code = self._codes(neighbor, word)
+        code = self._codes(neighbour, word)
         index = np.minimum(np.searchsorted(self.code, code), len(self.code) - 1)
         return np.where(self.code[index] == code, self.count[index], 0)
 
@@ -134,8 +134,8 @@ class BigramBaseline:
     def __init__(self, train: Examples, counts_V: np.ndarray) -> None:
         vocab_size = len(counts_V)
         self.unigram_V = np.exp(unigram_log_probs(counts_V))
-        self.after = NeighborCounts(vocab_size)  # words that follow a neighbor: it is on their left
-        self.before = NeighborCounts(vocab_size)  # words that precede a neighbor: it is on their right
+        self.after = NeighbourCounts(vocab_size)  # words that follow a neighbour: it is on their left
+        self.before = NeighbourCounts(vocab_size)  # words that precede a neighbour: it is on their right
         fitted = max(1, min(MOST_FITTED, round(FITTED_SHARE * len(train))))
         left_out_P = _same_words_as_last(train, fitted)
         self._count(train, ~left_out_P)
@@ -153,7 +153,7 @@ class BigramBaseline:
             self.before.add(ids[left + 1], ids[left])
 
     def _experts(self, targets: Targets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Probabilities (N, K) that the experts give to the targets, and the buckets (N) of both neighbors."""
+        """Probabilities (N, K) that the experts give to the targets, and the buckets (N) of both neighbours."""
         left_total = self.after.totals()[targets.left_N]
         right_total = self.before.totals()[targets.right_N]
         left_share = self.after.counts(targets.left_N, targets.word_N) / np.maximum(left_total, 1)
@@ -167,7 +167,7 @@ class BigramBaseline:
         bucket_N = left_bucket_N * BUCKETS + right_bucket_N
         buckets = BUCKETS**2
         left_bucket_Q, right_bucket_Q = np.divmod(np.arange(buckets), BUCKETS)
-        # A neighbor in bucket 0 was never seen, so its expert has weight 0.
+        # A neighbour in bucket 0 was never seen, so its expert has weight 0.
         usable_QK = np.stack([np.ones(buckets, bool), left_bucket_Q > 0, right_bucket_Q > 0], 1)
         tokens_Q = np.bincount(bucket_N, minlength=buckets)
         weight_QK = usable_QK / usable_QK.sum(1, keepdims=True)
@@ -212,7 +212,7 @@ class BigramBaseline:
 
 
 def _bucket(total: np.ndarray) -> np.ndarray:
-    """The bucket of a neighbor's count: 0 for a neighbor never seen, else its number of digits, at most BUCKETS - 1."""
+    """The bucket of a neighbour's count: 0 for a neighbour never seen, else its number of digits, at most BUCKETS - 1."""
     digits = 1 + np.log10(np.maximum(total, 1)).astype(np.int64)
     return np.minimum(np.where(total > 0, digits, 0), BUCKETS - 1)
 
@@ -252,16 +252,16 @@ class _Slices(NamedTuple):
     end_N: np.ndarray
 
 
-def _slices_of(counts: NeighborCounts, neighbor_N: np.ndarray) -> _Slices:
+def _slices_of(counts: NeighbourCounts, neighbour_N: np.ndarray) -> _Slices:
     starts = counts.starts()
     words = (counts.code % counts.vocab_size).astype(np.int32)
-    return _Slices(words, counts.count, starts[neighbor_N], starts[neighbor_N + 1])
+    return _Slices(words, counts.count, starts[neighbour_N], starts[neighbour_N + 1])
 
 
-# Below: the compiled search for ranks. Only words seen next to the left or the right neighbor have more than the
+# Below: the compiled search for ranks. Only words seen next to the left or the right neighbour have more than the
 # unigram's share. So for each target
 # 1. a bisection of the sorted unigram counts the words that are above the target by the unigram's share alone;
-# 2. a merge of the two neighbors' slices then corrects that number for the words in them, by their whole probability.
+# 2. a merge of the two neighbours' slices then corrects that number for the words in them, by their whole probability.
 # Comparing each target with all V words gives the same ranks (the test does it). On IMDB that takes 1.5 to 2 times as
 # long when compiled, and 3 to 4 times as long in numpy.
 
@@ -293,7 +293,7 @@ def unigram_words_above(sorted_unigram_V, weight, probability):  # type: ignore[
 
 
 @njit
-def neighbor_correction(word, probability, weight_K, unigram_V, left, right, n):  # type: ignore[no-untyped-def]
+def neighbour_correction(word, probability, weight_K, unigram_V, left, right, n):  # type: ignore[no-untyped-def]
     """What step 2 adds to the rank of target n, which is `word` and has this `probability`.
 
     Both slices are sorted by word: the smaller of the two next words is handled, and each slice that has it advances.
@@ -328,7 +328,7 @@ def _rank_targets(word_N, weight_NK, unigram_V, sorted_unigram_V, left, right, r
         right_count = count_at(right.words, right.counts, right.begin_N[n], right.end_N[n], word)
         probability = weight_K[0] * unigram_V[word] + weight_K[1] * left_count + weight_K[2] * right_count
         rank = unigram_words_above(sorted_unigram_V, weight_K[0], probability)
-        rank_N[n] = rank + neighbor_correction(word, probability, weight_K, unigram_V, left, right, n)
+        rank_N[n] = rank + neighbour_correction(word, probability, weight_K, unigram_V, left, right, n)
 
 
 def _make(_width: int, cache: bool) -> tuple[Any, ...]:
