@@ -212,7 +212,7 @@ class BigramBaseline:
 
 
 def _bucket(total: np.ndarray) -> np.ndarray:
-    """The bucket of a neighbour's count: 0 for a neighbour never seen, else its number of digits, at most BUCKETS - 1."""
+    """The bucket of a neighbour's count: 0 if it was never seen, else its number of digits, at most BUCKETS - 1."""
     digits = 1 + np.log10(np.maximum(total, 1)).astype(np.int64)
     return np.minimum(np.where(total > 0, digits, 0), BUCKETS - 1)
 
