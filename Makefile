@@ -32,8 +32,9 @@ test-fast: $(INSTALLED) ## run the tests that are not marked slow or system: und
 test-web: $(WEB) ## test the page of `babybert playground` in a headless Chromium
 	$(BIN)/python -m pytest tests/web
 
-coverage: $(INSTALLED) ## run all tests and print the coverage of the package and the handler
-	$(BIN)/python -m pytest --cov --cov-report=term
+# Tracing makes numba's compiler several times slower, so the slow tests are left out.
+coverage: $(INSTALLED) ## print how much of the package and the handler the fast tests cover
+	$(BIN)/python -m pytest -m "not slow and not system" --cov --cov-report=term
 
 goldens: $(INSTALLED) ## record tests/golden/goldens.json again (BABYBERT_IMDB=aclImdb_labelled.tar.gz)
 	$(BIN)/python tests/golden/record.py

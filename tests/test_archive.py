@@ -30,6 +30,7 @@ def checkpoint(small: Any) -> Path:
     return result.checkpoint
 
 
+@pytest.mark.slow
 def test_it_holds_what_a_server_needs_and_works_without_the_package(checkpoint: Path, tmp_path: Path) -> None:
     archive = write_archive(checkpoint, tmp_path / "store")
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["babybert.mar"]
@@ -148,6 +149,7 @@ def test_a_truncated_archive_or_one_with_a_flipped_bit_is_refused(checkpoint: Pa
             assert "other.mar" in str(error)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_former_archive(checkpoint: Path, tmp_path: Path) -> None:
     archive = write_archive(checkpoint, tmp_path / "store")
     before = archive.read_bytes()

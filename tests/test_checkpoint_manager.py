@@ -68,6 +68,7 @@ def address(s3: S3) -> str:
     return f"s3://{s3.bucket}/runs/one"
 
 
+@pytest.mark.slow
 def test_a_new_machine_resumes_from_the_store(small: Small, address: str, tmp_path: Path) -> None:
     complete = result_of(small(out=tmp_path / "complete", dropout=0.1)).checkpoint
     first = result_of(small(out=tmp_path / "a", dropout=0.1, store=address, max_steps=28, lr=small().lr))
@@ -81,6 +82,7 @@ def test_a_new_machine_resumes_from_the_store(small: Small, address: str, tmp_pa
     assert S3Store(address).steps() == [56, 28]
 
 
+@pytest.mark.slow
 def test_a_corrupt_local_checkpoint_is_downloaded_and_a_corrupt_remote_one_skipped(
     small: Small, address: str, s3: S3, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -154,6 +156,7 @@ def test_resume_never_refuses_existing_checkpoints(small: Small, address: str, t
         pretrain(small(out=tmp_path / "b", store=address, resume="never"))
 
 
+@pytest.mark.slow
 def test_two_jobs_do_not_share_a_folder_or_a_prefix(
     small: Small, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,7 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(
         job.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "store", "message", "code"),
     [
@@ -270,6 +274,7 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     assert S3Store(address).manifest(60 * 28).files == read_manifest(newest).files
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +299,7 @@ def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
         server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_reported_and_the_local_copy_is_valid(
     small: Small, address: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
@@ -314,6 +320,7 @@ def test_a_server_that_stays_away_is_reported_and_the_local_copy_is_valid(
     assert S3Store(address).steps()[0] == 840
 
 
+@pytest.mark.slow
 def test_a_job_that_lost_its_lease_stops_and_leaves_the_store_alone(small: Small, address: str, tmp_path: Path) -> None:
     store = S3Store(address)
     job = start(small, tmp_path, address, "--epochs=100000", "--checkpoint-every=20")

@@ -41,6 +41,7 @@ def test_a_run_stands_for_its_newest_valid_checkpoint(
         CheckpointSource(str(tmp_path / "nothing")).find(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_prefix_in_s3_stands_for_its_newest_valid_checkpoint(
     run: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,7 @@ def plain_ranks(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -
     return ranks
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.sampled_from([0, 1, 2, 7, 31]),
@@ -241,6 +242,7 @@ def assert_close(ours: Iterable[Tensor], reference: Iterable[Tensor], tolerance:
         assert float((one.double() - other).abs().max()) <= tolerance * size
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.sampled_from([1, 2, 7, 64, 129]),
@@ -276,6 +278,7 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(
     assert_close(ours, reference, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),

@@ -14,6 +14,7 @@ from babybert.evaluation.curves import plot_curves, read_run, running_mean, seri
 from babybert.training.train import pretrain
 
 
+@pytest.mark.slow
 def test_two_runs_are_drawn_and_summarized(small: Any, tmp_path: Path) -> None:
     runs = []
     for name in ("a", "b"):

@@ -24,6 +24,7 @@ for kernels in ("auto", "plain"):
 """
 
 
+@pytest.mark.slow
 def test_kernels_run_on_a_machine_without_avx_and_are_compiled_once(tmp_path: Path) -> None:
     """numba compiles for a processor that is named; this one has SSE2 only."""
     environment = {

@@ -78,6 +78,7 @@ def test_every_kernel_is_used_and_can_be_turned_off(monkeypatch: pytest.MonkeyPa
     assert not used
 
 
+@pytest.mark.slow
 def test_a_run_with_the_kernels_follows_the_plain_ones_curve(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,7 @@ def run(small: Any) -> Path:
     return result.checkpoint.parent
 
 
+@pytest.mark.slow
 def test_the_history_of_a_run_on_disk_and_in_s3(run: Path, s3: S3, small: Any) -> None:
     pretrain(small(epochs=1, max_steps=35, store=f"s3://{s3.bucket}/run", keep_checkpoints=100))
     store = S3Store(f"s3://{s3.bucket}/run")

@@ -45,6 +45,7 @@ def bert(demo: Dataset) -> BabyBert:
     return BabyBert(ModelConfig(vocab_size=demo.tokenizer.size, width=16, heads=2, layers=1, feed_forward=16)).eval()
 
 
+@pytest.mark.slow
 def test_states_are_those_of_one_document_at_a_time(bert: BabyBert, demo: Dataset) -> None:
     documents = encode_documents(demo.tokenizer, [*decidable(7, 0), Labelled("mary " * 50, "pos", None)], 20)
     assert max(map(len, documents)) == 20 and all(ids[0] == CLS and ids[-1] == SEP for ids in documents)

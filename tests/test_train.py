@@ -55,6 +55,7 @@ def scores_of(config: PretrainConfig) -> Scores:
     return scores
 
 
+@pytest.mark.slow
 def test_training_beats_the_unigram_baseline(small: Small) -> None:
     scores = scores_of(small(epochs=12, width=32, lr=0.01, masking="dynamic"))
     assert scores.mlm_loss < scores.mlm_unigram_loss - 0.1 < scores.mlm_chance_loss

@@ -78,6 +78,7 @@ def run_with_limit(flags: list[str], size: int) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder: Path, tmp_path: Path) -> None:
     flags = [*flags_of(demo_folder, tmp_path), "--no-metrics", "--log-every=1000000"]
     assert run_babybert(*flags, "--max-steps=2").returncode == 0

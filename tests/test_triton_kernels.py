@@ -230,6 +230,7 @@ def feed_forward_in_float64(inputs: list[Tensor], d_y: Tensor, dropout_p: float,
     return gradients(plain, [x.cpu().double() for x in inputs], d_y)
 
 
+@pytest.mark.slow
 @a_few
 @given(
     n=st.sampled_from([0, 1, 7, 2 * BLOCK + 1]),
@@ -345,6 +346,7 @@ for kernel in KERNELS:
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_an_h100(tmp_path: Path) -> None:
     """Triton brings its assembler: this needs no GPU. The interpreter accepts much that the compiler does not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

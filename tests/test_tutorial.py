@@ -49,6 +49,7 @@ def definitions(path: Path) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 @each_chapter
 def test_a_chapter_runs_and_its_asserts_hold(chapter: Path, render: ModuleType) -> None:
     if chapter.stem.startswith("8"):
