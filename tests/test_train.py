@@ -114,11 +114,11 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
 def test_a_signal_ends_a_validation(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
-    def evaluate_and_stop(*arguments: Any) -> Scores:
+    def evaluate_and_stop(*arguments: Any, **keywords: Any) -> Scores:
         nonlocal calls
         calls += 1
         signal.raise_signal(signal.SIGINT)
-        return evaluate_held_out(*arguments)
+        return evaluate_held_out(*arguments, **keywords)
 
     monkeypatch.setattr(train_module, "evaluate_held_out", evaluate_and_stop)
     result = result_of(small())
@@ -141,8 +141,8 @@ def test_checkpoint_every_counts_steps_or_minutes(small: Small, tmp_path: Path) 
 def test_the_best_is_kept_in_addition_to_the_newest(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6])
 
-    def evaluate_with_loss(*arguments: Any) -> Scores:
-        return replace(evaluate_held_out(*arguments), mlm_loss=next(losses))
+    def evaluate_with_loss(*arguments: Any, **keywords: Any) -> Scores:
+        return replace(evaluate_held_out(*arguments, **keywords), mlm_loss=next(losses))
 
     monkeypatch.setattr(train_module, "evaluate_held_out", evaluate_with_loss)
     config = small(epochs=5, keep_checkpoints=2)
