@@ -10,7 +10,7 @@ weight 0. `[CLS]` and `[SEP]` are neighbours like words: they say where a senten
 
 Cost: 16 bytes of memory for each distinct bigram and direction (IMDB: 2 million), and some 50 bytes for each of the
 CHUNK tokens that are counted at a time. Ranks are exact: a loop compiled by numba visits every word that was seen next
-to one of the words on both sides (IMDB: 94,000 ranks in 8 s on one core). Compiling it takes a second, once.
+to the left or the right word (IMDB: 94,000 ranks in 8 s on one core). Compiling it takes a second, once.
 
 Shapes: N masked tokens, P pairs, V vocabulary, K = 3 experts (unigram, left, right), Q pairs of buckets.
 """
@@ -261,7 +261,7 @@ def _slices_of(counts: NeighbourCounts, neighbour_N: np.ndarray) -> _Slices:
 # Below: the compiled search for ranks. Only words seen next to the left or the right neighbour have more than the
 # unigram's share. So for each target
 # 1. a bisection of the sorted unigram counts the words that are above the target by the unigram's share alone;
-# 2. a merge of the words on both sides' slices then corrects that number for the words in them, by their whole probability.
+# 2. a merge of the slices of both sides then corrects that number for the words in them, by their whole probability.
 # Comparing each target with all V words gives the same ranks (the test does it). On IMDB that takes 1.5 to 2 times as
 # long when compiled, and 3 to 4 times as long in numpy.
 
