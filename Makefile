@@ -6,7 +6,7 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-web coverage goldens lint types soak bench bench-learning bench-serving \
+.PHONY: help install demo test test-fast test-web goldens lint types soak bench bench-learning bench-serving \
 	images test-images lint-deploy lock monitoring tutorial pictures check format clean
 
 help: ## this list
@@ -23,18 +23,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## run the pipeline on generated reviews: prepare, pretrain, evaluate, archive, serve, query
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) ## run all tests, including those with a real TorchServe
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run all tests, including those with a real TorchServe (PYTEST_FLAGS=--cov: print the coverage)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 test-fast: $(INSTALLED) ## run the tests that are not marked slow or system: under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow and not system"
 
 test-web: $(WEB) ## test the page of `babybert playground` in a headless Chromium
 	$(BIN)/python -m pytest tests/web
-
-# Tracing makes numba's compiler several times slower, so the slow tests are left out.
-coverage: $(INSTALLED) ## print how much of the package and the handler the fast tests cover
-	$(BIN)/python -m pytest -m "not slow and not system" --cov --cov-report=term
 
 goldens: $(INSTALLED) ## record tests/golden/goldens.json again (BABYBERT_IMDB=aclImdb_labelled.tar.gz)
 	$(BIN)/python tests/golden/record.py

@@ -21,6 +21,8 @@ from babybert.model.kernels.cpu_math import LANES
 from babybert.model.kernels.cpu_narrow_head import BLOCK, WIDEST, CpuNarrowHeadLoss
 from babybert.model.kernels.cpu_wide_head import CpuWideHeadLoss
 
+pytestmark = pytest.mark.no_cover  # tracing makes numba's compiler several times slower
+
 
 def gradients(
     loss_of: Callable[..., Tensor], inputs: Iterable[Tensor], dtype: torch.dtype, weight: float = 1.0

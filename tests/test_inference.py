@@ -21,6 +21,8 @@ from babybert.model.kernels.cpu_top_tokens import (
     TopTokensKernel,
 )
 
+pytestmark = pytest.mark.no_cover  # tracing makes numba's compiler several times slower
+
 
 def small(width: int = 10, vocabulary: int = SMALLEST_VOCABULARY + 5) -> BabyBert:
     torch.manual_seed(1)
