@@ -262,7 +262,7 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     small: Small, address: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("BABYBERT_S3_TIMEOUT", "1")
-    job = start(small, tmp_path, address, "--epochs=60", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
+    job = start(small, tmp_path, address, "--epochs=30", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
     job.wait_for_line("step 28:")
     proxy.mode = fault
     job.wait_for_line("is not uploaded yet")
@@ -270,8 +270,8 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     code = job.wait(COMMAND_SECONDS)
     assert code == 0, job.output
     newest = find_checkpoint(tmp_path / "run")
-    assert S3Store(address).steps()[0] == int(newest.name[5:]) == 60 * 28
-    assert S3Store(address).manifest(60 * 28).files == read_manifest(newest).files
+    assert S3Store(address).steps()[0] == int(newest.name[5:]) == 30 * 28
+    assert S3Store(address).manifest(30 * 28).files == read_manifest(newest).files
 
 
 @pytest.mark.slow
