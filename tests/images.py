@@ -338,6 +338,12 @@ def pod(engine: Engine, s3: S3) -> Iterator[PlayPod]:
     resources = rendered("overlays/local")
     played: list[Path] = []
 
+    def remove_leftovers() -> None:
+        """What an earlier test or a killed test run has left under the same names."""
+        engine("pod", "rm", "-f", "pod")
+        for volume in ("babybert-runs", "babybert-pretrain"):
+            engine("volume", "rm", "-f", volume)
+
     def play(folder: Path, **changes: Any) -> tuple[dict[str, int], str]:
         config = copy.deepcopy(only(resources, "ConfigMap", "babybert-pretrain"))
         settings = yaml.safe_load(config["data"]["run.yaml"])
@@ -372,10 +378,11 @@ def pod(engine: Engine, s3: S3) -> Iterator[PlayPod]:
         engine("kube", "down", str(path))
         return codes, logs
 
+    remove_leftovers()
     yield play
     for path in played:
         engine("kube", "down", str(path))
-    engine("volume", "rm", "-f", "babybert-runs", "babybert-pretrain")
+    remove_leftovers()
 
 
 def test_the_pod_of_the_job_runs(pod: PlayPod, s3: S3, tmp_path: Path) -> None:
