@@ -9,7 +9,8 @@ import os
 
 __version__ = "0.1.0"
 
-# OpenMP's threads spin while they wait for each other, and two jobs on the same cores spin against each other. With
-# OpenMP's default count each job takes 20 times as long as alone; with this one about twice, and a job alone loses 1 to
-# 2 %. The variable is read when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# OpenMP's threads spin while they wait for each other. On shared cores, the time that they spin is missing elsewhere:
+# benchmarks/shared_cores.py measures what the count costs there and on a quiet machine. libgomp reads the variable when
+# torch is loaded. Servers' workers and torchrun's ranks inherit it.
+if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["GOMP_SPINCOUNT"] = "10000"

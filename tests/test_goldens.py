@@ -19,7 +19,7 @@ import babybert
 GOLDENS: dict[str, Any] = json.loads(record.GOLDENS.read_text(encoding="utf-8"))
 VERSIONS = {"babybert": babybert.__version__, "numpy": np.__version__, "tokenizers": tokenizers.__version__}
 HERE = record.machine() == GOLDENS["machine"]
-TRAINING_TOLERANCE = None if HERE else 1e-3
+TRAINING_TOLERANCE = None if HERE else 1e-2  # 50 steps amplify differences in rounding
 HTTP_TOLERANCE = None if HERE else 1e-5
 
 # The first run of a preset compiles its kernels, which takes up to a minute on two cores.

@@ -90,13 +90,20 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_set() -> None:
     subprocess.run([sys.executable, "-c", features_kept], env={**unset, "NUMBA_CPU_FEATURES": "+avx2"}, check=True)
 
 
-def test_waiting_threads_spin_for_a_short_time_unless_set() -> None:
-    unset = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    command = [sys.executable, "-c", "import babybert, torch"]
-    for environment, expected in ((unset, "10000"), ({**unset, "GOMP_SPINCOUNT": "7"}, "7")):
-        verbose = {**environment, "OMP_DISPLAY_ENV": "verbose"}
-        job = subprocess.run(command, env=verbose, check=True, capture_output=True, text=True)
-        assert f"GOMP_SPINCOUNT = '{expected}'" in job.stderr
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_waiting_threads_spin_for_a_short_time_unless_set(variables: dict[str, str], expected: str) -> None:
+    unset = {name: value for name, value in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
+    job = subprocess.run(
+        [sys.executable, "-c", "import babybert, torch"],
+        env={**unset, **variables, "OMP_DISPLAY_ENV": "verbose"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{expected}'" in job.stderr
 
 
 class Kernel:
