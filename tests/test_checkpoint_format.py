@@ -29,6 +29,7 @@ from babybert.checkpoint.format import (
 from babybert.checkpoint.retention import prune_checkpoints, steps_to_delete
 from babybert.config import PretrainConfig
 from babybert.data.dataset import Dataset
+from babybert.data.epoch_order import BatchSpan
 from babybert.errors import DataError
 from babybert.model.bert import BabyBert
 from babybert.training.optimizer import make_optimizer
@@ -57,7 +58,8 @@ def run(small: Callable[..., PretrainConfig], demo: Dataset) -> Run:
 
 def test_a_saved_checkpoint_is_loaded_as_it_was(run: Run, demo: Dataset) -> None:
     folder, bert, optimizer, config = run
-    saved_state = state_of(4, 1, 2, SCORES)
+    span = {"batch_size": 8, "bucketing": True, "batches": 3}
+    saved_state = replace(state_of(4, 1, 2, SCORES), earlier_spans=[span], devices={"world_size": 1})
     save_checkpoint(folder, saved_state, bert, demo.tokenizer, optimizer)
     newest = newest_valid(folder)
     assert newest is not None
@@ -65,7 +67,7 @@ def test_a_saved_checkpoint_is_loaded_as_it_was(run: Run, demo: Dataset) -> None
     loaded_optimizer = make_optimizer(loaded, config)
     load_optimizer(newest, loaded_optimizer)
     assert read_state(newest) == saved_state
-    assert read_state(newest).train_state() == TrainState(4, 1, 2, 1.5, 2)
+    assert read_state(newest).train_state() == TrainState(4, 1, 2, 1.5, 2, [BatchSpan(8, True, 3)])
     assert read_manifest(newest).held_out_loss == 5.0
     assert tokenizer.digest == demo.tokenizer.digest
     for saved, parameter in zip(bert.parameters(), loaded.parameters(), strict=True):

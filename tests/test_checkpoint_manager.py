@@ -123,8 +123,8 @@ def test_a_step_that_cannot_be_resumed_changes_nothing(small: Small, address: st
         pretrain(small(resume="29"))
     with pytest.raises(UsageError, match="has sizes"):
         pretrain(small(resume="28", width=16))
-    with pytest.raises(UsageError, match="was trained with batch_size"):
-        pretrain(small(resume="28", batch_size=4))
+    with pytest.raises(UsageError, match="was trained with seed 0, the settings say 4"):
+        pretrain(small(resume="28", seed=4))
     with pytest.raises(DataError, match="another vocabulary"):
         pretrain(small(resume="28", data=tmp_path / "other"))
     S3Store(address).upload(run / "step-00000084")

@@ -154,7 +154,9 @@ def test_data_parallel_replicas_have_the_gradient_of_one_model(bert: BabyBert, b
 
 
 @pytest.mark.slow
-def test_processes_stop_together_and_one_process_resumes(small: Small, tmp_path: Path) -> None:
+def test_processes_stop_together_and_one_process_resumes(
+    small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = small(out=tmp_path / "run", epochs=2000)
     job = ChildProcess(torchrun_command(config), environment={"OMP_NUM_THREADS": "1"})
     try:
@@ -165,9 +167,11 @@ def test_processes_stop_together_and_one_process_resumes(small: Small, tmp_path:
         job.kill()
     assert "saving a checkpoint" in job.output
     stopped = checkpoint_step(find_checkpoint(config.out))
-    resumed = pretrain(small(out=tmp_path / "run", max_steps=stopped + 3, epochs=2000))
+    resumed = pretrain(small(out=tmp_path / "run", max_steps=stopped + 3, epochs=2000, batch_size=7))
     assert resumed is not None
     assert checkpoint_step(resumed.checkpoint) == stopped + 3
+    assert "batch_size changed from 8 to 7" in caplog.text
+    assert "parallel changed from ddp to single, world_size changed from 2 to 1" in caplog.text
 
 
 def test_every_step_and_rank_has_its_own_seed() -> None:

@@ -1,6 +1,7 @@
 """Batches: their content, their order, and that both are functions of (seed, epoch, index) alone."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from babybert.data.dataset import Dataset
 from babybert.data.device_loader import DeviceLoader
-from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, collate, ordered_batches, pairs_before
+from babybert.data.epoch_order import BatchSpan, batches_of
+from babybert.data.loader import NO_LABEL, DynamicMasking, Loader, collate, ordered_batches
 from babybert.data.masking import mask_tokens
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
@@ -42,7 +44,7 @@ def test_an_epoch_has_every_pair_once_and_the_smaller_batch_last(examples: Examp
     loader = Loader(examples, 8, seed=0, bucketing=bucketing)
     assert sorted(loader.order(0)) == list(range(len(examples)))
     batches = list(loader.epoch(0))
-    assert len(batches) == batches_in_epoch(len(examples), 8)
+    assert len(batches) == batches_of(len(examples), 8)
     assert [len(batch.is_next_B) for batch in batches[:-1]] == [8] * (len(batches) - 1)
     assert sum(int(batch.ids_BT.sum()) for batch in batches) == examples.ids.sum()
 
@@ -80,7 +82,7 @@ def test_starting_at_a_batch_gives_the_remaining_batches(
     masking = masking and DynamicMasking(demo.tokenizer.size, masking.seed)
     loader = kind(examples, 8, 0, True, masking)
     all_batches = [*loader.epoch(0), *loader.epoch(1)]
-    per_epoch = batches_in_epoch(len(examples), 8)
+    per_epoch = batches_of(len(examples), 8)
     for position in (0, 5, per_epoch - 1, per_epoch, per_epoch + 3):
         resumed = kind(examples, 8, 0, True, masking)
         epoch, start = divmod(position, per_epoch)
@@ -129,10 +131,28 @@ def test_dynamic_masking_chooses_other_tokens_in_each_epoch(examples: Examples, 
         assert second.ids_BT[index, : len(ids)].tolist() == masked.tolist()
 
 
-def test_pairs_are_counted_with_the_smaller_last_batches(examples: Examples) -> None:
-    sizes = [len(batch.is_next_B) for epoch in range(2) for batch in Loader(examples, 8, 0).epoch(epoch)]
-    for step in range(len(sizes) + 1):
-        assert pairs_before(step, batches_in_epoch(len(examples), 8), len(examples), 8) == sum(sizes[:step])
+@pytest.mark.parametrize("bucketing", [True, False])
+@pytest.mark.parametrize("kind", [Loader, DeviceLoader])
+def test_readers_and_batch_sizes_can_change_within_an_epoch(
+    examples: Examples, kind: type[Loader], bucketing: bool
+) -> None:
+    """Two readers, then one, then three: together they read each pair once. The last batch has two pairs."""
+    pairs = []
+    spans: list[BatchSpan] = []
+    last_size = (len(examples) - 3 * 8 - 5 * 16 - 1) // 2
+    for batch_size, batches, readers in ((8, 3, 2), (16, 5, 1), (last_size, 3, 3)):
+        loader = kind(examples, batch_size, 0, bucketing)
+        for reader in range(readers):
+            share = loader.epoch(1, reader=reader, readers=readers, earlier_spans=spans)
+            for batch in itertools.islice(share, batches):
+                pairs += [
+                    tuple(ids_T[ids_T > 0].tolist())
+                    for ids_T, is_next in zip(batch.ids_BT, batch.is_next_B, strict=True)
+                    if is_next != NO_LABEL
+                ]
+        spans.append(BatchSpan(batch_size, bucketing, batches))
+    rows = [examples.ids[start:end] for start, end in itertools.pairwise(examples.offsets)]
+    assert Counter(pairs) == Counter(tuple(row[row > 0].tolist()) for row in rows)
 
 
 def test_ordered_batches_keep_the_order(demo: Dataset) -> None:

@@ -20,6 +20,10 @@ def test_short_runs_have_positive_rates(warmup: float, total: int) -> None:
     assert all(0 < learning_rate(step, total, 1.0, warmup) <= 1 for step in range(total))
 
 
+def test_the_rate_between_two_steps_is_not_above_the_peak() -> None:
+    assert learning_rate(9.5, 100, 2.0, 0.1) == 2.0
+
+
 def test_cosine_and_constant_schedules() -> None:
     cosine = [learning_rate(step, 100, 2.0, 0.1, "cosine") for step in range(101)]
     assert cosine[10] == 2.0

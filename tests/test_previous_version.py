@@ -4,6 +4,7 @@ They are the checkpoint and the archive of a run of three steps on the demo, `pr
 `pretrain --preset tiny --width 4 --heads 1 --layers 1 --feed-forward 8 --max-steps 3 --batch-size 8`.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -37,7 +38,11 @@ def test_a_checkpoint_of_the_previous_version_is_valid_and_predicts_the_same() -
     assert answer == {"is_next": True, "probability": pytest.approx(PAIR_PROBABILITY, rel=1e-6)}
 
 
-def test_a_run_of_the_previous_version_can_be_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_size", [8, 5])
+def test_a_run_of_the_previous_version_can_be_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, batch_size: int
+) -> None:
+    """Also with another batch size: its checkpoint does not say on which devices it was trained."""
     prepare(PrepareConfig(out=tmp_path / "data", demo_documents=40))
     shutil.copytree(CHECKPOINT, tmp_path / "run" / CHECKPOINT.name)
     settings = PretrainConfig(
@@ -48,7 +53,7 @@ def test_a_run_of_the_previous_version_can_be_resumed(tmp_path: Path) -> None:
         heads=1,
         layers=1,
         feed_forward=8,
-        batch_size=8,
+        batch_size=batch_size,
         max_steps=5,
         metrics=False,
         device="cpu",
@@ -57,6 +62,9 @@ def test_a_run_of_the_previous_version_can_be_resumed(tmp_path: Path) -> None:
     result = pretrain(settings)
     assert result is not None
     assert result.checkpoint.name == "step-00000005"
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["trained_pairs"] == 3 * 8 + 2 * batch_size
+    assert ("batch_size changed from 8 to 5" in caplog.text) == (batch_size == 5)
 
 
 def test_an_archive_of_the_previous_version_is_valid() -> None:

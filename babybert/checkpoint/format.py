@@ -25,7 +25,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from babybert.config import ModelConfig
 from babybert.data.digest import sha256
+from babybert.data.epoch_order import BatchSpan
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError
 from babybert.model.bert import BabyBert
@@ -54,13 +55,18 @@ STEP_FOLDER = re.compile(r"^step-(\d{8})$")
 
 @dataclass
 class TrainState:
-    """How far a run is. The next batch is number `batch` of epoch `epoch`, both counted from 0."""
+    """How far a run is. The next batch is number `batch` of epoch `epoch`, both counted from 0.
+
+    If the batch size or bucketing changed within the epoch, `earlier_spans` are the epoch's batches before the change,
+    and `batch` counts from the change.
+    """
 
     step: int = 0  # optimizer steps done
     epoch: int = 0
     batch: int = 0
     seconds: float = 0.0  # of training, in all processes so far
     restarts: int = 0  # processes before this one
+    earlier_spans: list[BatchSpan] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,13 @@ class CheckpointState:
     data_digest: str  # SHA-256 of the training shards and the tokenizer
     scores: dict[str, float] | None  # on held-out pairs; None if the run was stopped within an epoch
     format: int = FORMAT
+    earlier_spans: list[dict[str, Any]] = field(default_factory=list)  # of `BatchSpan`, as JSON
+    devices: dict[str, Any] | None = None  # of `DistributedContext.facts`; None in checkpoints of earlier versions
 
     def train_state(self) -> TrainState:
         """Where the run was."""
-        return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts)
+        earlier_spans = [BatchSpan(**span) for span in self.earlier_spans]
+        return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts, earlier_spans)
 
     def held_out_loss(self) -> float | None:
         """The sum of both held-out losses in nats; None without scores."""
@@ -246,9 +255,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_state(folder: Path) -> CheckpointState:
-    """The `state.json` of a verified checkpoint."""
+    """The `state.json` of a verified checkpoint. Earlier versions wrote fewer fields; later ones may write more."""
     content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    return CheckpointState(**{field.name: content[field.name] for field in dataclasses.fields(CheckpointState)})
+    known = {entry.name for entry in dataclasses.fields(CheckpointState)}
+    return CheckpointState(**{name: value for name, value in content.items() if name in known})
 
 
 def list_checkpoints(run: Path) -> list[Path]:

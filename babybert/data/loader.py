@@ -1,13 +1,14 @@
 """Examples to batches of tensors: shuffled by (seed, epoch), bucketed by length, and with new masks if asked to.
 
 The content of batch k of epoch e is a function of (seed, e, k) alone. So a resumed run continues with exactly the
-batch that comes next, however many readers share the batches. Making a batch takes a few numpy calls over flat arrays,
-well under a millisecond, so no worker processes are needed. `device_loader.py` does the same with arrays on a GPU.
+batch that comes next, however many readers share the batches. With another batch size it continues with the pairs that
+are left of the epoch (see `epoch_order.py`). Making a batch takes a few numpy calls over flat arrays, well under a
+millisecond, so no worker processes are needed. `device_loader.py` does the same with arrays on a GPU.
 
 Shapes: B pairs, T positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from babybert.data.epoch_order import BatchSpan, epoch_order
 from babybert.data.masking import MASKED_SHARE, mask_tokens
 from babybert.data.pairs import ranges
 from babybert.data.table import Examples
 
-# Keeps these random numbers apart from those that `pairs.py` draws with the same seed. Otherwise the first epoch would
-# have the permutation that chose the negatives, and half of it would pass before the first pair of the other label.
-ORDER_STREAM = 2
 NO_LABEL = -1  # in `is_next_B`: the pair only fills a place and has no loss
-POOL_BATCHES = 64  # how many batches are sorted by length together: more would pad less, but shuffle less
 
 
 class Batch(NamedTuple):
@@ -83,29 +81,24 @@ class Loader:
     bucketing: bool = True
     masking: DynamicMasking | None = None
 
-    def order(self, epoch: int) -> np.ndarray:
-        """Return the indices of the pairs, batch by batch. A last, smaller batch has the pairs that are left."""
-        rng = np.random.default_rng((self.seed, ORDER_STREAM, epoch))
-        order = rng.permutation(len(self.examples))
-        if not self.bucketing:
-            return order
-        full_batches = len(order) // self.batch_size
-        bucketed = order[: full_batches * self.batch_size]
-        rest = order[full_batches * self.batch_size :]
-        lengths = np.diff(self.examples.offsets)[bucketed]
-        pools = np.arange(len(bucketed)) // (POOL_BATCHES * self.batch_size)
-        bucketed = bucketed[np.lexsort((lengths, pools))]  # by pool, and in a pool by length
-        batches = bucketed.reshape(-1, self.batch_size)
-        return np.concatenate([batches[rng.permutation(full_batches)].ravel(), rest])
+    def order(self, epoch: int, earlier_spans: Sequence[BatchSpan] = ()) -> np.ndarray:
+        """Return the indices of the pairs, batch by batch. A last, smaller batch has the pairs that are left.
 
-    def epoch(self, epoch: int, start: int = 0, reader: int = 0, readers: int = 1) -> Iterator[Batch]:
-        """Yield the batches of one epoch, from batch number `start` on.
+        `earlier_spans` are the batches that the epoch had with other settings; their pairs are left out.
+        """
+        lengths = np.diff(self.examples.offsets)
+        return epoch_order(lengths, self.seed, epoch, self.batch_size, self.bucketing, earlier_spans)
+
+    def epoch(
+        self, epoch: int, start: int = 0, reader: int = 0, readers: int = 1, earlier_spans: Sequence[BatchSpan] = ()
+    ) -> Iterator[Batch]:
+        """Yield the batches of one epoch, from batch number `start` after `earlier_spans` on.
 
         Of `readers` that share the batches, each takes every `readers`-th pair of a batch, from pair `reader` on. A
         reader for whom the last batch has no pair gets the batch's first pair, without labels: in distributed training
         all ranks must take the same number of steps.
         """
-        order = self.order(epoch)
+        order = self.order(epoch, earlier_spans)
         for first in range(start * self.batch_size, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
             reader_rows = rows[reader::readers]
@@ -123,24 +116,6 @@ def _without_labels(batch: Batch) -> Batch:
     return batch._replace(
         labels_BT=torch.zeros_like(batch.labels_BT), is_next_B=torch.full_like(batch.is_next_B, NO_LABEL)
     )
-
-
-def batches_in_epoch(pairs: int, batch_size: int) -> int:
-    """Return how many batches an epoch has; the last may be smaller."""
-    return -(-pairs // batch_size)  # rounded up
-
-
-def pairs_before(step: int, epoch_batches: int, pairs: int, batch_size: int) -> int:
-    """Return how many pairs the steps before `step` take; the last batch of an epoch may be smaller.
-
-    Args:
-        step: the number of steps.
-        epoch_batches: steps per epoch, of `batches_in_epoch`.
-        pairs: pairs per epoch.
-        batch_size: pairs per step.
-    """
-    epochs, batches = divmod(step, epoch_batches)
-    return epochs * pairs + min(batches * batch_size, pairs)
 
 
 def ordered_batches(examples: Examples, batch_size: int) -> Iterator[Batch]:

@@ -95,6 +95,20 @@ class DistributedContext:
         gpu_name = torch.cuda.get_device_name(self.device)
         return f"{counts[self.strategy]} x {gpu_name}{names[self.strategy]}{precision}"
 
+    def facts(self) -> dict[str, Any]:
+        """What the bits of a step depend on in addition to the settings, as a checkpoint records it."""
+        replicas = torch.cuda.device_count() if self.strategy == "dp" else self.world_size
+        facts = {
+            "parallel": self.strategy if replicas > 1 else "single",
+            "world_size": replicas,
+            "precision": "bf16" if self.bf16 else "fp32",
+            "torch": str(torch.__version__),
+        }
+        if self.device.type == "cpu":
+            capability = torch.backends.cpu.get_cpu_capability()
+            return {**facts, "device": f"CPU ({capability})", "threads": torch.get_num_threads()}
+        return {**facts, "device": torch.cuda.get_device_name(self.device)}
+
 
 @contextlib.contextmanager
 def start_distributed(

@@ -78,7 +78,7 @@ class RunMetrics:
         self.step_seconds = self._histogram("step_seconds", "Duration of a step, without waiting for its batch")
         self.wait_seconds = self._histogram("data_wait_seconds", "Time a step waited for its batch")
         self.epoch = self._gauge("epoch", "Current epoch, from 0")
-        self.progress = self._gauge("progress_ratio", "Share of the run's steps that are done")
+        self.progress = self._gauge("progress_ratio", "Share of the run that is done")
         self.seconds_left = self._gauge("left_seconds", "Estimated time until the end of the run")
         self.restarts = self._gauge("restarts", "Times the run was resumed")
 

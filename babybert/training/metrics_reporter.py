@@ -22,6 +22,7 @@ from babybert.model.loss import LossSums
 from babybert.training.distributed import DistributedContext
 from babybert.training.metrics import RunMetrics
 from babybert.training.nonfinite_guard import NonFiniteGuard
+from babybert.training.plan import TrainingPlan
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ class MetricsReporter:
         context: DistributedContext,
         metrics: RunMetrics,
         state: TrainState,
-        total_steps: int,
+        plan: TrainingPlan,
     ) -> None:
         self._config = config
         self._context = context
         self._metrics = metrics
-        self._total_steps = total_steps
+        self._plan = plan
         self._log = MetricsLog(config.out)
         self._sums: LossSums | None = None  # since the last publication
         self._start_time = self._last_publication = time.monotonic()
@@ -73,10 +74,10 @@ class MetricsReporter:
         """Add a step. Every `log_every` steps, publish the means since the last time and return them."""
         self._sums = sums if self._sums is None else self._sums + sums
         self._metrics.learning_rate.set(lr)
-        self._metrics.progress.set(state.step / self._total_steps)
+        self._metrics.progress.set(self._plan.share_done(state.step))
         # A failure counts until the run has passed the step at which it happened.
         self._metrics.nonfinite_ends.set(sum(step > state.step for step in self._nonfinite_steps))
-        if state.step % self._config.log_every and state.step != self._total_steps:
+        if state.step % self._config.log_every and state.step != self._plan.total_steps:
             return {}
         guard.check()
         global_sums = self._sums.map(self._context.all_reduce_sum)
@@ -100,7 +101,7 @@ class MetricsReporter:
         self._last_publication = now
         self._metrics.record_training(sums)
         self._metrics.gradient_norm.set(gradient_norm)
-        self._metrics.seconds_left.set((self._total_steps - state.step) * seconds_per_step)
+        self._metrics.seconds_left.set((self._plan.total_steps - state.step) * seconds_per_step)
         self._write("train", state, {**means, **speeds})
         return {**means, "lr": lr}
 
@@ -121,8 +122,12 @@ class MetricsReporter:
         )
 
     def _write(self, split: str, state: TrainState, values: dict[str, float]) -> None:
+        trained_pairs = self._plan.pairs_before(state.step)
+        seconds = round(self.seconds, 3)
         try:
-            self._log.write(split, step=state.step, epoch=state.epoch, seconds=round(self.seconds, 3), **values)
+            self._log.write(
+                split, step=state.step, epoch=state.epoch, trained_pairs=trained_pairs, seconds=seconds, **values
+            )
         except StorageError as error:  # a gap in the curve is no reason to end the run
             logger.warning(str(error))
         if self._tensorboard:
@@ -135,6 +140,7 @@ class MetricsReporter:
             "ended_by": ended_by,
             "checkpoint": str(checkpoint),
             **asdict(self.with_seconds(state)),
+            "trained_pairs": self._plan.pairs_before(state.step),
             "scores": scores.as_dict() if scores else None,
             "settings": self._config.as_json(),
         }

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from babybert.data.loader import Loader
 from babybert.errors import UserError
 
 ROWS_SHOWN = 8
@@ -19,11 +19,10 @@ class NonFiniteGuard:
     """
 
     def __init__(
-        self, device: torch.device, loader: Loader, batches_per_epoch: int, on_nonfinite: Callable[[int], None]
+        self, device: torch.device, rows_of: Callable[[int], np.ndarray], on_nonfinite: Callable[[int], None]
     ) -> None:
         self._first_step = torch.full((), -1, device=device)
-        self._loader = loader
-        self._batches_per_epoch = batches_per_epoch
+        self._rows_of = rows_of  # the rows of the training table in the batch of a step
         self._on_nonfinite = on_nonfinite  # called with the number of steps done, before the error is raised
 
     def record(self, gradient_norm: Tensor, step: int) -> None:
@@ -45,8 +44,6 @@ class NonFiniteGuard:
         )
 
     def _describe_rows(self, step: int) -> str:
-        epoch, batch = divmod(step, self._batches_per_epoch)
-        batch_size = self._loader.batch_size
-        rows = self._loader.order(epoch)[batch * batch_size : (batch + 1) * batch_size]
+        rows = self._rows_of(step)
         text = ", ".join(map(str, rows[:ROWS_SHOWN]))
         return f"{text} and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else text

@@ -9,19 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from babybert.checkpoint.format import (
-    CheckpointState,
-    TrainState,
-    check_same_vocabulary,
-    load_model,
-    load_optimizer,
-    read_state,
-)
+from babybert.checkpoint.format import TrainState, check_same_vocabulary, load_model, load_optimizer, read_state
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import ModelConfig, PretrainConfig
 from babybert.data.dataset import SPLITS, Dataset
 from babybert.data.device_loader import DeviceLoader, fits_on_device
-from babybert.data.loader import DynamicMasking, Loader, batches_in_epoch, pairs_before
+from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.table import Examples
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.scores import unigram_log_probs
@@ -29,11 +22,10 @@ from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
 from babybert.training.distributed import DistributedContext
 from babybert.training.optimizer import make_optimizer
+from babybert.training.plan import TrainingPlan
+from babybert.training.resume import check_resumable, log_changes, resumed_state
 
 logger = logging.getLogger(__name__)
-
-# Settings that decide which pairs a batch holds: a resumed run must have the same.
-ORDER_SETTINGS = ("batch_size", "seed", "bucketing")
 
 
 @dataclass
@@ -49,39 +41,22 @@ class TrainingSetup:
     model: nn.Module  # `bert` with its losses, wrapped for the strategy
     optimizer: torch.optim.Optimizer
     loader: Loader
+    plan: TrainingPlan
     state: TrainState
     resumed_from: Path | None  # the checkpoint's folder, on rank 0
 
-    @property
-    def training_pairs(self) -> int:
-        """Pairs of an epoch."""
-        return len(self.loader.examples)
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Steps of an epoch; the last batch may be smaller."""
-        return batches_in_epoch(self.training_pairs, self.config.batch_size)
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        steps = self.config.epochs * self.batches_per_epoch
-        return min(steps, self.config.max_steps) if self.config.max_steps else steps
-
-    def pairs_before(self, step: int) -> int:
-        """Pairs of all steps before `step`."""
-        return pairs_before(step, self.batches_per_epoch, self.training_pairs, self.config.batch_size)
-
-    def pairs_in_batch(self, batch: int) -> int:
-        """Pairs of an epoch's batch with this index."""
-        return min(self.config.batch_size, self.training_pairs - batch * self.config.batch_size)
+    def rows_of(self, step: int) -> np.ndarray:
+        """The rows of the training table in the batch of a step of this process."""
+        epoch, batch, earlier_spans = self.plan.position(step)
+        first = batch * self.config.batch_size
+        return self.loader.order(epoch, earlier_spans)[first : first + self.config.batch_size]
 
     def describe(self) -> str:
         """The model, the data and the devices, for the log."""
         parameters = sum(parameter.numel() for parameter in self.bert.parameters())
         return (
-            f"model: {self.config.preset}, {parameters:,} parameters; {self.training_pairs:,} pairs, "
-            f"{self.total_steps:,} steps; {self.context.describe()}"
+            f"model: {self.config.preset}, {parameters:,} parameters; {self.plan.pairs:,} pairs, "
+            f"{self.plan.total_steps:,} steps; {self.context.describe()}"
         )
 
 
@@ -90,8 +65,8 @@ def set_up(
 ) -> TrainingSetup:
     """Build a new run, or the one of the checkpoint that rank 0's `manager` finds.
 
-    Raises UsageError if the checkpoint has other sizes or another order of pairs than the settings; DataError if it has
-    another vocabulary, or if the data has pairs that are too long for the model.
+    Raises UsageError if the checkpoint has other sizes or another seed than the settings, or was trained on other data;
+    DataError if it has another vocabulary, or if the data has pairs that are too long for the model.
     """
     train = dataset.examples("train")
     held_out = dataset.examples("validation").first(config.validation_pairs)
@@ -103,17 +78,21 @@ def set_up(
     bert = _resume_model(folder, config, dataset, sizes) if folder else new_model(config, sizes, counts_V)
     bert.to(context.device)
     optimizer = make_optimizer(bert, config)
-    state = TrainState()
+    state, saved_state = TrainState(), None
     if folder:
         load_optimizer(folder, optimizer)
-        state = read_state(folder).train_state()
+        saved_state = read_state(folder)
+        state = resumed_state(saved_state, config)
     state = _share_state(context, state, optimizer)
     if manager:
         manager.set_aside_newer_checkpoints()  # only now is it certain that the run can use the checkpoint
     model = context.wrap(PretrainingModel(bert.set_kernels(config.kernels)))
     loader = make_loader(config, train, dataset.tokenizer.size, context.device)
+    plan = TrainingPlan(len(train), config.batch_size, config.epochs, config.max_steps, start=replace(state))
+    if saved_state and state.step < plan.total_steps:
+        log_changes(saved_state, config, context.facts())
     return TrainingSetup(
-        config, context, dataset, held_out, counts_V, bert, model, optimizer, loader, state, resumed_from=folder
+        config, context, dataset, held_out, counts_V, bert, model, optimizer, loader, plan, state, resumed_from=folder
     )
 
 
@@ -131,7 +110,7 @@ def _resume_model(folder: Path, config: PretrainConfig, dataset: Dataset, sizes:
     """The checkpoint's model, if the settings and the data fit it."""
     bert, tokenizer = load_model(folder)
     check_same_vocabulary(folder, tokenizer, dataset)
-    _check_same_order(folder, read_state(folder), config, dataset)
+    check_resumable(folder, read_state(folder), config, dataset)
     if bert.config != sizes:
         raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
     logger.info(f"resuming from {folder}")
@@ -144,21 +123,6 @@ def _check_pair_lengths(config: PretrainConfig, dataset: Dataset, sizes: ModelCo
         raise DataError(
             f"{config.data}: has a pair of {longest} tokens; the model supports at most {sizes.max_positions}: "
             "prepare the data with shorter pairs"
-        )
-
-
-def _check_same_order(folder: Path, state: CheckpointState, config: PretrainConfig, dataset: Dataset) -> None:
-    """Raise UsageError if the checkpoint's position means other pairs under these settings."""
-    for name in ORDER_SETTINGS:
-        before, now = state.settings[name], getattr(config, name)
-        if before != now:
-            raise UsageError(
-                f"{folder}: was trained with {name} {before}, the settings say {now}: pairs would be skipped or "
-                "repeated; keep the value, or choose another --out"
-            )
-    if state.data_digest != dataset.digest:
-        raise UsageError(
-            f"{folder}: was trained on other data than {config.data}; use the same data, or choose another --out"
         )
 
 

@@ -2,7 +2,8 @@
 
 A run is a function of its settings and its data. The pairs, masks and dropout of a step depend on (seed, step) alone,
 and a checkpoint holds the weights, the optimizer and the index of the next batch. So a run that was stopped or killed
-and then resumed ends, on the CPU, with the same bits as one that was never stopped. A test compares the two.
+and then resumed ends, on the CPU, with the same bits as one that was never stopped. A test compares the two. A resume
+may also change the batch size or the devices: each pair still comes once an epoch, but the bits differ.
 """
 
 import contextlib
@@ -72,9 +73,9 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
 
 
 def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMetrics) -> TrainingResult | None:
-    config, context, state, optimizer = run.config, run.context, run.state, run.optimizer
-    reporter = MetricsReporter(config, context, metrics, state, run.total_steps)
-    guard = NonFiniteGuard(context.device, run.loader, run.batches_per_epoch, reporter.record_nonfinite)
+    config, context, plan, state, optimizer = run.config, run.context, run.plan, run.state, run.optimizer
+    reporter = MetricsReporter(config, context, metrics, state, plan)
+    guard = NonFiniteGuard(context.device, run.rows_of, reporter.record_nonfinite)
     scores: Scores | None = None
     newest_checkpoint = run.resumed_from
     ends_early = False  # because of a signal, or because `max_minutes` are over
@@ -82,12 +83,13 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
         manager.start_interval(state.step)
 
     with StopSignal() as stop, _progress(run) as progress:
-        while state.step < run.total_steps and not ends_early:
+        while state.step < plan.total_steps and not ends_early:
             metrics.epoch.set(state.epoch)
-            batches = run.loader.epoch(state.epoch, state.batch, context.rank, context.world_size)
+            epoch_batches = plan.batches_in_epoch(state.earlier_spans)
+            batches = run.loader.epoch(state.epoch, state.batch, context.rank, context.world_size, state.earlier_spans)
             for batch in metrics.timed(batches):
                 # Learning rate and dropout are functions of the step, so a resume restores no schedule and no seed.
-                lr = learning_rate(state.step, run.total_steps, config.lr, config.warmup_fraction, config.schedule)
+                lr = learning_rate(*plan.schedule_step(state.step), config.lr, config.warmup_fraction, config.schedule)
                 set_learning_rate(optimizer, lr)
                 context.seed_step(config.seed, state.step)
                 sums = forward_backward(run.model, batch.to(context.device), context, config.accumulate)
@@ -96,24 +98,24 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
                 optimizer.step()
                 optimizer.zero_grad()
 
-                pairs = run.pairs_in_batch(state.batch)
+                pairs = plan.pairs_of(state.step)
                 state.step += 1
                 state.batch += 1
                 progress.advance(pairs, reporter.record_step(sums, state, lr, gradient_norm, guard))
                 # All ranks must leave the loop after the same step, or the next collective operation would hang.
                 ends_early = context.any_rank(bool(stop) or reporter.out_of_time)
-                if ends_early or state.step == run.total_steps or state.batch == run.batches_per_epoch:
+                if ends_early or state.step == plan.total_steps or state.batch == epoch_batches:
                     break
                 if manager and manager.is_due(state.step):
                     guard.check()  # never save a model with non-finite weights
                     newest_checkpoint = _save(run, manager, reporter, None) or newest_checkpoint
 
-            if state.batch == run.batches_per_epoch:
-                state.epoch, state.batch = state.epoch + 1, 0
+            if state.batch == epoch_batches:
+                state.epoch, state.batch, state.earlier_spans = state.epoch + 1, 0, []
             guard.check()
             if manager:  # rank 0 validates and saves; the others wait at the next collective operation
                 scores = _validate(run, reporter, stop)
-                is_last = ends_early or bool(stop) or state.step == run.total_steps
+                is_last = ends_early or bool(stop) or state.step == plan.total_steps
                 newest_checkpoint = _save(run, manager, reporter, scores, is_last) or newest_checkpoint
             ends_early = context.any_rank(ends_early or bool(stop))
 
@@ -128,8 +130,8 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
 
 def _progress(run: TrainingSetup) -> Progress:
     """The progress of the whole run in pairs; JSON lines where there is no terminal."""
-    total, done = run.pairs_before(run.total_steps), run.pairs_before(run.state.step)
-    return Progress("pretrain", total, "pairs", done, show=run.context.is_main, json_lines=True)
+    done = run.plan.pairs_before(run.state.step)
+    return Progress("pretrain", run.plan.total_pairs, "pairs", done, show=run.context.is_main, json_lines=True)
 
 
 def _validate(run: TrainingSetup, reporter: MetricsReporter, stop: StopSignal) -> Scores | None:
@@ -165,6 +167,7 @@ def _save(
         tokenizer_digest=run.dataset.tokenizer.digest,
         settings=run.config.as_json(),
         data_digest=run.dataset.digest,
+        devices=run.context.facts(),
         scores=scores.as_dict() if scores else None,
     )
     return manager.save(state, run.bert, run.dataset.tokenizer, run.optimizer, is_last)
@@ -174,4 +177,4 @@ def _describe_end(run: TrainingSetup, stop: StopSignal) -> str:
     """Why the run ended, for `summary.json`."""
     if stop.received:
         return stop.received.name
-    return "done" if run.state.step == run.total_steps else "max_minutes"
+    return "done" if run.state.step == run.plan.total_steps else "max_minutes"
