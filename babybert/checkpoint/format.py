@@ -75,7 +75,7 @@ class CheckpointState:
     tokenizer_digest: str  # SHA-256 of the tokenizer
     settings: dict[str, Any]  # the PretrainConfig, as JSON
     data_digest: str  # SHA-256 of the training shards and the tokenizer
-    scores: dict[str, float] | None  # on held-out pairs; None if the run was stopped within an epoch
+    scores: dict[str, Any] | None  # on held-out pairs; None if the run was stopped within an epoch
     format: int = FORMAT
 
     def train_state(self) -> TrainState:
@@ -83,8 +83,8 @@ class CheckpointState:
         return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts)
 
     def held_out_loss(self) -> float | None:
-        """The sum of both held-out losses in nats; None without scores."""
-        return self.scores["mlm_loss"] + self.scores["nsp_loss"] if self.scores else None
+        """The sum of both held-out losses in nats, of MLM alone if NSP was not scored; None without scores."""
+        return self.scores["mlm_loss"] + (self.scores["nsp_loss"] or 0.0) if self.scores else None
 
 
 @dataclass(frozen=True)

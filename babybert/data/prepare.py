@@ -184,7 +184,7 @@ def _make_examples(
 ) -> Iterator[Examples]:
     """Yield the masked pairs of each block. Training pairs come `config.duplicates` times, with other masks each time.
 
-    Counts the sentences in `statistics`, and moves `progress` on by the tokens of each block.
+    Counts sentences and pairs without a negative in `statistics`, and moves `progress` on by the tokens of each block.
     """
     end_ids = tokenizer.sentence_end_ids()
     is_training = split_index == 0
@@ -201,4 +201,5 @@ def _make_examples(
             yield Examples(masked_ids, labels, segments, offsets, pairs.is_next)
         first_row += len(pairs)
         statistics.sentences += len(sentences)
+        statistics.without_negative += pairs.without_negative
         progress.advance(len(block.tokens))
