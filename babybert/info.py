@@ -212,7 +212,7 @@ def _format_pairs(pairs: dict[str, Any]) -> str:
     if pairs["is_next"] in (0, 1):
         notes.append("all pairs have one label, so NSP can be neither learned nor scored")
     if pairs.get("pairs_without_negative"):
-        notes.append(f"{pairs['pairs_without_negative']:,} more pairs were left out, because they had no negative")
+        notes.append(f"pairs left out, because no sentence makes them negatives: {pairs['pairs_without_negative']:,}")
     most_pairs = max(length["pairs"] for length in pairs["lengths"])
     rows = [
         (

@@ -74,12 +74,13 @@ def test_prepare_and_info_say_what_is_missing(tmp_path: Path, caplog: pytest.Log
         assert statistics["is_next_share"] == 1
         assert statistics["pairs_without_negative"] == statistics["documents"] // 2
         assert statistics["pairs"] + statistics["pairs_without_negative"] == statistics["documents"]
-        assert f"{split}: {statistics['documents'] // 2} pairs are left out" in caplog.text
+        assert f"{split}: pairs left out" in caplog.text
+        assert f"makes them negatives: {statistics['documents'] // 2}\n" in caplog.text
         assert f"all {split} pairs have is_next 1: " in caplog.text
         assert description[split]["pairs_without_negative"] == statistics["pairs_without_negative"]
     text = format_description(description)
     assert text.count("all pairs have one label, so NSP can be neither learned nor scored") == 2
-    assert f"{facts['train']['pairs_without_negative']} more pairs were left out" in text
+    assert f"sentence makes them negatives: {facts['train']['pairs_without_negative']}\n" in text
 
 
 def test_data_with_both_labels_is_described_as_before(demo: Dataset) -> None:
@@ -113,7 +114,7 @@ def test_training_reports_no_nsp(tmp_path: Path, one_label: Path, caplog: pytest
         assert line["mlm_loss"] > 0
     assert result.scores is not None
     assert "NSP is not scored" in format_scores(result.scores)
-    assert "-0.0" not in format_scores(result.scores)
+    assert "-0.000" not in format_scores(result.scores)
     state = read_state(result.checkpoint)
     assert state.held_out_loss() == pytest.approx(result.scores.mlm_loss, abs=1e-6)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["scores"]["nsp_chance_loss"] is None
@@ -129,13 +130,14 @@ def test_prometheus_has_no_series_of_nsp() -> None:
             assert value == (1 if with_nsp else None)
 
 
+@pytest.mark.slow
 def test_evaluate_reports_no_nsp(one_label: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--checkpoint", str(one_label / "run"), "--data", str(one_label / "data"), "--device", "cpu"]
     assert main([*command, "--plot", str(tmp_path / "figure")]) == 0
     output = capsys.readouterr()
     assert "next sentence  " not in output.out
     assert "left out: next sentence: all validation pairs have is_next 1" in output.out
-    assert "-0.0" not in output.out
+    assert "-0.000" not in output.out
     assert "warning: all train pairs have is_next 1" in output.err
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     assert main([*command, "--json"]) == 0
@@ -146,6 +148,7 @@ def test_evaluate_reports_no_nsp(one_label: Path, tmp_path: Path, capsys: pytest
     assert results["mlm_loss"] > 0
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_without_nsp(one_label: Path, tmp_path: Path) -> None:
     png, _ = plot_curves([one_label / "run"], tmp_path / "curves")
     assert png.stat().st_size > 10_000

@@ -72,8 +72,8 @@ class SplitStatistics:
         """Warn of pairs without a negative, and of a split in which all pairs have one label."""
         if self.without_negative:
             logger.warning(
-                f"{split}: {self.without_negative:,} pairs are left out, because no sentence of another document "
-                "differs from their second sentence and could make them negatives"
+                f"{split}: pairs left out, because no second sentence of another document makes them negatives: "
+                f"{self.without_negative:,}"
             )
         if self.positive_pairs in (0, self.pairs):
             logger.warning(describe_only_label(split, int(self.positive_pairs == self.pairs)))
