@@ -8,10 +8,11 @@ import pytest
 from conftest import tokenizer_of
 
 from babybert.data.dataset import Dataset
+from babybert.data.sentence_ends import SENTENCE_ENDS
 from babybert.data.table import Examples
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, SEP, Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.evaluation.nsp_baselines import lengths, marks, nsp_baselines, overlap, take
+from babybert.evaluation.nsp_baselines import PUNCTUATION, lengths, marks, nsp_baselines, overlap, take
 from babybert.evaluation.scores import unigram_log_probs
 
 COMMA, DOT = 5, 6
@@ -98,6 +99,10 @@ def test_style_compares_the_two_sentences_and_format_does_not() -> None:
     probabilities = nsp_baselines(make(400), held_out, tokenizer, np.full(tokenizer.size, 9))
     assert accuracy(probabilities["style"], held_out) == 1
     assert accuracy(probabilities["format"], held_out) < 0.65
+
+
+def test_sentence_ends_are_punctuation_not_words() -> None:
+    assert set(SENTENCE_ENDS) <= set(PUNCTUATION)
 
 
 def test_taken_pairs_are_complete() -> None:

@@ -32,7 +32,7 @@ from babybert.data.pairs import assemble, make_pairs
 from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
-from babybert.data.tokenizer import SENTENCE_ENDS, Tokenizer
+from babybert.data.tokenizer import Tokenizer
 from babybert.errors import UsageError, cannot_write
 from babybert.progress import Progress
 
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 DOCUMENTS_PER_BATCH = 256  # tokenized in one call, which uses all cores
 WORDPIECE_VOCAB_SIZE = 30_522  # BERT's
+MOST_SEEN_ONCE = 0.75  # share of tokens; in text with spaces between words it is below, unless the text is very short
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -155,7 +156,8 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
         basic_english = BasicEnglishTokenizer()
         for document in corpus.documents("tokenize"):
             ids = basic_english.add(document.text)
-            spool.add(document.text, ids, basic_english.provisional_ids(SENTENCE_ENDS))
+            spool.add(document.text, ids, basic_english.sentence_end_ids())
+        _warn_of_text_without_spaces(basic_english.share_seen_once())
         return basic_english.finish(config.min_frequency, config.vocab_size)
     tokenizer = _load_or_train_tokenizer(config, corpus)
     end_ids = tokenizer.sentence_end_ids()
@@ -165,6 +167,14 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
         for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
             spool.add(text, ids, end_ids)
     return tokenizer, None
+
+
+def _warn_of_text_without_spaces(share_seen_once: float) -> None:
+    if share_seen_once > MOST_SEEN_ONCE:
+        logger.warning(
+            f"{share_seen_once:.0%} of the tokens occur only once. If the text has no spaces between words, as in "
+            "Chinese or Thai, each sentence is one token, and --tokenizer-kind wordpiece is needed to split it"
+        )
 
 
 def _load_or_train_tokenizer(config: PrepareConfig, corpus: Corpus) -> Tokenizer:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from babybert.data.pairs import ranges
+from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import DataError, UsageError
@@ -25,7 +26,7 @@ from babybert.evaluation.scores import unigram_log_probs
 
 MOST_FITTED = 50_000  # training pairs, evenly spread over the table: plenty for some fifty weights
 BASELINES = ("overlap", "style", "format")
-PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-")
+PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-", *OTHER_SENTENCE_ENDS)
 SEGMENTS = (1, 2)  # of A and of B
 
 
