@@ -18,7 +18,6 @@ from babybert.data.digest import sha256
 from babybert.data.shards import ShardWriter
 from babybert.data.table import Examples
 from babybert.data.tokenizer import UNK, Tokenizer
-from babybert.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -125,24 +124,19 @@ class DatasetWriter:
             "shards": {},
         }
 
-    def write_split(
-        self, split: str, chunks: Iterable[Examples], statistics: SplitStatistics, error_if_empty: str
-    ) -> None:
+    def write_split(self, split: str, chunks: Iterable[Examples], statistics: SplitStatistics) -> None:
         """Write the shards of one split and, for the training split, `vocabulary.csv`.
 
         Args:
             split: `train` or `validation`.
-            chunks: the pairs of the split.
+            chunks: the pairs of the split, at least one.
             statistics: counts the pairs that are written.
-            error_if_empty: message of the DataError that is raised if there is no pair.
         """
         shard_bytes = self._config.shard_mb * BYTES_PER_MB
         with ShardWriter(self._folder, split, self._config.format, shard_bytes, self._tokenizer.size) as writer:
             for examples in chunks:
                 writer.add(examples)
                 statistics.add(examples)
-        if not statistics.pairs:
-            raise DataError(error_if_empty)
         statistics.log_label_problems(split)
         self.facts[split] = statistics.as_dict()
         self.facts["shards"][split] = writer.shards
