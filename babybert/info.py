@@ -75,7 +75,11 @@ def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
         paths = dataset.shards(split)
         for path, shard in zip(paths, dataset.facts["shards"][split], strict=True):
             check_sha256(path, shard["sha256"])
-        description[split] = {"shards": len(paths), **measure(dataset.examples(split), dataset.tokenizer.size)}
+        description[split] = {
+            "shards": len(paths),
+            **measure(dataset.examples(split), dataset.tokenizer.size),
+            "pairs_without_negative": dataset.facts[split].get("pairs_without_negative", 0),
+        }
     description["rows"] = decode_rows(dataset.examples("train"), rows, dataset.tokenizer)
     return description
 
@@ -204,6 +208,11 @@ def _format_pairs(pairs: dict[str, Any]) -> str:
     shards = f" in {pairs['shards']} shards" if "shards" in pairs else ""
     became_mask = pairs["became_mask"]
     share_of_mask = "" if became_mask is None else f", of those {became_mask:.1%} are [MASK]"
+    notes = []
+    if pairs["is_next"] in (0, 1):
+        notes.append("all pairs have one label, so NSP can be neither learned nor scored")
+    if pairs.get("pairs_without_negative"):
+        notes.append(f"pairs left out, because no sentence makes them negatives: {pairs['pairs_without_negative']:,}")
     most_pairs = max(length["pairs"] for length in pairs["lengths"])
     rows = [
         (
@@ -216,6 +225,7 @@ def _format_pairs(pairs: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{pairs['pairs']:,} pairs, {pairs['tokens']:,} tokens{shards}; is_next in {pairs['is_next']:.1%}",
+            *notes,
             f"chosen for MLM {pairs['masked']:.1%} of tokens{share_of_mask}; unknown {pairs['unknown']:.2%}",
             f"unigram entropy {pairs['unigram_entropy']:.3f} nats: the MLM loss of the unigram baseline",
             f"mean length {pairs['mean_length']:.1f} tokens",

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from babybert.data.basic_english import BasicEnglishTokenizer
+from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS
 from babybert.data.tokenizer import RULES, SPECIAL_TOKENS, UNK
 
 TEXT = st.lists(
     st.one_of(
         st.text(max_size=8),
         st.sampled_from(["<br />", "it's", '"no"', "?!", "...", "İ", "ΣΑΣ", "\x1c", "\x85", "\u2003", "[MASK]"]),
+        st.sampled_from(OTHER_SENTENCE_ENDS),
     )
 ).map("".join)
 
@@ -21,7 +23,8 @@ TEXT = st.lists(
 def train_with_library(texts: list[str], min_frequency: int = 1, vocab_size: int = 2**31 - 1) -> tokenizers.Tokenizer:
     """The oracle: the library's tokenizer with these rules, and its training."""
     backend = tokenizers.Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in RULES)])
+    rules = [*((end, f" {end} ") for end in OTHER_SENTENCE_ENDS), *RULES]
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *(normalizers.Replace(a, b) for a, b in rules)])
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(
         vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
@@ -64,10 +67,19 @@ def test_special_tokens_come_first_and_words_by_frequency_then_spelling() -> Non
     assert to_id.tolist() == [5, 6, UNK, UNK]
 
 
-def test_provisional_ids_are_of_words_that_were_seen() -> None:
+def test_the_ids_of_sentence_ends_that_were_seen() -> None:
     words = BasicEnglishTokenizer()
     words.add("one . two ?")
-    assert words.provisional_ids((".", "!", "?")).tolist() == [1, 3]
+    assert words.sentence_end_ids().tolist() == [1, 3]
+    words.add("\u4e00\u3002\u4e8c\u3002")
+    assert words.sentence_end_ids().tolist() == [1, 3, 5]
+
+
+def test_the_share_of_tokens_seen_once() -> None:
+    words = BasicEnglishTokenizer()
+    assert words.share_seen_once() == 0
+    words.add("a b. a c. a!")
+    assert words.share_seen_once() == 2 / 5  # b and c
 
 
 def test_counts_grow_with_the_words() -> None:

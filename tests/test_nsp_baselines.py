@@ -8,10 +8,11 @@ import pytest
 from conftest import tokenizer_of
 
 from babybert.data.dataset import Dataset
+from babybert.data.sentence_ends import SENTENCE_ENDS
 from babybert.data.table import Examples
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, SEP, Tokenizer
-from babybert.errors import UsageError
-from babybert.evaluation.nsp_baselines import lengths, marks, nsp_baselines, overlap, take
+from babybert.errors import DataError, UsageError
+from babybert.evaluation.nsp_baselines import PUNCTUATION, lengths, marks, nsp_baselines, overlap, take
 from babybert.evaluation.scores import unigram_log_probs
 
 COMMA, DOT = 5, 6
@@ -100,6 +101,10 @@ def test_style_compares_the_two_sentences_and_format_does_not() -> None:
     assert accuracy(probabilities["format"], held_out) < 0.65
 
 
+def test_sentence_ends_are_punctuation_not_words() -> None:
+    assert set(SENTENCE_ENDS) <= set(PUNCTUATION)
+
+
 def test_taken_pairs_are_complete() -> None:
     examples = pairs_of(([7], [8], 1), ([9, 9], [7], 0), ([8], [8], 1))
     taken = take(examples, np.array([2, 1]))
@@ -107,11 +112,11 @@ def test_taken_pairs_are_complete() -> None:
     assert taken.offsets.tolist() == [0, 5, 11] and taken.is_next.tolist() == [1, 0]
 
 
-def test_one_class_alone(demo: Dataset) -> None:
+def test_training_pairs_of_one_label_are_refused(demo: Dataset) -> None:
     train = demo.examples("train")
     positives = take(train, np.flatnonzero(train.is_next == 1))
-    probabilities = nsp_baselines(positives, demo.examples("validation"), demo.tokenizer, demo.token_counts())
-    assert (probabilities["format"] == 1).all()
+    with pytest.raises(DataError, match="all training pairs have is_next 1"):
+        nsp_baselines(positives, demo.examples("validation"), demo.tokenizer, demo.token_counts())
 
 
 def test_without_scikit_learn(demo: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,9 @@ def test_a_corpus_without_other_documents_gives_no_false_negatives() -> None:
     corpus, sentences, _ = corpus_of(["One two. Three four. Five six. Seven eight."])
     assert make_pairs(corpus, sentences, 0, 0).is_next.tolist() == [1]
     corpus, sentences, _ = corpus_of(["Same one. Same two."] * 4)
-    assert make_pairs(corpus, sentences, 0, 0).is_next.tolist() == [1, 1]
+    pairs = make_pairs(corpus, sentences, 0, 0)
+    assert pairs.is_next.tolist() == [1, 1]
+    assert pairs.without_negative == 2
 
 
 def test_a_copy_of_the_document_gives_no_second_sentence() -> None:

@@ -84,7 +84,7 @@ def test_prepared_data_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
 
 def test_a_failed_prepare_leaves_nothing(tmp_path: Path) -> None:
     source = imdb_review_folder(tmp_path / "source", ["Too short"] * 10)
-    with pytest.raises(DataError, match="give no sentence pairs"):
+    with pytest.raises(DataError, match="no sentence pairs"):
         prepare(PrepareConfig(corpus="imdb", source=(str(source),), out=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
     (tmp_path / "file").write_text("in the way")
@@ -165,7 +165,8 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_earlier_data(tmp_path
 
 ANY_TEXT = st.text(st.characters(blacklist_categories=["Cs"]), max_size=60)
 PUNCTUATED = st.lists(
-    st.one_of(ANY_TEXT, st.sampled_from([". ", "! ", "? ", "<br />", "[MASK]", "[PAD] x", '"', ",", "\n"])), max_size=12
+    st.one_of(ANY_TEXT, st.sampled_from([". ", "! ", "? ", "<br />", "[MASK]", "[PAD] x", '"', ",", "\n", "\u3002"])),
+    max_size=12,
 ).map("".join)
 
 

@@ -72,6 +72,25 @@ def test_copies_share_a_split_and_a_text_number(tmp_path: Path) -> None:
         assert len({copies[0] for copies in numbers.values()}) == len(numbers)
 
 
+def test_a_text_is_moved_with_its_copies_and_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_TOKENS", 4)
+    with Spool(tmp_path / "a", 0, 0.25) as spool:
+        for text in [*TEXTS[:20], *TEXTS[:20]]:
+            spool.add(text, np.full(10, int(text.split()[1]), np.int32), END)
+        before = {held_out: documents(list(spool.blocks(held_out, None))) for held_out in (False, True)}
+        text_number = int(next(spool.blocks(False, None)).texts[0])
+        spool.move(text_number, held_out=True)
+        after = {held_out: documents(list(spool.blocks(held_out, None))) for held_out in (False, True)}
+    moved = [ids for ids in after[True] if ids not in before[True]]
+    assert len({ids[0] for ids in moved}) == 1
+    assert sorted(map(len, moved)) == [2, 2, 4, 4, 4, 4]  # two copies in three pieces each
+    assert sorted([*after[False], *moved]) == sorted(before[False])
+    for held_out in (False, True):
+        tokens = sum(map(len, after[held_out]))
+        assert spool.tokens_of[held_out] == tokens
+        assert spool.documents[held_out] == tokens / 10
+
+
 def test_provisional_ids_become_final_ids(tmp_path: Path) -> None:
     with Spool(tmp_path / "a", 0, 0.5) as spool:
         spool.add("x", np.array([0, 2, 1], np.int32), END)

@@ -8,6 +8,7 @@ from conftest import tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS
 from babybert.data.tokenizer import MASK, SPECIAL_TOKENS, UNK, Tokenizer
 from babybert.errors import DataError
 
@@ -24,9 +25,11 @@ def basic_english(text: str) -> list[str]:
 
 
 # Without the characters at which Rust and Python differ: separators 0x1C to 0x1F, final sigma, and letters that are
-# newer than one of the two.
+# newer than one of the two. Without sentence ends that torchtext does not know.
 ALPHABET = st.characters(
-    max_codepoint=0x1C7F, blacklist_characters="\x1c\x1d\x1e\x1fΣ", blacklist_categories=("Cs", "Cn")
+    max_codepoint=0x1C7F,
+    blacklist_characters="\x1c\x1d\x1e\x1fΣ" + "".join(OTHER_SENTENCE_ENDS),
+    blacklist_categories=("Cs", "Cn"),
 )
 TEXT = st.lists(
     st.one_of(
@@ -41,6 +44,37 @@ def test_tokens_are_those_of_basic_english(text: str) -> None:
     tokenizer = tokenizer_of(text, "one word")
     (ids,) = tokenizer.encode_documents([text])
     assert tokenizer.tokens(ids) == basic_english(text)
+
+
+@given(st.lists(st.one_of(TEXT, st.sampled_from(OTHER_SENTENCE_ENDS))).map("".join))
+def test_sentence_ends_outside_ascii_are_separate_tokens_too(text: str) -> None:
+    tokenizer = tokenizer_of(text, "one word")
+    (ids,) = tokenizer.encode_documents([text])
+    separated = "".join(f" {character} " if character in OTHER_SENTENCE_ENDS else character for character in text)
+    assert tokenizer.tokens(ids) == basic_english(separated)
+    if "[MASK]" not in text:
+        assert tokenizer.encode(text) == ids.tolist()
+
+
+def test_a_tokenizer_keeps_the_rules_that_it_was_made_with(tmp_path: Path) -> None:
+    """The tokenizer of a corpus without such sentence ends, or of an earlier version, does not split them off."""
+    plain = tokenizer_of("one two.")
+    assert plain.digest == Tokenizer.of_words([".", "one", "two"]).digest
+    assert plain.tokens(plain.encode("one\u3002two.")) == ["[UNK]", "."]
+    for corpus, expected in (("one two.", ["[UNK]"]), ("one\u3002 two.", ["one", "\u3002", "two"])):
+        tokenizer_of(corpus).save(tmp_path / "tokenizer.json")
+        tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+        assert tokenizer.tokens(tokenizer.encode("one\u3002two")) == expected
+        assert tokenizer.digest == tokenizer_of(corpus).digest
+
+
+def test_the_parts_of_the_text_around_a_sentence_end() -> None:
+    assert tokenizer_of("\u4e00\u3002\u4e8c").sources("\u4e00\u3002\u3002\u4e8c") == [
+        "\u4e00",
+        "\u3002",
+        "\u3002",
+        "\u4e8c",
+    ]
 
 
 def test_the_tokens_of_a_review() -> None:

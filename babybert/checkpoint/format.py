@@ -81,7 +81,7 @@ class CheckpointState:
     tokenizer_digest: str  # SHA-256 of the tokenizer
     settings: dict[str, Any]  # the PretrainConfig, as JSON
     data_digest: str  # SHA-256 of the training shards and the tokenizer
-    scores: dict[str, float] | None  # on held-out pairs; None if the run was stopped within an epoch
+    scores: dict[str, Any] | None  # on held-out pairs; None if the run was stopped within an epoch
     format: int = FORMAT
     earlier_spans: list[dict[str, Any]] = field(default_factory=list)  # of `BatchSpan`, as JSON
     devices: dict[str, Any] | None = None  # of `DistributedContext.facts`; None in checkpoints of earlier versions
@@ -92,8 +92,8 @@ class CheckpointState:
         return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts, earlier_spans)
 
     def held_out_loss(self) -> float | None:
-        """The sum of both held-out losses in nats; None without scores."""
-        return self.scores["mlm_loss"] + self.scores["nsp_loss"] if self.scores else None
+        """The sum of both held-out losses in nats, of MLM alone if NSP was not scored; None without scores."""
+        return self.scores["mlm_loss"] + (self.scores["nsp_loss"] or 0.0) if self.scores else None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections import defaultdict
 import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
+from babybert.data.sentence_ends import ASCII_SENTENCE_ENDS, OTHER_SENTENCE_ENDS
 from babybert.data.tokenizer import FIRST_ORDINARY, RULES, UNK, Tokenizer
 
 NON_ASCII = re.compile(r"[^\x00-\x7f]")
@@ -29,6 +30,7 @@ class BasicEnglishTokenizer:
         self._ids.default_factory = self._ids.__len__  # looking up a new word gives it the next id
         self._counts = np.zeros(INITIAL_CAPACITY, np.int64)
         self._folded: dict[str, str] = {}
+        self._sentence_ends = [end.encode() for end in ASCII_SENTENCE_ENDS]  # `_fold` adds others that it meets
         self._lowercase = normalizers.Lowercase()
         self._split_white_space = pre_tokenizers.WhitespaceSplit()
 
@@ -54,17 +56,24 @@ class BasicEnglishTokenizer:
         return folded.split()  # bytes.split splits only at ASCII white space
 
     def _fold(self, match: re.Match[str]) -> str:
-        """Return a non-ASCII character in lower case, or a space if it is white space."""
+        """Return a non-ASCII character in lower case, a space if it is white space; a sentence end between spaces."""
         character = match[0]
         if character not in self._folded:
             is_white_space = not self._split_white_space.pre_tokenize_str(character)
             self._folded[character] = " " if is_white_space else self._lowercase.normalize_str(character)
+            if character in OTHER_SENTENCE_ENDS:
+                self._folded[character] = f" {character} "
+                self._sentence_ends.append(character.encode())
         return self._folded[character]
 
-    def provisional_ids(self, tokens: tuple[str, ...]) -> np.ndarray:
-        """Return the provisional ids (int32) of those of `tokens` that have been seen."""
-        seen = [token.encode() for token in tokens if token.encode() in self._ids]
-        return np.array([self._ids[word] for word in seen], np.int32)
+    def sentence_end_ids(self) -> np.ndarray:
+        """Return the provisional ids (int32) of the sentence ends that have been seen."""
+        return np.array([self._ids[end] for end in self._sentence_ends if end in self._ids], np.int32)
+
+    def share_seen_once(self) -> float:
+        """Return the share of the tokens so far, sentence ends left out, whose word occurs only once."""
+        counts = np.delete(self._counts[: len(self._ids)], self.sentence_end_ids())
+        return float(np.count_nonzero(counts == 1) / max(counts.sum(), 1))
 
     def finish(self, min_frequency: int, vocab_size: int | None) -> tuple[Tokenizer, np.ndarray]:
         """Make the vocabulary: the most frequent words first, equally frequent ones sorted by spelling.
@@ -86,4 +95,5 @@ class BasicEnglishTokenizer:
             order = order[: vocab_size - FIRST_ORDINARY]
         final_ids = np.full(len(words), UNK, np.int32)
         final_ids[order] = np.arange(FIRST_ORDINARY, FIRST_ORDINARY + len(order), dtype=np.int32)
-        return Tokenizer.of_words([words[word_id].decode() for word_id in order]), final_ids
+        splits_other_ends = len(self._sentence_ends) > len(ASCII_SENTENCE_ENDS)
+        return Tokenizer.of_words([words[word_id].decode() for word_id in order], splits_other_ends), final_ids

@@ -8,6 +8,7 @@ changed.
 import csv
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from babybert.data.table import Examples, read_table
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError
 from babybert.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 SPLITS = ("train", "validation")
@@ -136,7 +139,22 @@ def open_dataset(folder: Path) -> Dataset:
 def unigram_entropy(counts: np.ndarray) -> float:
     """Return the entropy in nats of tokens with these counts: the loss of the unigram baseline on the same tokens."""
     shares = counts[counts > 0] / counts.sum()
-    return -math.fsum((shares * np.log(shares)).tolist())
+    return abs(math.fsum((shares * np.log(shares)).tolist()))  # the sum is at most 0; a minus sign would give -0.0
+
+
+def describe_only_label(split: str, label: int) -> str:
+    """What follows if all pairs of a split have this `is_next`: a constant answer is right for each of them."""
+    effect = "the model cannot learn NSP" if split == "train" else "NSP cannot be scored"
+    return (
+        f"all {split} pairs have is_next {label}: {effect}, and its results are left out; "
+        "for both labels, more documents with different sentences are needed"
+    )
+
+
+def warn_of_only_label(split: str, examples: Examples) -> None:
+    """Log a warning if all these pairs have one label."""
+    if examples.only_label is not None:
+        logger.warning(describe_only_label(split, examples.only_label))
 
 
 def check_sha256(path: Path, expected: str) -> None:

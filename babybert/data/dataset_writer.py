@@ -1,6 +1,7 @@
 """Write the files of a dataset: shards, vocabulary, tokenizer, and `dataset.json` with everything about them."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +13,13 @@ import tokenizers
 
 from babybert import __version__
 from babybert.config import PrepareConfig
-from babybert.data.dataset import FORMAT
+from babybert.data.dataset import FORMAT, describe_only_label
 from babybert.data.digest import sha256
 from babybert.data.shards import ShardWriter
 from babybert.data.table import Examples
 from babybert.data.tokenizer import UNK, Tokenizer
-from babybert.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 BYTES_PER_MB = 1_000_000
 
@@ -32,6 +34,7 @@ class SplitStatistics:
         sentences: sentences in these documents; 0 if the pairs come from tables.
         pairs: pairs, copies counted.
         positive_pairs: pairs whose second sentence follows the first (is_next 1).
+        without_negative: pairs that were left out because no second sentence makes them a negative.
         tokens: tokens in the pairs, special ones included.
         masked_tokens: tokens that were chosen for MLM.
         unknown_tokens: tokens that are `[UNK]` before masking.
@@ -44,6 +47,7 @@ class SplitStatistics:
     sentences: int = 0
     pairs: int = 0
     positive_pairs: int = 0
+    without_negative: int = 0
     tokens: int = 0
     masked_tokens: int = 0
     unknown_tokens: int = 0
@@ -63,13 +67,25 @@ class SplitStatistics:
         self.unknown_tokens += int(np.count_nonzero(examples.original_ids() == UNK))
         self.longest = max(self.longest, int(np.diff(examples.offsets).max(initial=0)))
 
+    def log_label_problems(self, split: str) -> None:
+        """Warn of pairs without a negative, and of a split in which all pairs have one label."""
+        if self.without_negative:
+            logger.warning(
+                f"{split}: pairs left out, because no second sentence of another document makes them negatives: "
+                f"{self.without_negative:,}"
+            )
+        if self.positive_pairs in (0, self.pairs):
+            logger.warning(describe_only_label(split, int(self.positive_pairs == self.pairs)))
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `dataset.json` records. There must be at least one pair."""
         documents = {} if self.documents is None else {"documents": self.documents}
+        without_negative = {"pairs_without_negative": self.without_negative} if self.without_negative else {}
         return {
             **documents,
             "sentences": self.sentences,
             "pairs": self.pairs,
+            **without_negative,
             "is_next_share": round(self.positive_pairs / self.pairs, 4),
             "tokens_in_pairs": self.tokens,
             "masked_tokens": self.masked_tokens,
@@ -108,24 +124,20 @@ class DatasetWriter:
             "shards": {},
         }
 
-    def write_split(
-        self, split: str, chunks: Iterable[Examples], statistics: SplitStatistics, error_if_empty: str
-    ) -> None:
+    def write_split(self, split: str, chunks: Iterable[Examples], statistics: SplitStatistics) -> None:
         """Write the shards of one split and, for the training split, `vocabulary.csv`.
 
         Args:
             split: `train` or `validation`.
-            chunks: the pairs of the split.
+            chunks: the pairs of the split, at least one.
             statistics: counts the pairs that are written.
-            error_if_empty: message of the DataError that is raised if there is no pair.
         """
         shard_bytes = self._config.shard_mb * BYTES_PER_MB
         with ShardWriter(self._folder, split, self._config.format, shard_bytes, self._tokenizer.size) as writer:
             for examples in chunks:
                 writer.add(examples)
                 statistics.add(examples)
-        if not statistics.pairs:
-            raise DataError(error_if_empty)
+        statistics.log_label_problems(split)
         self.facts[split] = statistics.as_dict()
         self.facts["shards"][split] = writer.shards
         if split == "train":

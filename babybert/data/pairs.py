@@ -32,11 +32,13 @@ class Pairs:
         a: index of each pair's first sentence (int64).
         b: index of its second sentence (int64).
         is_next: 1 where `b` follows `a` in its document, else 0 (int8).
+        without_negative: how many pairs were left out because no second sentence makes them a negative.
     """
 
     a: np.ndarray
     b: np.ndarray
     is_next: np.ndarray
+    without_negative: int = 0
 
     def __len__(self) -> int:
         return len(self.a)
@@ -46,8 +48,8 @@ def make_pairs(documents: TokenizedDocuments, sentences: Sentences, seed: int, s
     """Pair neighbouring sentences, then permute the second sentences of half the pairs across documents.
 
     The second sentence of a negative is never from the same document or a copy of it, nor word for word the true next
-    one. Pairs for which there is no such sentence (in a corpus of one document) are left out. The result is a function
-    of `seed`, the split's index, and the index of the block that `documents` are.
+    one. Pairs for which there is no such sentence (in a corpus of one document, or of equal sentences) are left out and
+    counted. The result is a function of `seed`, the split's index, and the index of the block that `documents` are.
     """
     rng = np.random.default_rng((seed, NEGATIVES_STREAM, split, block))
     if len(sentences) < 2:
@@ -67,7 +69,7 @@ def make_pairs(documents: TokenizedDocuments, sentences: Sentences, seed: int, s
     is_next[negatives] = 0
     keep = np.ones(len(a), bool)
     keep[negatives[~is_valid]] = False
-    return Pairs(a[keep], b[keep], is_next[keep])
+    return Pairs(a[keep], b[keep], is_next[keep], int(np.count_nonzero(~keep)))
 
 
 def _permute_across_documents(

@@ -30,16 +30,18 @@ from babybert.data.dataset_writer import DatasetWriter, SplitStatistics
 from babybert.data.masking import mask_tokens
 from babybert.data.pairs import assemble, make_pairs
 from babybert.data.sentences import TokenizedDocuments, split_sentences
+from babybert.data.splits import ensure_pairs_in_both_splits
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
-from babybert.data.tokenizer import SENTENCE_ENDS, Tokenizer
-from babybert.errors import UsageError, cannot_write
+from babybert.data.tokenizer import Tokenizer
+from babybert.errors import DataError, UsageError, cannot_write
 from babybert.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 DOCUMENTS_PER_BATCH = 256  # tokenized in one call, which uses all cores
 WORDPIECE_VOCAB_SIZE = 30_522  # BERT's
+MOST_SEEN_ONCE = 0.75  # share of tokens; in text with spaces between words it is below, unless the text is very short
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -106,18 +108,14 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
         documents = sum(spool.documents.values())
         writer.facts.update(documents=documents, tokens=spool.tokens)
         logger.info(f"{documents:,} documents, {spool.tokens:,} tokens, vocabulary {tokenizer.size:,}")
+        ensure_pairs_in_both_splits(spool, tokenizer, final_ids, writer.facts["source"])
         for split_index, split in enumerate(SPLITS):
             held_out = split == "validation"  # the spool keeps its counts by this flag
             statistics = SplitStatistics(tokenizer.size, documents=spool.documents[held_out])
             blocks = spool.blocks(held_out, final_ids)
             with Progress(f"write {split}", spool.tokens_of[held_out], "tokens") as progress:
-                writer.write_split(
-                    split,
-                    _make_examples(blocks, tokenizer, config, split_index, statistics, progress),
-                    statistics,
-                    error_if_empty=f"{writer.facts['source']}: {statistics.documents} {split} documents "
-                    "give no sentence pairs; more or longer documents are needed",
-                )
+                examples = _make_examples(blocks, tokenizer, config, split_index, statistics, progress)
+                writer.write_split(split, examples, statistics)
     return writer.finish(bad_rows.count)
 
 
@@ -130,19 +128,21 @@ def _import_tables(config: PrepareConfig, partial: Path, work: Path) -> dict[str
     for split, sources in zip(SPLITS, (config.source, config.validation_source), strict=True):
         paths = [path for source in sources for path in find_files(source, TABLE_ENDINGS, work / split)]
         with Progress(f"read {split}", sum(path.stat().st_size for path in paths), "bytes") as progress:
-            writer.write_split(
-                split,
-                _read_tables(paths, tokenizer.size, bad_rows, progress),
-                SplitStatistics(tokenizer.size),
-                error_if_empty=f"{', '.join(map(str, paths))}: every row is bad",
-            )
+            examples = _read_tables(paths, tokenizer.size, bad_rows, progress)
+            writer.write_split(split, examples, SplitStatistics(tokenizer.size))
     return writer.finish(bad_rows.count)
 
 
 def _read_tables(paths: list[Path], vocab_size: int, bad_rows: BadRows, progress: Progress) -> Iterator[Examples]:
+    """Yield the pairs of all tables. Raises DataError if there is none."""
+    is_empty = True
     for path in paths:
-        yield from read_table(path, vocab_size, bad_rows)
+        for examples in read_table(path, vocab_size, bad_rows):
+            is_empty = False
+            yield examples
         progress.advance(path.stat().st_size)
+    if is_empty:
+        raise DataError(f"{', '.join(map(str, paths))}: every row is bad")
 
 
 def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:
@@ -155,7 +155,8 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
         basic_english = BasicEnglishTokenizer()
         for document in corpus.documents("tokenize"):
             ids = basic_english.add(document.text)
-            spool.add(document.text, ids, basic_english.provisional_ids(SENTENCE_ENDS))
+            spool.add(document.text, ids, basic_english.sentence_end_ids())
+        _warn_of_text_without_spaces(basic_english.share_seen_once())
         return basic_english.finish(config.min_frequency, config.vocab_size)
     tokenizer = _load_or_train_tokenizer(config, corpus)
     end_ids = tokenizer.sentence_end_ids()
@@ -165,6 +166,14 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
         for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
             spool.add(text, ids, end_ids)
     return tokenizer, None
+
+
+def _warn_of_text_without_spaces(share_seen_once: float) -> None:
+    if share_seen_once > MOST_SEEN_ONCE:
+        logger.warning(
+            f"{share_seen_once:.0%} of the tokens occur only once. If the text has no spaces between words, as in "
+            "Chinese or Thai, each sentence is one token, and --tokenizer-kind wordpiece is needed to split it"
+        )
 
 
 def _load_or_train_tokenizer(config: PrepareConfig, corpus: Corpus) -> Tokenizer:
@@ -184,7 +193,7 @@ def _make_examples(
 ) -> Iterator[Examples]:
     """Yield the masked pairs of each block. Training pairs come `config.duplicates` times, with other masks each time.
 
-    Counts the sentences in `statistics`, and moves `progress` on by the tokens of each block.
+    Counts sentences and pairs without a negative in `statistics`, and moves `progress` on by the tokens of each block.
     """
     end_ids = tokenizer.sentence_end_ids()
     is_training = split_index == 0
@@ -201,4 +210,5 @@ def _make_examples(
             yield Examples(masked_ids, labels, segments, offsets, pairs.is_next)
         first_row += len(pairs)
         statistics.sentences += len(sentences)
+        statistics.without_negative += pairs.without_negative
         progress.advance(len(block.tokens))

@@ -41,7 +41,7 @@ class Sentences:
 
 
 def split_sentences(documents: TokenizedDocuments, end_ids: np.ndarray) -> Sentences:
-    """Split documents after each run of sentence ends (`end_ids`, the ids of `. ! ?`) and at the end of each document.
+    """Split documents after each run of sentence ends (ids in `end_ids`) and at the end of each document.
 
     A run such as `...` or `?!` ends one sentence. Sentences of a single token, or of nothing but ends, are left out.
     """

@@ -6,7 +6,7 @@ and twice that while they are sorted.
 
 The split of a document and its place in the order come from a digest of its text and the seed. So copies of a text are
 in the same split, each block is a random sample of the corpus, and the order in which an archive or a folder is read
-has no influence.
+has no influence. `move` corrects the splits of a corpus that is too small for chance.
 """
 
 import hashlib
@@ -79,6 +79,16 @@ class Spool:
             self._sort_keys.append(text_digest if piece == 0 else _piece_key(digest, piece))
             self._held_out.append(held_out)
         self._file.write(ids.data)
+
+    def move(self, text: int, held_out: bool) -> None:
+        """Move a text, given by its number in `TokenizedDocuments.texts`, and all its copies from the other split."""
+        pieces = np.flatnonzero(np.frombuffer(self._texts, np.uint64) == text)
+        np.frombuffer(self._held_out, np.int8)[pieces] = held_out
+        copies = int(np.count_nonzero(np.frombuffer(self._sort_keys, np.uint64)[pieces] == text))  # their first pieces
+        tokens = int(np.frombuffer(self._lengths, np.int32)[pieces].sum())
+        for split, sign in ((held_out, 1), (not held_out, -1)):
+            self.documents[split] += sign * copies
+            self.tokens_of[split] += sign * tokens
 
     @property
     def tokens(self) -> int:

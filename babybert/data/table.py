@@ -65,6 +65,12 @@ class Examples:
         """Return the first `count` pairs; None returns all."""
         return self if count is None or count >= len(self) else self.rows(0, count)
 
+    @property
+    def only_label(self) -> int | None:
+        """The `is_next` that all pairs have; None if both labels occur. There must be at least one pair."""
+        first = int(self.is_next[0])
+        return first if (self.is_next == first).all() else None
+
     def original_ids(self) -> np.ndarray:
         """Return the ids before masking."""
         return np.where(self.labels > 0, self.labels, self.ids)

@@ -3,7 +3,9 @@
 The `basic_english` rules lowercase the text, make `' . , ( ) ! ?` separate tokens, drop `"`, replace `<br />`, `;` and
 `:` by spaces, and split at white space. torchtext is retired, so Hugging Face's `tokenizers` applies the rules, in
 Rust. A test compares both rule by rule: they differ only at the control characters 0x1C to 0x1F, at a final Greek
-sigma, and at letters that are newer than this Python's Unicode tables.
+sigma, at letters that are newer than this Python's Unicode tables, and at sentence ends outside ASCII. These become
+separate tokens like `. ! ?`, because Chinese, for example, has no spaces at which they could be split off. A tokenizer
+has this rule only if its corpus has such a character (IMDB has none), so other corpora keep their `tokenizer.json`.
 
 Rules and vocabulary are one file, `tokenizer.json`, which is part of every dataset and checkpoint.
 """
@@ -17,12 +19,12 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS, SENTENCE_ENDS
 from babybert.errors import DataError
 
 PAD, CLS, SEP, MASK, UNK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 FIRST_ORDINARY = len(SPECIAL_TOKENS)  # the smallest id that is not one of a special token
-SENTENCE_ENDS = (".", "!", "?")
 
 # In torchtext's order. It matters: `"` is dropped before `<br />` is looked for.
 RULES = (("'", " ' "), ('"', ""), (".", " . "), ("<br />", " "), (",", " , "), ("(", " ( "), (")", " ) "),
@@ -42,13 +44,21 @@ class Tokenizer:
         self._is_wordpiece = isinstance(backend.model, models.WordPiece)
 
     @classmethod
-    def of_words(cls, words: Sequence[str]) -> "Tokenizer":
-        """Make a `basic_english` tokenizer with the special tokens and then `words`, in this order."""
+    def of_words(cls, words: Sequence[str], splits_other_ends: bool = False) -> "Tokenizer":
+        """Make a `basic_english` tokenizer with the special tokens and then `words`, in this order.
+
+        `splits_other_ends` makes sentence ends outside ASCII separate tokens, too.
+        """
         vocabulary = {token: token_id for token_id, token in enumerate((*SPECIAL_TOKENS, *words))}
         backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
         replacements = [normalizers.Replace(old, new) for old, new in RULES]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replacements])
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if splits_other_ends:
+            other_end = tokenizers.Regex(f"[{''.join(OTHER_SENTENCE_ENDS)}]")
+            backend.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(other_end, "isolated")]
+            )
         backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
 
@@ -146,6 +156,6 @@ class Tokenizer:
         return text.replace(" ##", "") if self._is_wordpiece else text
 
     def sentence_end_ids(self) -> np.ndarray:
-        """Return the ids (int32) of those of `. ! ?` that are in the vocabulary."""
+        """Return the ids (int32) of the sentence ends that are in the vocabulary."""
         ids = [self.id_of(token) for token in SENTENCE_ENDS]
         return np.array([token_id for token_id in ids if token_id is not None], np.int32)

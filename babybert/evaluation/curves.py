@@ -76,8 +76,11 @@ def read_run(run: Path) -> list[dict[str, Any]]:
 
 
 def series(lines: list[dict[str, Any]], key: str, split: str) -> pd.DataFrame:
-    """The points of one curve: columns `step` and `value`. `split` is "train" or "validation"."""
-    points = [(line["step"], line[key]) for line in lines if line["split"] == split and key in line]
+    """The points of one curve: columns `step` and `value`. `split` is "train" or "validation".
+
+    A line without the key, or with null, has no point.
+    """
+    points = [(line["step"], line[key]) for line in lines if line["split"] == split and line.get(key) is not None]
     return pd.DataFrame(points, columns=["step", "value"]).astype({"value": float})
 
 
@@ -115,7 +118,7 @@ def _draw_curve(axis: Any, lines: list[dict[str, Any]], key: str, color: str, na
 def _draw_baselines(panels: dict[str, Any], lines: list[dict[str, Any]], color: str, with_label: bool) -> None:
     """The newest value of each baseline as a horizontal line."""
     for key, (panel, name) in BASELINES.items():
-        values = [line[key] for line in lines if key in line]
+        values = [line[key] for line in lines if line.get(key) is not None]
         if values:
             label = name if with_label else None
             panels[panel].axhline(values[-1], color=color, linestyle="--", linewidth=1, label=label)

@@ -94,7 +94,8 @@ def explain(
         _explain_target(int(position), int(example.labels[position]), logits_V, tokenizer)
         for position, logits_V in zip(masked_positions, logits_NV, strict=True)
     ]
-    mlm_loss = -math.fsum(target["log_probability"] for target in targets) / max(len(targets), 1)
+    # 0.0 - x instead of -x: without targets the loss is 0.0, not -0.0.
+    mlm_loss = (0.0 - math.fsum(target["log_probability"] for target in targets)) / max(len(targets), 1)
     next_sentence = _explain_next_sentence(model.nsp_logits(hidden_1TD)[0].double().tolist(), is_next)
     return {
         "sentence_a": sentence_a,
@@ -227,7 +228,7 @@ def _print_mlm(console: Console, explanation: dict[str, Any]) -> None:
         for target in targets
     ]
     _print_table(console, headers, rows, text_headers=("target", "likeliest"))
-    terms = " + ".join(f"{-target['log_probability']:.4f}" for target in targets)
+    terms = " + ".join(f"{-target['log_probability']:z.4f}" for target in targets)
     mean = f"({terms}) / {len(targets)} = {explanation['mlm_loss']:.4f}"
     _print_text(console, f"\n   MLM loss = mean of -ln p = {mean}")
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from babybert.data.pairs import ranges
+from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
-from babybert.errors import UsageError
+from babybert.errors import DataError, UsageError
 from babybert.evaluation.scores import unigram_log_probs
 
 MOST_FITTED = 50_000  # training pairs, evenly spread over the table: plenty for some fifty weights
 BASELINES = ("overlap", "style", "format")
-PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-")
+PUNCTUATION = (".", ",", "!", "?", "'", "(", ")", '"', ":", ";", "-", *OTHER_SENTENCE_ENDS)
 SEGMENTS = (1, 2)  # of A and of B
 
 
@@ -50,20 +51,20 @@ def nsp_baselines(
 ) -> dict[str, np.ndarray]:
     """For each baseline, the probability (P) that B follows A in each held-out pair.
 
-    `counts_V` are the token counts of the training pairs. Raises UsageError without scikit-learn.
+    `counts_V` are the token counts of the training pairs. Raises UsageError without scikit-learn, and DataError if all
+    training pairs have one label, because a regression needs both.
     """
     linear_model = scikit_learn("linear_model")
     preprocessing = scikit_learn("preprocessing")
     pipeline = scikit_learn("pipeline")
     rows = np.linspace(0, len(train) - 1, min(len(train), MOST_FITTED)).astype(np.int64)
     fitted = take(train, rows)
+    if fitted.only_label is not None:
+        raise DataError(f"all training pairs have is_next {fitted.only_label}")
     mark_ids = [tokenizer.id_of(mark) for mark in PUNCTUATION]
     punctuation = np.array([mark_id for mark_id in mark_ids if mark_id is not None], np.int64)
     probabilities = {}
     for name in BASELINES:
-        if len(np.unique(fitted.is_next)) < 2:  # a regression needs both classes
-            probabilities[name] = np.full(len(held_out), float(fitted.is_next[0]))
-            continue
         regression = pipeline.make_pipeline(
             preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000)
         )

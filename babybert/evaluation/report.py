@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from babybert.data.dataset import Dataset
+from babybert.data.dataset import Dataset, describe_only_label, warn_of_only_label
 from babybert.data.masking import MASKED_SHARE, mask_tokens
 from babybert.data.table import Examples
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK
-from babybert.errors import UsageError
+from babybert.errors import UserError
 from babybert.evaluation.bigram_baseline import BigramBaseline, Targets, targets_of
 from babybert.evaluation.nsp_baselines import nsp_baselines
-from babybert.evaluation.predictions import predict
+from babybert.evaluation.predictions import Predictions, predict
 from babybert.evaluation.scores import baseline_scores, unigram_log_probs
 from babybert.evaluation.statistics import (
     LEVEL,
@@ -49,6 +49,8 @@ MASK_EPOCH = 1  # as `prepare` masks held-out pairs
 MOST_DEVIATIONS = 6.0
 FREQUENCIES = (0, 1, 10, 100, 1000, 10_000, 100_000)  # first count of each group of training counts
 POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # first position of each group
+NSP_SCORES = ("loss", "accuracy", "auc", "calibration_error")
+NOT_SCORED = Interval(math.nan, math.nan, math.nan)
 SMALLEST_PROBABILITY = 1e-300  # keeps the logarithm of a probability that was rounded to 0 finite
 
 
@@ -62,8 +64,9 @@ def report(
     counts_V = dataset.token_counts()
     examples, masks_origin = with_fixed_masks(dataset.examples("validation"), dataset.tokenizer.size)
     examples = examples.first(max_pairs)
+    warn_of_only_label("train", dataset.examples("train"))
+    warn_of_only_label("validation", examples)
     predictions = predict(model, examples, batch_size, device, token_losses=True)
-    is_next_probability_P = predictions.is_next_probabilities()
     targets = targets_of(examples)
 
     logger.info("baselines: unigram, bigram")
@@ -73,13 +76,7 @@ def report(
         **_token_scores("mlm_bigram", *bigram_losses_and_ranks(dataset.examples("train"), counts_V, targets)),
     }
     logger.info("baselines: next sentence")
-    probabilities = {"nsp": is_next_probability_P}
-    left_out = []
-    try:
-        baselines = nsp_baselines(dataset.examples("train"), examples, dataset.tokenizer, counts_V)
-        probabilities.update({f"nsp_{name}": probability_P for name, probability_P in baselines.items()})
-    except UsageError as error:
-        left_out.append(f"next sentence by word overlap, style and format: {error}")
+    probabilities, left_out = _nsp_probabilities(predictions, examples, dataset, counts_V)
 
     logger.info("intervals")
     intervals = _intervals(token_scores, targets, probabilities, examples)
@@ -95,7 +92,7 @@ def report(
         "intervals_hold": LEVEL,
         "intervals_resample": "pairs",
         **slices(token_scores, targets, counts_V),
-        "calibration": calibration_bins(is_next_probability_P, examples.is_next),
+        "calibration": calibration_bins(probabilities["nsp"], examples.is_next) if probabilities else [],
         "left_out": left_out,
     }
 
@@ -117,6 +114,23 @@ def with_fixed_masks(examples: Examples, vocab_size: int) -> tuple[Examples, str
     share = masked / max(words, 1)
     origin = f"drawn anew at {MASKED_SHARE:.0%}: the table masks {share:.1%} of its words"
     return replace(examples, ids=ids, labels=labels), origin
+
+
+def _nsp_probabilities(
+    predictions: Predictions, examples: Examples, dataset: Dataset, counts_V: np.ndarray
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The probability (P) that B follows A, by predictor, and what is left out and why.
+
+    If all held-out pairs have one label, all is left out: a constant answer would be perfect.
+    """
+    if examples.only_label is not None:
+        return {}, [f"next sentence: {describe_only_label('validation', examples.only_label)}"]
+    probabilities = {"nsp": predictions.is_next_probabilities()}
+    try:
+        baselines = nsp_baselines(dataset.examples("train"), examples, dataset.tokenizer, counts_V)
+    except UserError as error:
+        return probabilities, [f"next sentence by word overlap, style and format: {error}"]
+    return {**probabilities, **{f"nsp_{name}": probability_P for name, probability_P in baselines.items()}}, []
 
 
 def unigram_losses_and_ranks(counts_V: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +168,8 @@ def _intervals(
         with np.errstate(over="ignore"):  # the loss of a model that has diverged is in the thousands
             perplexity = Interval(float(np.exp(loss.value)), float(np.exp(loss.low)), float(np.exp(loss.high)))
         intervals[f"{predictor}_perplexity"] = perplexity
+    if not probabilities:
+        intervals.update({f"nsp_{score}": NOT_SCORED for score in NSP_SCORES})
     return intervals
 
 
@@ -197,7 +213,7 @@ def _chance_scores(examples: Examples, counts_V: np.ndarray) -> dict[str, float 
         "mlm_chance_reciprocal_rank": json_number((1 / np.arange(1, words + 1)).mean()),
         "nsp_chance_loss": json_number(scores["nsp_chance_loss"]),
         "nsp_chance_accuracy": json_number(scores["nsp_chance_accuracy"]),
-        "nsp_chance_auc": 0.5,
+        "nsp_chance_auc": None if scores["nsp_chance_loss"] is None else 0.5,
     }
 
 
@@ -237,6 +253,8 @@ def _bounds(starts: tuple[int, ...]) -> list[dict[str, Any]]:
     return [{"from": low, "to": high} for low, high in zip(starts, [*ends, None], strict=True)]
 
 
-def json_number(value: float) -> float | None:
-    """The value rounded to six decimals, or None (JSON's null) where it is not finite: an AUC of one class, say."""
-    return round(float(value), 6) if math.isfinite(value) else None
+def json_number(value: float | None) -> float | None:
+    """The value rounded to six decimals, or None (JSON's null) where there is none or it is not finite."""
+    if value is None or not math.isfinite(value):
+        return None
+    return round(float(value), 6) + 0.0  # + 0.0 turns -0.0 into 0.0

@@ -44,7 +44,7 @@ def _draw_calibration(axis: Any, report: dict[str, Any]) -> None:
     axis.set(
         xlim=(0, 1),
         ylim=(0, 1),
-        title="next sentence: calibration",
+        title="next sentence: calibration" if bins else "next sentence: not scored, all pairs have one label",
         xlabel='probability of "B follows A"',
         ylabel="share of pairs in which B follows A",
     )

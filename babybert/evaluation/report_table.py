@@ -29,7 +29,7 @@ def format_report(report: dict[str, Any]) -> str:
     sections = [
         f"held out: {report['pairs']:,} pairs, {report['masked_tokens']:,} masked tokens (masks: {report['masks']})",
         _mlm_table(report),
-        _nsp_table(report),
+        *([] if report["nsp_chance_loss"] is None else [_nsp_table(report)]),
         *(_slice_table(report[key], title) for key, title in SLICES),
         f"The intervals are bootstrap intervals, resampled by {report['intervals_resample']}.",
     ]
@@ -98,4 +98,4 @@ def slice_label(slice_: dict[str, Any]) -> str:
 
 def format_number(value: float | None, form: str) -> str:
     """The number in Python's format `form`; empty where the report has none (it was not finite)."""
-    return "" if value is None else format(value, form)
+    return "" if value is None else format(value, f"z{form}")  # z: never -0.000

@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,10 @@ from babybert.tables import format_table
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over held-out pairs and their masked tokens. Losses are in nats, accuracies are shares from 0 to 1."""
+    """Means over held-out pairs and their masked tokens. Losses are in nats, accuracies are shares from 0 to 1.
+
+    The scores of next sentence prediction are None if all pairs have one label: a constant answer would be perfect.
+    """
 
     pairs: int
     masked_tokens: int
@@ -41,14 +45,15 @@ class Scores:
     mlm_unigram_top1: float
     mlm_top5: float
     mlm_reciprocal_rank: float
-    nsp_loss: float
-    nsp_chance_loss: float
-    nsp_accuracy: float
-    nsp_chance_accuracy: float
+    nsp_loss: float | None
+    nsp_chance_loss: float | None
+    nsp_accuracy: float | None
+    nsp_chance_accuracy: float | None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """The scores by name, rounded to six decimals, for JSON."""
-        return {name: round(value, 6) for name, value in dataclasses.asdict(self).items()}
+        scores = dataclasses.asdict(self)
+        return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
 
 def evaluate_held_out(
@@ -66,6 +71,7 @@ def evaluate_held_out(
     """
     predictions = predict(model, examples, batch_size, device, task, should_stop)
     rank_N = predictions.rank_N
+    has_both_labels = examples.only_label is None
     predicted_label_P = predictions.nsp_logits_P2.argmax(1)
     return Scores(
         pairs=len(examples),
@@ -74,8 +80,8 @@ def evaluate_held_out(
         mlm_top1=_share(rank_N < 1),
         mlm_top5=_share(rank_N < 5),
         mlm_reciprocal_rank=float((1 / (1 + rank_N)).mean()) if len(rank_N) else 0.0,
-        nsp_loss=predictions.nsp_loss_sum / len(examples),
-        nsp_accuracy=_share(predicted_label_P == examples.is_next),
+        nsp_loss=predictions.nsp_loss_sum / len(examples) if has_both_labels else None,
+        nsp_accuracy=_share(predicted_label_P == examples.is_next) if has_both_labels else None,
         **baseline_scores(examples, counts_V),
     )
 
@@ -90,17 +96,18 @@ def unigram_log_probs(counts_V: np.ndarray) -> np.ndarray:
     return log_prob_V
 
 
-def baseline_scores(examples: Examples, counts_V: np.ndarray) -> dict[str, float]:
+def baseline_scores(examples: Examples, counts_V: np.ndarray) -> dict[str, Any]:
     """The fields of `Scores` that need no model: chance and the unigram baseline on the same tokens and pairs."""
     target_N = examples.labels[examples.labels > 0]
     next_share = float(examples.is_next.mean())
     label_shares = (next_share, 1 - next_share)
+    has_both_labels = min(label_shares) > 0
     return {
         "mlm_unigram_loss": -float(unigram_log_probs(counts_V)[target_N].mean()) if len(target_N) else 0.0,
         "mlm_unigram_top1": _share(target_N == counts_V.argmax()),
         "mlm_chance_loss": math.log(len(counts_V) - FIRST_ORDINARY),
-        "nsp_chance_loss": -sum(share * math.log(share) for share in label_shares if share > 0),
-        "nsp_chance_accuracy": max(label_shares),
+        "nsp_chance_loss": -sum(share * math.log(share) for share in label_shares) if has_both_labels else None,
+        "nsp_chance_accuracy": max(label_shares) if has_both_labels else None,
     }
 
 
@@ -120,8 +127,11 @@ def format_scores(scores: Scores) -> str:
         ("MLM top-1", f"{scores.mlm_top1:.1%}", f"{scores.mlm_unigram_top1:.1%}", ""),
         ("MLM top-5", f"{scores.mlm_top5:.1%}", "", ""),
         ("MLM reciprocal rank", f"{scores.mlm_reciprocal_rank:.3f}", "", ""),
-        ("NSP loss (nats)", f"{scores.nsp_loss:.3f}", "", f"{scores.nsp_chance_loss:.3f}"),
-        ("NSP accuracy", f"{scores.nsp_accuracy:.1%}", "", f"{scores.nsp_chance_accuracy:.1%}"),
     ]
+    note = "\nNSP is not scored: all pairs have one label"
+    if scores.nsp_loss is not None:
+        rows.append(("NSP loss (nats)", f"{scores.nsp_loss:.3f}", "", f"{scores.nsp_chance_loss:.3f}"))
+        rows.append(("NSP accuracy", f"{scores.nsp_accuracy:.1%}", "", f"{scores.nsp_chance_accuracy:.1%}"))
+        note = ""
     title = f"held out: {scores.pairs:,} pairs, {scores.masked_tokens:,} masked tokens"
-    return f"{title}\n{format_table(('score', 'model', 'unigram', 'chance'), rows, text_headers=('score',))}"
+    return f"{title}\n{format_table(('score', 'model', 'unigram', 'chance'), rows, text_headers=('score',))}{note}"

@@ -117,7 +117,7 @@ def _last_values(lines: list[dict[str, Any]], baselines: dict[str, str]) -> list
     """`{"name", "value"}` of each baseline that the metrics have."""
     result = []
     for key, name in baselines.items():
-        values = [line[key] for line in lines if key in line]
+        values = [line[key] for line in lines if line.get(key) is not None]
         if values:
             result.append({"name": name, "value": values[-1]})
     return result

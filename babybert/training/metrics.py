@@ -134,19 +134,21 @@ class RunMetrics:
                 self.step_seconds.observe(wait_start - step_start)
                 self.steps.inc()
 
-    def record_training(self, sums: LossSums) -> None:
-        """Count the steps' pairs and tokens, and set their mean losses."""
+    def record_training(self, sums: LossSums, with_nsp: bool) -> None:
+        """Count the steps' pairs and tokens, and set their mean losses, those of NSP only `with_nsp`."""
         self.pairs.inc(sums.nsp_count.item())
         self.tokens.inc(sums.tokens.item())
         self.masked_tokens.inc(sums.mlm_count.item())
         self.loss.labels("mlm", "train").set(sums.mlm_loss.item())
-        self.loss.labels("nsp", "train").set(sums.nsp_loss.item())
-        self.nsp_accuracy.labels("train").set(sums.nsp_accuracy.item())
+        if with_nsp:
+            self.loss.labels("nsp", "train").set(sums.nsp_loss.item())
+            self.nsp_accuracy.labels("train").set(sums.nsp_accuracy.item())
 
     def record_validation(self, scores: Scores) -> None:
         """Set the held-out scores."""
         self.loss.labels("mlm", "validation").set(scores.mlm_loss)
-        self.loss.labels("nsp", "validation").set(scores.nsp_loss)
-        self.nsp_accuracy.labels("validation").set(scores.nsp_accuracy)
+        if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
+            self.loss.labels("nsp", "validation").set(scores.nsp_loss)
+            self.nsp_accuracy.labels("validation").set(scores.nsp_accuracy)
         self.mlm_accuracy.labels("1").set(scores.mlm_top1)
         self.mlm_accuracy.labels("5").set(scores.mlm_top5)

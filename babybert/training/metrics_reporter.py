@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class MetricsReporter:
-    """Sums the steps' losses and publishes their means every `log_every` steps."""
+    """Sums the steps' losses and publishes their means every `log_every` steps.
+
+    `with_nsp` is False if all training pairs have one label. The loss and accuracy of NSP are then null: an accuracy of
+    100 % would only mean that the model gives a constant answer.
+    """
 
     def __init__(
         self,
@@ -37,11 +42,13 @@ class MetricsReporter:
         metrics: RunMetrics,
         state: TrainState,
         plan: TrainingPlan,
+        with_nsp: bool = True,
     ) -> None:
         self._config = config
         self._context = context
         self._metrics = metrics
         self._plan = plan
+        self._with_nsp = with_nsp
         self._log = MetricsLog(config.out)
         self._sums: LossSums | None = None  # since the last publication
         self._start_time = self._last_publication = time.monotonic()
@@ -90,8 +97,8 @@ class MetricsReporter:
         pairs = int(sums.nsp_count.item())
         means = {
             "mlm_loss": sums.mlm_loss.item(),
-            "nsp_loss": sums.nsp_loss.item(),
-            "nsp_accuracy": sums.nsp_accuracy.item(),
+            "nsp_loss": sums.nsp_loss.item() if self._with_nsp else None,
+            "nsp_accuracy": sums.nsp_accuracy.item() if self._with_nsp else None,
         }
         speeds = {
             "lr": lr,
@@ -99,11 +106,11 @@ class MetricsReporter:
             "pairs_per_second": round(pairs / (now - self._last_publication), 1),
         }
         self._last_publication = now
-        self._metrics.record_training(sums)
+        self._metrics.record_training(sums, self._with_nsp)
         self._metrics.gradient_norm.set(gradient_norm)
         self._metrics.seconds_left.set((self._plan.total_steps - state.step) * seconds_per_step)
         self._write("train", state, {**means, **speeds})
-        return {**means, "lr": lr}
+        return {name: value for name, value in {**means, "lr": lr}.items() if value is not None}
 
     def record_nonfinite(self, step: int) -> None:
         """Leave a line for the next process: this one ends too soon for Prometheus to notice."""
@@ -116,12 +123,14 @@ class MetricsReporter:
         self._metrics.record_validation(scores)
         self._write("validation", state, scores.as_dict())
         self._last_publication = time.monotonic()
-        logger.info(
-            f"step {state.step:,}: held-out MLM {scores.mlm_loss:.3f} (unigram {scores.mlm_unigram_loss:.3f}), "
-            f"NSP {scores.nsp_loss:.3f} (chance {scores.nsp_chance_loss:.3f}), NSP accuracy {scores.nsp_accuracy:.1%}"
-        )
+        nsp = "NSP not scored (all pairs have one label)"
+        if scores.nsp_loss is not None:
+            chance = f"chance {scores.nsp_chance_loss:.3f}"
+            nsp = f"NSP {scores.nsp_loss:.3f} ({chance}), NSP accuracy {scores.nsp_accuracy:.1%}"
+        mlm = f"MLM {scores.mlm_loss:.3f} (unigram {scores.mlm_unigram_loss:.3f})"
+        logger.info(f"step {state.step:,}: held-out {mlm}, {nsp}")
 
-    def _write(self, split: str, state: TrainState, values: dict[str, float]) -> None:
+    def _write(self, split: str, state: TrainState, values: Mapping[str, float | None]) -> None:
         trained_pairs = self._plan.pairs_before(state.step)
         seconds = round(self.seconds, 3)
         try:
@@ -132,7 +141,8 @@ class MetricsReporter:
             logger.warning(str(error))
         if self._tensorboard:
             for name, value in values.items():
-                self._tensorboard.add_scalar(f"{split}/{name}", value, state.step)
+                if value is not None:
+                    self._tensorboard.add_scalar(f"{split}/{name}", value, state.step)
 
     def write_summary(self, ended_by: str, checkpoint: Path, state: TrainState, scores: Scores | None) -> None:
         """Write `summary.json`. Raises StorageError."""

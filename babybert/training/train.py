@@ -17,7 +17,7 @@ from torch import nn
 from babybert.checkpoint.format import CheckpointState
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import PretrainConfig
-from babybert.data.dataset import open_dataset
+from babybert.data.dataset import open_dataset, warn_of_only_label
 from babybert.evaluation.scores import EvaluationStopped, Scores, evaluate_held_out
 from babybert.progress import Progress
 from babybert.training.distributed import start_distributed
@@ -66,6 +66,8 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
         setup = set_up(config, context, dataset, manager)
         if manager:
             logger.info(setup.describe())
+            warn_of_only_label("train", setup.loader.examples)
+            warn_of_only_label("validation", setup.held_out)
         result = _train(setup, manager, metrics)
         if result and config.pushgateway:
             metrics.push(config.pushgateway, config.out.name)
@@ -74,7 +76,8 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
 
 def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMetrics) -> TrainingResult | None:
     config, context, plan, state, optimizer = run.config, run.context, run.plan, run.state, run.optimizer
-    reporter = MetricsReporter(config, context, metrics, state, plan)
+    with_nsp = run.loader.examples.only_label is None
+    reporter = MetricsReporter(config, context, metrics, state, plan, with_nsp)
     guard = NonFiniteGuard(context.device, run.rows_of, reporter.record_nonfinite)
     scores: Scores | None = None
     newest_checkpoint = run.resumed_from

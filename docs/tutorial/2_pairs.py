@@ -22,9 +22,9 @@ print(f"{len(documents):,} reviews, {len(corpus.tokens):,} tokens end to end")
 # %% [markdown]
 # ## Sentences
 #
-# A sentence ends after `.`, `!` or `?`; several of them in a row count as one end. The rule is simple, and it also
-# splits after "Mr.". A sentence is stored as a range in one long array, `tokens[start:end]`. This avoids creating a
-# Python object for each of millions of tokens.
+# A sentence ends after `.`, `!` or `?`, or after such a character of another script; several of them in a row count as
+# one end. The rule is simple, and it also splits after "Mr.". A sentence is stored as a range in one long array,
+# `tokens[start:end]`. This avoids creating a Python object for each of millions of tokens.
 
 # %%
 sentences = split_sentences(corpus, tokenizer.sentence_end_ids())

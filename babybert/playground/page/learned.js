@@ -17,7 +17,9 @@ async function readCurves() {
   try {
     const { run, curves, steps } = await ask("curves");
     find("learned-run").textContent = `${run}: ${describeCheckpoints(steps)}.`;
-    find("learned-charts").replaceChildren(...Object.entries(TITLES).map(([key, title]) => chart(title, curves[key])));
+    // A run whose pairs all have one label has no NSP loss.
+    const drawn = Object.entries(TITLES).filter(([key]) => curves[key].train.length || curves[key].held_out.length);
+    find("learned-charts").replaceChildren(...drawn.map(([key, title]) => chart(title, curves[key])));
   } catch (problem) {
     error.textContent = problem.message;
     error.hidden = false;
