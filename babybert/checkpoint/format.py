@@ -49,7 +49,7 @@ WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
 MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FILES = (*MODEL_FILES, TRAINING, STATE)
-STEP_FOLDER = re.compile(r"^step-(\d{8})$")
+STEP_FOLDER = re.compile(r"step-([0-9]{8})\Z")
 
 
 @dataclass

@@ -109,8 +109,8 @@ class CheckpointManager:
                     "or drop --resume never to continue from them"
                 )
             return None
-        if resume.isdigit():
-            return self._find_step(int(resume), steps, local_steps, remote_steps)
+        if self._config.resume_step is not None:
+            return self._find_step(self._config.resume_step, steps, local_steps, remote_steps)
         if resume != "auto":
             if not steps:
                 return self._find_in_other_run(resume)

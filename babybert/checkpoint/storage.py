@@ -34,8 +34,8 @@ from babybert.checkpoint.retention import steps_to_delete
 from babybert.errors import DataError, StorageError
 from babybert.s3 import list_keys, make_client, s3_errors, split_address
 
-MANIFEST_KEY = re.compile(r"(?:^|/)step-(\d{8})/manifest\.json$")
-DATA_KEY = re.compile(r"(?:^|/)step-(\d{8})/([0-9a-f]{32})/[^/]+$")
+MANIFEST_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/manifest\.json\Z")
+DATA_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/([0-9a-f]{32})/[^/]+\Z")
 METRICS = "metrics.jsonl"
 
 
