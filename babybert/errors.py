@@ -37,6 +37,7 @@ class StorageError(UserError):
     exit_code = EXIT_CRASH
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # No access, or no possible path, whatever is done with it.
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
 # A place that cannot be written, however often it is tried: denied, or below a file, or not a folder.
