@@ -13,7 +13,8 @@ from typing import Any
 
 from babybert import __version__, commands, config
 from babybert.config.command_line import add_flags, load_config
-from babybert.errors import EXIT_INTERRUPTED, UserError
+from babybert.encoding import escape_unencodable_output
+from babybert.errors import DENIED, EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USAGE, FULL, UserError, os_reason
 from babybert.logs import configure_logging
 
 
@@ -60,6 +61,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
 
+    def exit(self, status: int = 0, message: str | None = None) -> Any:
+        flush_output()
+        super().exit(status, message)
+
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`\n")
 
@@ -92,21 +97,46 @@ def _add_positional_arguments(parser: argparse.ArgumentParser, command: Command)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     configure_logging()
-    arguments = make_parser().parse_args(argv)
-    command = COMMANDS[arguments.command]
+    escape_unencodable_output()
+    name = "babybert"
     try:
-        return command.run(load_config(command.config_class, arguments.command, arguments, os.environ), arguments)
+        arguments = make_parser().parse_args(argv)
+        name = f"babybert {arguments.command}"
+        command = COMMANDS[arguments.command]
+        settings: Any = load_config(command.config_class, arguments.command, arguments, os.environ)
+        exit_code = command.run(settings, arguments)
+        flush_output()
     except UserError as error:
-        print(f"babybert {arguments.command}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"babybert {arguments.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone (`babybert ... | head`), which is no error. At exit Python flushes standard
-        # output once more, which would raise again: send that to /dev/null.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output is gone (`babybert ... | head`), which is no error
+        _discard_output()
         return 0
+    except OSError as error:
+        place = "standard output" if error.filename is None else os.fsdecode(error.filename)
+        if error.errno in FULL:
+            _discard_output()
+            print(f"{name}: error: {place}: cannot be written: {os_reason(error)}; make room", file=sys.stderr)
+            return EXIT_CRASH
+        if error.errno in DENIED and error.filename is not None:
+            print(f"{name}: error: {place}: {os_reason(error)}; choose another path", file=sys.stderr)
+            return EXIT_USAGE
+        raise
+    return exit_code
+
+
+def flush_output() -> None:
+    """Write what is still buffered, here and not at exit, where an error would be a traceback. Raises OSError."""
+    if sys.stdout is not None:  # it may be closed when the process starts
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Send what is still buffered to /dev/null: Python writes it at exit once more, which would raise again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

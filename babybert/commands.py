@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from babybert.config import (
     ProbeConfig,
     ServeConfig,
 )
+from babybert.config.command_line import convert_text
 from babybert.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,11 +83,12 @@ def run_evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     from babybert.evaluation.report import report
     from babybert.evaluation.report_figures import plot_report
     from babybert.evaluation.report_table import format_report
-    from babybert.figures import open_pyplot
+    from babybert.figures import figure_paths, open_pyplot
     from babybert.model.device import pick_device
 
     if config.plot:
-        open_pyplot()  # fails before the work, not after it
+        open_pyplot()  # these two fail before the work, not after it
+        figure_paths(config.plot, "--plot")
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
     dataset = open_dataset(config.data)
@@ -129,10 +130,11 @@ def run_look(config: LookConfig, arguments: argparse.Namespace) -> int:
     from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.evaluation.look import attention_weights, encode, format_look, look
     from babybert.evaluation.report_figures import plot_attention
-    from babybert.figures import open_pyplot
+    from babybert.figures import figure_paths, open_pyplot
 
     if config.plot:
         open_pyplot()
+        figure_paths(config.plot, "--plot")
     model, tokenizer = load_model(find_checkpoint(config.checkpoint))
     model = model.eval().set_kernels("plain")
     ids_1T, segments_1T = encode(model, tokenizer, config.text)
@@ -153,7 +155,7 @@ def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
     from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.evaluation.explain import explain, format_explanation, untrained
 
-    sentences = arguments.sentence_a, arguments.sentence_b
+    sentences = _sentences(arguments)
     if config.checkpoint:
         folder = find_checkpoint(config.checkpoint)
         model, tokenizer = load_model(folder)
@@ -201,7 +203,8 @@ def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
 
 def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
     """`babybert fill-mask`."""
-    answer = _load_predictor(config.checkpoint).fill_mask([arguments.text], config.top_k, config.targets or None)[0]
+    text = convert_text(arguments.text, "the text")
+    answer = _load_predictor(config.checkpoint).fill_mask([text], config.top_k, config.targets or None)[0]
     if config.json:
         print_json(answer)
         return 0
@@ -215,7 +218,7 @@ def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
 
 def run_next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
     """`babybert next-sentence`."""
-    answer = _load_predictor(config.checkpoint).next_sentence([(arguments.sentence_a, arguments.sentence_b)])[0]
+    answer = _load_predictor(config.checkpoint).next_sentence([_sentences(arguments)])[0]
     if config.json:
         print_json(answer)
     else:
@@ -227,10 +230,12 @@ def run_next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace)
 def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
     """`babybert archive`."""
     from babybert.checkpoint.source import CheckpointSource
+    from babybert.folders import make_folder, temporary_folder
     from babybert.serving.archive import check_archive, write_archive
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_archive(CheckpointSource(config.source).find(Path(folder)), config.out)
+    make_folder(config.out, "--out")  # fails before a checkpoint is downloaded, not after it
+    with temporary_folder("archive") as folder:
+        path = write_archive(CheckpointSource(config.source).find(folder), config.out)
     megabytes = path.stat().st_size / 1e6
     print(
         f"{path}: version {check_archive(path)['version']}, {megabytes:.1f} MB; serve it with `babybert serve {path}`"
@@ -256,9 +261,22 @@ def run_playground(config: PlaygroundConfig, arguments: argparse.Namespace) -> i
     return playground(config)
 
 
+def _sentences(arguments: argparse.Namespace) -> tuple[str, str]:
+    """The two sentences of the command line. Raises UsageError for one that is not text."""
+    return (
+        convert_text(arguments.sentence_a, "the first sentence"),
+        convert_text(arguments.sentence_b, "the second sentence"),
+    )
+
+
 def print_json(content: dict[str, Any]) -> None:
-    """Print a result as indented JSON."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """Print a result as indented JSON, which is valid whatever standard output can encode."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(content, indent=2)
+    print(text)
 
 
 def _load_predictor(checkpoint: Path) -> "Predictor":

@@ -37,8 +37,18 @@ class StorageError(UserError):
     exit_code = EXIT_CRASH
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# No access, or no possible path, whatever is done with it.
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
+# A place that cannot be written, however often it is tried: denied, or below a file, or not a folder.
+REFUSED = (*DENIED, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
 def cannot_write(message: str, error: OSError) -> UserError:
-    """UsageError if access is denied for good (permissions, a read-only disk), else StorageError."""
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UsageError(message)
-    return StorageError(message)
+    """UsageError if another place has to be chosen (read-only, below a file), else StorageError (a full disk)."""
+    return UsageError(message) if error.errno in REFUSED else StorageError(message)
+
+
+def os_reason(error: OSError) -> str:
+    """Why the operating system refused, in one line. `error.strerror` is None if a library made the error."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__

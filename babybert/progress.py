@@ -44,7 +44,8 @@ class Progress:
         console = Console(stderr=True)
         if console.is_terminal and show:
             amount_and_note = TextColumn("{task.fields[amount]}  {task.fields[note]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), amount_and_note, TimeRemainingColumn())
+            name = TextColumn("{task.description}", markup=False)  # a source may be "s3://bucket/[/a-z]*"
+            columns = (name, BarColumn(), amount_and_note, TimeRemainingColumn())
             self._bar = ProgressBar(*columns, console=console)
             self._bar_task = self._bar.add_task(task, total=total, completed=done, amount="", note="")
 

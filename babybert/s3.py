@@ -12,6 +12,8 @@ from typing import Any
 from babybert.errors import DataError, StorageError, UsageError
 
 SCHEME = "s3://"
+TIMEOUT_VARIABLE = "BABYBERT_S3_TIMEOUT"
+LONGEST_TIMEOUT = 1_000_000  # seconds; timers of the operating system end at much more
 MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 
@@ -35,16 +37,28 @@ def make_client() -> Any:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    seconds = os.environ.get("BABYBERT_S3_TIMEOUT", "20")  # for a server that accepts a connection and never answers
+    seconds = _timeout()
     try:
         config = Config(
             retries={"mode": "standard", "max_attempts": 3},
-            connect_timeout=min(float(seconds), 5.0),
-            read_timeout=float(seconds),
+            connect_timeout=min(seconds, 5.0),
+            read_timeout=seconds,
         )
         return boto3.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3: {error}; set the AWS variables or ~/.aws/config") from error
+
+
+def _timeout() -> float:
+    """Seconds to wait for a server that accepts a connection and never answers. Raises UsageError."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "20")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise UsageError(f"{TIMEOUT_VARIABLE} is '{text}'; it must be seconds, above 0 and at most {LONGEST_TIMEOUT:,}")
+    return seconds
 
 
 @contextlib.contextmanager

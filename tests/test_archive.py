@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import babybert
-from babybert.errors import DataError, StorageError
+from babybert.errors import DataError, UsageError
 from babybert.serving.archive import check_archive, package_files, write_archive
 from babybert.training.train import pretrain
 
@@ -183,5 +183,5 @@ def test_an_existing_archive_is_replaced_and_the_shared_temporary_folder_is_not_
 
 def test_a_store_that_cannot_be_created_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="cannot be written"):
         write_archive(checkpoint, tmp_path / "file" / "store")

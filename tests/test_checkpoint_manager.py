@@ -164,7 +164,7 @@ def test_two_jobs_do_not_share_a_folder_or_a_prefix(
     job = start(small, tmp_path, address, "--epochs=100000")
     try:
         job.wait_for_line("held-out")
-        with pytest.raises(UserError, match="another process is training there"):
+        with pytest.raises(UserError, match="another process writes there"):
             pretrain(small())
         with pytest.raises(
             UserError, match=rf"process {job.process.pid} on .* is training there; stop it, or choose another --store"
@@ -355,5 +355,5 @@ def test_a_folder_without_access_is_a_usage_error_and_a_full_disk_a_storage_erro
         CheckpointManager(small(), RunMetrics().checkpoints),
     ):
         pass
-    with pytest.raises(kind, match="cannot write the data"):
+    with pytest.raises(kind, match="data: cannot be written: "):
         prepare(PrepareConfig(out=small().out / "data"))

@@ -1,6 +1,7 @@
 """`babybert plot`: the curves that are drawn, and the figure of two runs."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from babybert.checkpoint.metrics_log import MetricsLog
 from babybert.errors import DataError
+from babybert.evaluation import curves
 from babybert.evaluation.curves import plot_curves, read_run, running_mean, series
+from babybert.figures import save_figure
 from babybert.training.train import pretrain
 
 
@@ -31,6 +34,25 @@ def test_two_runs_are_drawn_and_summarized(small: Any, tmp_path: Path) -> None:
     assert b"<svg" in picture
     assert len(set(picture.split(b"#1f77b4"))) > 3  # the first run's color is drawn with
     assert b"#ff7f0e" in picture  # and the second's
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib reads $...$ as a formula, and leaves names with a leading underscore out of a legend."""
+    names = ["lr$1e-3_$b", "a$x_{$", "_base", os.fsdecode(b"d\xe9")]
+    for name in names:
+        (tmp_path / name).mkdir()
+        MetricsLog(tmp_path / name).write("train", step=1, mlm_loss=4.5)
+    drawn: list[str] = []
+
+    def save_and_note(pyplot: Any, figure: Any, *arguments: Any) -> list[Path]:
+        drawn.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        return save_figure(pyplot, figure, *arguments)
+
+    monkeypatch.setattr(curves, "save_figure", save_and_note)
+    png, _ = plot_curves([tmp_path / name for name in names], tmp_path / "plot")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert drawn == [r"lr\$1e-3_\$b", r"a\$x_{\$", " _base", r"d\xe9"]
+    assert sorted(path.name for path in tmp_path.glob("plot*")) == ["plot.png", "plot.svg"]
 
 
 def test_a_series_has_the_points_of_one_key_and_split() -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from babybert.config import PrepareConfig
 from babybert.data import dataset as module
+from babybert.data.cache import open_cache
 from babybert.data.dataset import Dataset, open_dataset, unigram_entropy
 from babybert.data.prepare import prepare
-from babybert.data.table import Examples
+from babybert.data.table import Examples, read_table
 from babybert.errors import DataError
 
 
@@ -98,6 +99,39 @@ def test_a_volume_that_cannot_be_written_is_read_into_memory(
     assert not isinstance(examples.ids, np.memmap)
     assert are_equal(examples, demo.examples("train"))
     assert "held in memory" in caplog.text
+
+
+def test_two_processes_may_build_a_cache_at_once(folder: Path, demo: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one finishes while the first one reads: both have the data, and the cache is one that is valid."""
+    first, second = open_dataset(folder), open_dataset(folder)
+    others: list[Examples] = []
+
+    def read_after_the_other(*arguments: Any) -> Any:
+        monkeypatch.setattr(module, "read_table", read_table)
+        others.append(second.examples("train"))
+        yield from read_table(*arguments)
+
+    monkeypatch.setattr(module, "read_table", read_after_the_other)
+    examples = first.examples("train")
+    assert are_equal(examples, demo.examples("train"))
+    assert are_equal(others[0], demo.examples("train"))
+    (cache,) = (folder / ".cache").iterdir()
+    assert open_cache(cache) is not None
+
+
+def test_a_cache_that_another_process_deletes_stays_readable(
+    folder: Path, demo: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process deletes it as soon as it is complete, to put its own there."""
+    rename = Path.rename
+
+    def rename_and_delete(path: Path, target: Path) -> Path:
+        renamed = rename(path, target)
+        shutil.rmtree(target)
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", rename_and_delete)
+    assert are_equal(open_dataset(folder).examples("train"), demo.examples("train"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from conftest import S3
 
 from babybert.config import PrepareConfig
+from babybert.corpus import download as module
 from babybert.corpus.download import Download, download, find_files
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError
@@ -70,6 +72,27 @@ def web() -> Iterator[UnsteadyServer]:
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("ä.csv", "ä.csv"), ("a\0b", "a_b"), ("x" * 500 + ".csv", "x" * 196 + ".csv")]
+)
+def test_part_of_a_key_becomes_the_name_of_a_file(part: str, name: str) -> None:
+    assert module._file_name(part) == name
+
+
+def test_two_processes_download_a_file_once(web: UnsteadyServer, tmp_path: Path) -> None:
+    """The second one waits for the first, and then finds the file."""
+    with ThreadPoolExecutor() as pool:
+        paths = list(pool.map(lambda _: download(web.source, tmp_path / "new"), range(3)))
+    assert paths[0].read_bytes() == CONTENT
+    assert web.requested == ["bytes=0-"]
+
+
+def test_a_download_folder_that_cannot_be_written_is_a_usage_error(web: UnsteadyServer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="choose another --download-folder"):
+        download(web.source, tmp_path / "file" / "downloads")
 
 
 def test_a_download_arrives_once(web: UnsteadyServer, tmp_path: Path) -> None:

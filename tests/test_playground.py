@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -180,6 +181,15 @@ def test_a_text_that_cannot_be_inspected_says_why(predictor: Predictor) -> None:
     assert nearest_words(predictor, "tank") == {"word": "tank", "known": False, "neighbours": []}
     with pytest.raises(UsageError, match="empty"):
         nearest_words(predictor, "")
+
+
+def test_the_page_shows_paths_that_are_not_utf_8(predictor: Predictor, tmp_path: Path) -> None:
+    run = tmp_path / os.fsdecode(b"d\xe9")
+    run.mkdir()
+    about = app.about(app.PlaygroundSources(LocalBackend(predictor), f"Checkpoint of {run}.", RunHistory(str(run))))
+    assert about["run"] == rf"{tmp_path}/d\xe9"
+    assert about["name"] == rf"Checkpoint of {tmp_path}/d\xe9."
+    assert json.loads(bytes(app.EscapedJsonResponse({"error": str(run)}).body)) == {"error": str(run)}
 
 
 def test_evenly_spaced_steps_hold_the_first_and_the_last() -> None:

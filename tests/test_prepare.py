@@ -5,6 +5,7 @@ import itertools
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from conftest import imdb_review_folder, run_until_killed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import start_babybert
 from test_sentences import plain_split
 
 from babybert.config import PrepareConfig
@@ -24,7 +26,7 @@ from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import CLS, SEP, UNK
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import DataError, UsageError, UserError
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -88,8 +90,27 @@ def test_a_failed_prepare_leaves_nothing(tmp_path: Path) -> None:
         prepare(PrepareConfig(corpus="imdb", source=(str(source),), out=tmp_path / "data"))
     assert not (tmp_path / "data").exists()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError, match="cannot write the data"):
+    with pytest.raises(UsageError, match="cannot be written: Not a directory; choose another --out"):
         prepare(PrepareConfig(out=tmp_path / "file" / "data", demo_documents=40))
+
+
+def test_a_folder_belongs_to_one_prepare_at_a_time(tmp_path: Path) -> None:
+    """The second one fails while the first, which is stopped meanwhile, has not finished; the first then succeeds."""
+    out = tmp_path / "data"
+    first = start_babybert("prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}")
+    try:
+        while not (out / ".work").exists():
+            assert first.is_running, first.output
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(UserError, match="another process writes there"):
+            prepare(PrepareConfig(out=out, demo_documents=40))
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0, first.output
+    finally:
+        first.kill()
+    assert open_dataset(out).facts["documents"] == 80
+    with pytest.raises(UsageError, match="--overwrite"):
+        prepare(PrepareConfig(out=out, demo_documents=40))
 
 
 @pytest.mark.parametrize(

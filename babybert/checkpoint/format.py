@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from babybert.config import ModelConfig
 from babybert.data.digest import sha256
@@ -50,7 +50,7 @@ WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
 MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FILES = (*MODEL_FILES, TRAINING, STATE)
-STEP_FOLDER = re.compile(r"^step-(\d{8})$")
+STEP_FOLDER = re.compile(r"step-([0-9]{8})\Z")
 
 
 @dataclass
@@ -307,7 +307,8 @@ def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
         )
     model = BabyBert(config)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        # Not `load_file`, which opens only paths that are UTF-8.
+        model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{folder / WEIGHTS}: not the weights of this model ({reason})") from error

@@ -1,15 +1,13 @@
 """The checkpoints of one run: saved locally, uploaded to S3 in the background, and found again at the start.
 
-The manager also keeps other jobs out. A lock on the run's folder ends with the process, whatever happens to it. A
-lease in S3 expires (see `lease.py`).
+The manager also keeps other jobs out. A lock on the run's folder ends with the process (see `folders.py`). A lease in
+S3 expires (see `lease.py`).
 """
 
 import contextlib
-import fcntl
 import logging
 import time
 from pathlib import Path
-from typing import IO
 
 import torch
 
@@ -29,7 +27,8 @@ from babybert.checkpoint.storage import METRICS, S3Store, split_step
 from babybert.checkpoint.uploader import Uploader
 from babybert.config import PretrainConfig
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError, StorageError, UsageError, UserError, cannot_write
+from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.folders import lock_folder
 from babybert.model.bert import BabyBert
 from babybert.s3 import is_s3
 
@@ -58,14 +57,7 @@ class CheckpointManager:
 
     def __enter__(self) -> "CheckpointManager":
         with contextlib.ExitStack() as stack:
-            try:
-                self._run.mkdir(parents=True, exist_ok=True)
-                lock_file = stack.enter_context((self._run / ".lock").open("w"))
-            except OSError as error:
-                raise cannot_write(
-                    f"{self._run}: cannot be written: {error.strerror}; choose another --out", error
-                ) from error
-            _lock(lock_file, self._run)
+            stack.enter_context(lock_folder(self._run, "--out"))
             if self._store:
                 self._store.check_access()
                 self._lease = stack.enter_context(Lease(self._store))
@@ -109,8 +101,8 @@ class CheckpointManager:
                     "or drop --resume never to continue from them"
                 )
             return None
-        if resume.isdigit():
-            return self._find_step(int(resume), steps, local_steps, remote_steps)
+        if self._config.resume_step is not None:
+            return self._find_step(self._config.resume_step, steps, local_steps, remote_steps)
         if resume != "auto":
             if not steps:
                 return self._find_in_other_run(resume)
@@ -242,11 +234,3 @@ class CheckpointManager:
             in_use = self._uploader.in_use
         prune_checkpoints(self._run, self._config.keep_checkpoints, in_use)
         return folder
-
-
-def _lock(file: IO[str], run: Path) -> None:
-    """Lock the run's folder until `file` is closed. Raises UserError if another process holds the lock."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"{run}: another process is training there; stop it, or choose another --out") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from babybert.errors import StorageError
+from babybert.errors import StorageError, os_reason
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MetricsLog:
                 file.write(separator + json.dumps({"split": split, **values}).encode() + b"\n")
         except OSError as error:
             raise StorageError(
-                f"{self.path}: cannot be written: {error.strerror}; free some space, "
+                f"{self.path}: cannot be written: {os_reason(error)}; free some space, "
                 "the run continues from its last checkpoint"
             ) from error
 

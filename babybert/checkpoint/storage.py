@@ -31,11 +31,11 @@ from babybert.checkpoint.format import (
     read_manifest,
 )
 from babybert.checkpoint.retention import steps_to_delete
-from babybert.errors import DataError, StorageError
+from babybert.errors import DataError, StorageError, os_reason
 from babybert.s3 import list_keys, make_client, s3_errors, split_address
 
-MANIFEST_KEY = re.compile(r"(?:^|/)step-(\d{8})/manifest\.json$")
-DATA_KEY = re.compile(r"(?:^|/)step-(\d{8})/([0-9a-f]{32})/[^/]+$")
+MANIFEST_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/manifest\.json\Z")
+DATA_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/([0-9a-f]{32})/[^/]+\Z")
 METRICS = "metrics.jsonl"
 
 
@@ -144,7 +144,7 @@ class S3Store:
             partial.rename(target)
         except OSError as error:
             raise StorageError(
-                f"{target}: cannot be written: {error.strerror}; free some space and start again"
+                f"{target}: cannot be written: {os_reason(error)}; free some space and start again"
             ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -8,19 +8,30 @@ unknown variable is not, because Kubernetes adds variables whose names can start
 
 import argparse
 import dataclasses
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
+from babybert.config.settings_file import read_section
+from babybert.encoding import decode_path, decode_text
 from babybert.errors import UsageError
+from babybert.s3 import is_s3
 
 Config = TypeVar("Config")
 STRINGS = tuple[str, ...]  # several values after a flag, a list in YAML, separated by commas in a variable
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+NOTATIONS = {
+    int: re.compile(r"[+-]?(0|[1-9][0-9_]*)"),
+    float: re.compile(r"[+-]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][+-]?[0-9]+)?"),
+}
+MOST_SHOWN = 80  # characters of a wrong value in a message
 DESCRIPTIONS = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
@@ -45,22 +56,24 @@ def load_config(
 
     Raises UsageError that names the wrong flag, variable, or file and key.
     """
-    file_values = _read_section(flags.config, command) if flags.config else {}
+    file_values = read_section(flags.config, command) if flags.config else {}
     types_by_name = typing.get_type_hints(config_class)
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    is_text_by_name = {field.name: field.metadata["is_text"] for field in fields}
     unknown = sorted(set(file_values) - set(names))
     if unknown:
         raise UsageError(f"{flags.config}: '{command}' has no setting '{unknown[0]}'; see `babybert {command} --help`")
     values: dict[str, Any] = {}
     for name in names:
-        value_type = types_by_name[name]
+        value_type, is_text = types_by_name[name], is_text_by_name[name]
         variable = f"BABYBERT_{command}_{name}".upper().replace("-", "_")
         if getattr(flags, name) is not None:
-            values[name] = _convert(getattr(flags, name), value_type, "--" + name.replace("_", "-"))
+            values[name] = _convert(getattr(flags, name), value_type, "--" + name.replace("_", "-"), is_text)
         elif variable in environment:
-            values[name] = _convert(_split_variable(environment[variable], value_type), value_type, variable)
+            values[name] = _convert(_split_variable(environment[variable], value_type), value_type, variable, is_text)
         elif name in file_values:
-            values[name] = _convert(file_values[name], value_type, f"{flags.config}: {command}.{name}")
+            values[name] = _convert(file_values[name], value_type, f"{flags.config}: {command}.{name}", is_text)
     return config_class(**values)
 
 
@@ -84,23 +97,6 @@ def _add_flag(group: Any, field: dataclasses.Field[Any], value_type: Any) -> Non
         group.add_argument(flag, default=None, metavar=_metavar(value_type), help=help_text)
 
 
-def _read_section(path: Path, command: str) -> dict[str, Any]:
-    """The settings below `command:` in a YAML file. Raises UsageError."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path}: is not YAML: {reason}") from error
-    section = content.get(command) if isinstance(content, dict) else content
-    if section is None:  # an empty file or section
-        return {}
-    if not isinstance(section, dict):
-        raise UsageError(f"{path}: expected settings by name below '{command}:'")
-    return {str(name): value for name, value in section.items()}
-
-
 def _split_variable(text: str, value_type: Any) -> str | list[str]:
     """A variable's text, as a list where several values are expected."""
     if value_type != STRINGS:
@@ -108,8 +104,12 @@ def _split_variable(text: str, value_type: Any) -> str | list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _convert(value: Any, value_type: Any, where: str) -> Any:
-    """`value`, a string or what YAML made of it, as `value_type`. Raises UsageError that names `where`."""
+def _convert(value: Any, value_type: Any, where: str, is_text: bool) -> Any:
+    """`value`, a text, a list of texts, a boolean or None, as `value_type`. Raises UsageError that names `where`.
+
+    Args:
+        is_text: the value is read as text, not as a path or address.
+    """
     if isinstance(value_type, types.UnionType):
         if value is None or value in ("", "none"):
             return None
@@ -117,40 +117,79 @@ def _convert(value: Any, value_type: Any, where: str) -> Any:
     if typing.get_origin(value_type) is Literal:
         return _convert_choice(value, typing.get_args(value_type), where)
     if value_type == STRINGS:
-        return _convert_strings(value, where)
+        return _convert_strings(value, where, is_text)
     if value_type is bool:
         return _convert_bool(value, where)
-    return _convert_scalar(value, value_type, where)
+    if not isinstance(value, str):
+        raise UsageError(f"{where} is {_shown(value)}; it must be {DESCRIPTIONS[value_type]}")
+    if value_type in (int, float):
+        return _convert_number(value, value_type, where)
+    return value_type(_convert_string(value, where, is_text))
 
 
 def _convert_choice(value: Any, choices: tuple[str, ...], where: str) -> str:
     if value not in choices:
-        raise UsageError(f"{where} is '{value}'; choose one of {', '.join(choices)}")
+        raise UsageError(f"{where} is {_shown(value)}; choose one of {', '.join(choices)}")
     return str(value)
 
 
-def _convert_strings(value: Any, where: str) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
-        raise UsageError(f"{where} is '{value}'; it must be a text or a list of texts")
-    return tuple(values)
+def _convert_strings(value: Any, where: str, is_text: bool) -> tuple[str, ...]:
+    if value is None:
+        raise UsageError(f"{where} is {_shown(value)}; it must be a text or a list of texts")
+    return tuple(_convert_string(item, where, is_text) for item in ([value] if isinstance(value, str) else value))
 
 
 def _convert_bool(value: Any, where: str) -> bool:
-    word = str(value).lower()
+    word = str(value).strip().lower()
     if word not in BOOLEANS:
-        raise UsageError(f"{where} is '{value}'; it must be true or false")
+        raise UsageError(f"{where} is {_shown(value)}; it must be true or false")
     return BOOLEANS[word]
 
 
-def _convert_scalar(value: Any, value_type: Any, where: str) -> Any:
-    message = f"{where} is '{value}'; it must be {DESCRIPTIONS[value_type]}"
-    if value is None or isinstance(value, (bool, dict, list)):
+def _convert_number(text: str, value_type: type, where: str) -> int | float:
+    """A number in plain notation. Python also reads digits of other scripts, and leading zeros that were octal once."""
+    text = text.strip()
+    message = f"{where} is {_shown(text)}; it must be {DESCRIPTIONS[value_type]}"
+    if not NOTATIONS[value_type].fullmatch(text):
         raise UsageError(message)
     try:
-        return value_type(str(value))
-    except ValueError:
+        number: int | float = value_type(text)
+    except ValueError:  # misplaced underscores, or thousands of digits
         raise UsageError(message) from None
+    if not math.isfinite(number):
+        raise UsageError(f"{where} is {_shown(text)}; it must be a finite number")
+    return number
+
+
+def _convert_string(text: str, where: str, is_text: bool) -> str:
+    if not text:
+        raise UsageError(f"{where} is empty; give a value")
+    if "\0" in text:
+        raise UsageError(f"{where} has a NUL character; remove it")
+    return convert_text(text, where) if is_text or is_s3(text) else _convert_path(text, where)
+
+
+def convert_text(text: str, where: str) -> str:
+    """A text from the command line, a variable or a file. Raises UsageError that names `where` if it is not Unicode."""
+    try:
+        return decode_text(text)
+    except UnicodeError as error:
+        raise UsageError(f"{where} is not UTF-8 text; write it in UTF-8") from error
+
+
+def _convert_path(text: str, where: str) -> str:
+    try:
+        return decode_path(text)
+    except UnicodeError as error:
+        raise UsageError(f"{where} is {text!a}; it must be a path") from error
+
+
+def _shown(value: Any) -> str:
+    """A value for a message."""
+    if value is None:
+        return "null"
+    text = str(value)
+    return f"'{text}'" if len(text) <= MOST_SHOWN else f"'{text[:MOST_SHOWN]}...'"
 
 
 def _without_none(value_type: Any) -> Any:

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from babybert.config.fields import option, require, require_at_least, require_seed
+from babybert.config.fields import (
+    option,
+    require,
+    require_at_least,
+    require_seed,
+    require_usable_numbers,
+)
 
 CHECKPOINT_HELP = "a run (its newest valid checkpoint) or one checkpoint"
 
@@ -22,6 +28,7 @@ class EvaluateConfig:
     json: bool = option(False, "print JSON instead of tables")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require(self.max_pairs is None or self.max_pairs >= 1, f"max_pairs is {self.max_pairs}; it must be at least 1")
         require_at_least(self, 1, "batch_size")
 
@@ -38,8 +45,8 @@ class ProbeConfig:
         ("data/downloads/aclImdb_v1.tar.gz",),
         "files, folders, globs or s3:// addresses; the default is where prepare puts IMDB",
     )
-    text_column: str = option("text", "csv: the column with the documents")
-    label_column: str = option("label", "csv: the column with the labels")
+    text_column: str = option("text", "csv: the column with the documents", is_text=True)
+    label_column: str = option("label", "csv: the column with the labels", is_text=True)
     documents: int = option(2000, "at most this many training documents, and as many test documents")
     positions: int = option(128, "tokens used of each document; the length of the pairs that prepare makes")
     seed: int = option(0, "seed of the sample, the untrained weights and the bootstrap")
@@ -48,6 +55,7 @@ class ProbeConfig:
     json: bool = option(False, "print JSON instead of a table")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require_at_least(self, 4, "documents")
         require(self.positions >= 3, f"positions is {self.positions}; it must be at least 3: [CLS], a word and [SEP]")
         require_at_least(self, 1, "batch_size")
@@ -60,16 +68,19 @@ class LookConfig:
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     words: tuple[str, ...] = option(
-        ("good", "terrible", "movie", "he", "was", "ten"), "words whose nearest neighbours are shown"
+        ("good", "terrible", "movie", "he", "was", "ten"), "words whose nearest neighbours are shown", is_text=True
     )
     among: int = option(
         10_000, "search neighbours among this many first words of the vocabulary; rarer ones hardly moved"
     )
-    text: str = option("the movie was not bad , but the book is better .", "text whose attention is drawn")
+    text: str = option(
+        "the movie was not bad , but the book is better .", "text whose attention is drawn", is_text=True
+    )
     plot: Path | None = option(None, "draw the attention of each layer and head, as PATH.png and PATH.svg")
     json: bool = option(False, "print JSON")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require_at_least(self, 1, "among")
 
 
@@ -85,6 +96,7 @@ class ExplainConfig:
     json: bool = option(False, "print JSON")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require_seed(self.seed)
 
 
@@ -99,6 +111,7 @@ class InfoConfig:
     json: bool = option(False, "print JSON")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         require(self.rows >= 0, f"rows is {self.rows}; it must not be negative")
 
 

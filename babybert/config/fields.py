@@ -5,6 +5,8 @@ to change.
 """
 
 import dataclasses
+import math
+import re
 from typing import Any
 
 from babybert.errors import UsageError
@@ -21,14 +23,20 @@ UNSET: Any = _Unset()
 """The default of a field that a recipe may set. It never survives the construction of a config."""
 
 
-def option(default: Any, reason: str) -> Any:
-    """A dataclass field whose `reason` is its documentation and its `--help` text."""
-    return dataclasses.field(default=default, metadata={"help": reason, "default": default})
+def option(default: Any, reason: str, is_text: bool = False) -> Any:
+    """A dataclass field whose `reason` is its documentation and its `--help` text.
+
+    Args:
+        default: the default.
+        reason: why there is this setting, and why it has this default.
+        is_text: a `str` is text. Others are paths, addresses or names; a path may have bytes that are not text.
+    """
+    return dataclasses.field(default=default, metadata={"help": reason, "default": default, "is_text": is_text})
 
 
 def recipe_option(default: Any, reason: str) -> Any:
     """An `option` that a recipe may set. `default` applies where neither the caller nor the recipe gives a value."""
-    return dataclasses.field(default=UNSET, metadata={"help": reason, "default": default})
+    return dataclasses.field(default=UNSET, metadata={"help": reason, "default": default, "is_text": False})
 
 
 def require(condition: bool, message: str) -> None:
@@ -42,6 +50,35 @@ def require_at_least(config: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value >= minimum, f"{name} is {value}; it must be at least {minimum}")
+
+
+def require_between(config: Any, minimum: float, maximum: float, *names: str) -> None:
+    """Raise `UsageError` for the first of these fields that is neither None nor within these bounds."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            value is None or minimum <= value <= maximum,
+            f"{name} is {value}; it must be from {minimum:,} to {maximum:,}",
+        )
+
+
+def require_usable_numbers(config: Any) -> None:
+    """Raise `UsageError` for a number that is not finite, or larger than any use of a setting allows."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float):
+            require(math.isfinite(value), f"{field.name} is {value}; it must be a finite number")
+        elif isinstance(value, int):
+            require(abs(value) < 2**32, f"{field.name} is {str(value)[:20]}; it must be below {2**32:,}")
+
+
+def require_host(name: str, host: str) -> None:
+    """Raise `UsageError` unless `host` can be the name or address of a host."""
+    try:
+        is_valid = bool(host) and not re.search(r"[\s/]", host) and bool(host.encode("idna"))
+    except UnicodeError:
+        is_valid = False
+    require(is_valid, f"{name} is {host!r}; it must be a host name or an address, such as 127.0.0.1 or 0.0.0.0")
 
 
 def require_seed(seed: int) -> None:

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from babybert.config.fields import option, require, require_at_least
+from babybert.config.fields import option, require, require_between
+
+# Larger networks than anyone trains with this program: a slip of the keyboard, which would fill the memory.
+MOST_UNITS = 65_536
+MOST_LAYERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         require(self.vocab_size > 5, f"vocab_size is {self.vocab_size}; it must be above 5, the special tokens")
-        require_at_least(self, 1, "width", "layers", "heads", "feed_forward")
+        require_between(self, 1, MOST_UNITS, "width", "heads", "feed_forward")
+        require_between(self, 1, MOST_LAYERS, "layers")
         require(self.width % 2 == 0, f"width is {self.width}; it must be even (half sines, half cosines)")
         require(self.width % self.heads == 0, f"width {self.width} cannot be shared by {self.heads} heads")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from babybert.config.fields import option, require, require_at_least, require_seed
+from babybert.config.fields import option, require, require_at_least, require_seed, require_usable_numbers
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PrepareConfig:
     )
     validation_source: tuple[str, ...] = option((), "table: the held-out rows")
     out: Path = option(Path("data/demo"), "folder for the prepared data")
-    text_column: str = option("text", "csv, jsonl, parquet: the column or key that holds the documents")
+    text_column: str = option("text", "csv, jsonl, parquet: the column or key that holds the documents", is_text=True)
     documents: Literal["files", "blank-lines"] = option(
         "files", "text: a document is a whole file, or a paragraph between blank lines"
     )
@@ -57,6 +57,7 @@ class PrepareConfig:
     overwrite: bool = option(False, "replace data that is already in the folder")
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         self._check_sources()
         require(not (self.tokenizer and self.train_tokenizer), "--tokenizer and --train-tokenizer exclude each other")
         require(self.limit is None or self.limit >= 2, f"limit is {self.limit}; it must be at least 2 documents")

@@ -11,10 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from babybert.config.fields import UNSET, option, recipe_option, require, require_at_least, require_seed
+from babybert.config.fields import (
+    UNSET,
+    option,
+    recipe_option,
+    require,
+    require_at_least,
+    require_between,
+    require_host,
+    require_seed,
+    require_usable_numbers,
+)
 from babybert.config.model_config import PRESETS, ModelConfig, model_config
 
 DEFAULT_PRESET = "tiny"
+MOST_STEPS = 99_999_999  # the names of checkpoints have eight digits
+LONGEST_UPLOAD = 1_000_000  # minutes; timers of the operating system end at much more
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ class ScheduleOptions:
     def check_schedule(self) -> None:
         """Raise UsageError for values that cannot work."""
         require_at_least(self, 1, "epochs")
-        require(self.max_steps is None or self.max_steps >= 1, f"max_steps is {self.max_steps}; it must be at least 1")
+        require_between(self, 1, MOST_STEPS, "max_steps")
         require(
             self.max_minutes is None or self.max_minutes > 0, f"max_minutes is {self.max_minutes}; it must be above 0"
         )
@@ -175,17 +187,27 @@ class CheckpointOptions:
             return None, float(every[:-1])
         return int(every), None
 
+    @property
+    def resume_step(self) -> int | None:
+        """The step of `--resume STEP`; None for the other forms."""
+        return int(self.resume) if re.fullmatch("[0-9]+", self.resume) else None
+
     def check_checkpoints(self) -> None:
         """Raise UsageError for values that cannot work."""
         require_at_least(self, 1, "keep_checkpoints")
-        require(self.upload_minutes >= 0, f"upload_minutes is {self.upload_minutes}; it must not be negative")
+        require_between(self, 0, LONGEST_UPLOAD, "upload_minutes")
+        require(
+            not re.fullmatch("[0-9]{9,}", self.resume),
+            f"resume is '{self.resume[:20]}'; a step has at most {len(str(MOST_STEPS))} digits",
+        )
         require(
             self.store is None or bool(re.match("s3://[^/]+", self.store)),
             f"store is '{self.store}'; it must look like s3://bucket/prefix",
         )
         every = self.checkpoint_every
         require(
-            every is None or bool(re.fullmatch(r"[1-9]\d*|(\d+(\.\d*)?|\.\d+)m", every)),
+            every is None
+            or bool(re.fullmatch(r"[1-9][0-9]{0,8}|([1-9][0-9]{0,8}(\.[0-9]*)?|0?\.[0-9]*[1-9][0-9]*)m", every)),
             f"checkpoint_every is '{every}'; it must be steps (500) or minutes (10m)",
         )
 
@@ -208,6 +230,7 @@ class MetricsOptions:
     def check_metrics(self) -> None:
         """Raise UsageError for values that cannot work."""
         require_at_least(self, 1, "log_every")
+        require_host("metrics_host", self.metrics_host)
         require(
             self.metrics_port is None or 0 <= self.metrics_port < 65536,
             f"metrics_port is {self.metrics_port}; it must be from 0 to 65535",
@@ -266,6 +289,7 @@ class PretrainConfig(
 
     def __post_init__(self) -> None:
         self._resolve_recipe()
+        require_usable_numbers(self)
         self.check_model()
         self.check_data()
         self.check_optimizer()

@@ -1,12 +1,21 @@
 """The settings of the commands that ask a model or serve it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from babybert.config.evaluation_config import CHECKPOINT_HELP
-from babybert.config.fields import option, require
+from babybert.config.fields import (
+    option,
+    require,
+    require_at_least,
+    require_between,
+    require_host,
+    require_usable_numbers,
+)
 
+LONGEST = 1_000_000  # seconds or minutes; timers of the operating system end at much more
+MOST_WORKERS = 1_000
 SOURCE_HELP = f"{CHECKPOINT_HELP}, in a folder or at s3://bucket/prefix"
 
 
@@ -16,8 +25,12 @@ class FillMaskConfig:
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
     top_k: int = option(5, "candidates per mask")
-    targets: tuple[str, ...] = option((), "score only these words")
+    targets: tuple[str, ...] = option((), "score only these words", is_text=True)
     json: bool = option(False, "print JSON, as the HTTP endpoint answers")
+
+    def __post_init__(self) -> None:
+        require_usable_numbers(self)
+        require_at_least(self, 1, "top_k")
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class ServeConfig:
     )
 
     def __post_init__(self) -> None:
+        require_usable_numbers(self)
         ports = (self.inference_port, self.management_port, self.metrics_port)
         require(
             all(0 < port < 65536 for port in ports) and len(set(ports)) == 3,
@@ -67,7 +81,9 @@ class ServeConfig:
         )
         for name in ("start_seconds", "watch_seconds", "token_minutes", "workers"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0")
-        require(self.drain_seconds >= 0, f"drain_seconds is {self.drain_seconds}; it must not be negative")
+        require_between(self, 0, LONGEST, "start_seconds", "watch_seconds", "drain_seconds", "token_minutes")
+        require_between(self, 1, MOST_WORKERS, "workers")
+        require_host("host", self.host)
         require(
             not (self.watch and self.source.endswith(".mar")),
             f"an archive does not change: watch a run, not {self.source}",
@@ -96,9 +112,18 @@ class PlaygroundConfig:
         require(
             (self.endpoint is None) != (self.checkpoint is None), "give one of --endpoint URL and --checkpoint PATH"
         )
-        address = self.endpoint
         require(
-            address is None or bool(re.match("https?://[^/]", address)),
-            f"endpoint is '{address}'; it must look like http://127.0.0.1:8080",
+            self.endpoint is None or _is_http_address(self.endpoint),
+            f"endpoint is '{self.endpoint}'; it must look like http://127.0.0.1:8080",
         )
+        require_host("host", self.host)
         require(self.port is None or 0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")
+
+
+def _is_http_address(address: str) -> bool:
+    """Whether `address` is an HTTP address with a host and, if there is one, a possible port."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number from 0 to 65535, or a wrong IPv6 address
+        return False

@@ -8,6 +8,7 @@ import fnmatch
 import glob
 import hashlib
 import logging
+import os
 import re
 import time
 import urllib.error
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from babybert.errors import DataError, StorageError
+from babybert.errors import DataError, StorageError, cannot_write, os_reason
+from babybert.folders import lock_folder
 from babybert.progress import Progress
 from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 18
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 60
+LONGEST_NAME = 200  # bytes; file systems allow 255
 GLOB_CHARACTER = re.compile(r"[*?\[]")
 
 
@@ -46,22 +49,30 @@ class Download:
 def download(source: Download, folder: Path, pause: float = 2.0) -> Path:
     """Download a file into `folder`, unless it is already there, and return its path.
 
-    After the n-th failed attempt, the next one starts `n * pause` seconds later. Raises StorageError if the server
-    cannot be reached or the disk is full (what has been downloaded is kept), DataError if the digest differs.
+    If another process downloads into the folder, this one waits for it. After the n-th failed attempt, the next one
+    starts `n * pause` seconds later. Raises StorageError if the server cannot be reached or the disk is full (what has
+    been downloaded is kept), UsageError if the folder cannot be written, DataError if the digest differs.
     """
     path = folder / source.url.rpartition("/")[2]
-    if path.is_file() and path.stat().st_size == source.size:
+    if _is_complete(source, path):
         return path
     partial = path.with_name(path.name + ".part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _fetch_with_retries(source, partial, pause)
-        _verify_md5(source, partial)
-        return partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{partial}: cannot be written: {error.strerror}; make room or choose another --download-folder"
-        ) from error
+    with lock_folder(folder, "--download-folder", wait=True):
+        if _is_complete(source, path):  # another process has downloaded it meanwhile
+            return path
+        try:
+            _fetch_with_retries(source, partial, pause)
+            _verify_md5(source, partial)
+            return partial.replace(path)
+        except OSError as error:
+            raise cannot_write(
+                f"{partial}: cannot be written: {os_reason(error)}; make room or choose another --download-folder",
+                error,
+            ) from error
+
+
+def _is_complete(source: Download, path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == source.size
 
 
 def _fetch_with_retries(source: Download, partial: Path, pause: float) -> None:
@@ -154,11 +165,16 @@ def _fetch_s3(source: str, suffixes: tuple[str, ...], work_folder: Path) -> list
             for index, name in enumerate(sizes):
                 # A key may contain "..": without these parts the copy cannot leave the work folder.
                 safe_parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-                target = work_folder.joinpath(f"s3-{index:06d}", *safe_parts)
+                target = work_folder.joinpath(f"s3-{index:06d}", *map(_file_name, safe_parts))
                 target.parent.mkdir(parents=True, exist_ok=True)
                 client.download_file(bucket, name, str(target), Callback=progress.advance)
                 files.append(target)
     return files
+
+
+def _file_name(part: str) -> str:
+    """Part of a key as the name of a file: in this locale's encoding, without NUL, its end if it is too long."""
+    return os.fsdecode(part.replace("\0", "_").encode("utf-8", "surrogateescape")[-LONGEST_NAME:])
 
 
 def _find_objects(client: Any, bucket: str, key: str, suffixes: tuple[str, ...]) -> dict[str, int]:

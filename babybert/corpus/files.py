@@ -18,7 +18,7 @@ from typing import IO, cast
 
 import zstandard
 
-from babybert.errors import DataError
+from babybert.errors import DataError, os_reason
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def file_errors(path: Path) -> Iterator[None]:
         details = " ".join(str(error).split())
         raise DataError(f"{path}: damaged, or not what its name says ({details}); get the file again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
 
 
 def _damaged_file_errors() -> tuple[type[Exception], ...]:

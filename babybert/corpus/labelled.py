@@ -6,7 +6,6 @@ by label), and only the sample is held in memory.
 
 import hashlib
 import heapq
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from babybert.corpus.documents import open_corpus, source_suffixes
 from babybert.corpus.download import find_files
 from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_rows
 from babybert.errors import DataError
+from babybert.folders import temporary_folder
 
 LABELS_SHOWN = 5  # in an error message
 
@@ -39,14 +39,15 @@ class Labelled:
 def read_labelled(corpus: str, sources: tuple[str, ...], text_column: str, label_column: str) -> Iterator[Labelled]:
     """Yield the labelled documents of IMDB (`corpus="imdb"`: archive or folder) or of CSV files (`corpus="csv"`).
 
-    Raises DataError, naming the file and the row, for a file that cannot be read, a missing column, or no label.
+    Raises DataError, naming the file and the row, for a file that cannot be read, a missing column, or no label;
+    UsageError if no temporary folder can be made.
     """
-    with tempfile.TemporaryDirectory() as work_folder:
+    with temporary_folder("probe") as work_folder:
         if corpus == "imdb":
-            yield from _read_imdb(sources, Path(work_folder))
+            yield from _read_imdb(sources, work_folder)
             return
         for source in sources:
-            for path in find_files(source, source_suffixes("csv"), Path(work_folder)):
+            for path in find_files(source, source_suffixes("csv"), work_folder):
                 yield from _read_csv(path, text_column, label_column)
 
 

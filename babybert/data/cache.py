@@ -6,9 +6,9 @@ build it at once. The operating system loads the parts that are used and shares 
 takes 9 bytes per token and 9 per pair.
 """
 
+import contextlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from babybert.data.table import Examples, concatenate
+from babybert.errors import os_reason
+from babybert.folders import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +59,8 @@ def stamp_cache(folder: Path, stamps: dict[str, Any]) -> None:
     """Record new stamps of the shards, after they were verified. On a read-only volume, nothing happens."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        partial = folder / f"{DESCRIPTION}.{os.getpid()}"
-        partial.write_text(json.dumps({**description, "stamps": stamps}), encoding="utf-8")
-        partial.replace(folder / DESCRIPTION)
-    except OSError:
+        write_file(folder / DESCRIPTION, json.dumps({**description, "stamps": stamps}).encode())
+    except (OSError, ValueError):  # ValueError: another process has just replaced the cache by a damaged one
         return
 
 
@@ -75,25 +75,31 @@ def build_cache(folder: Path, read_chunks: Callable[[], Iterator[Examples]], sta
         folder.parent.mkdir(exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
         _write_arrays(partial, read_chunks(), stamps)
-        split = folder.name.rpartition("-")[0]
-        for older_cache in folder.parent.glob(f"{split}-*"):
-            shutil.rmtree(older_cache, ignore_errors=True)
-        partial.rename(folder)
+        # Mapped before it is renamed: another process may replace or delete the folder, but not what is mapped.
+        examples = open_cache(partial, stamps)
+        assert examples is not None, partial
+        _move_into_place(partial, folder, stamps)
+        return examples
     except OSError as error:
-        examples = open_cache(folder, stamps)
-        if examples is not None:  # another process finished first
-            return examples
         logger.info(
-            f"{folder}: cannot be written ({error.strerror}): the data is held in memory, "
+            f"{folder}: cannot be written ({os_reason(error)}): the data is held in memory, "
             "and the next command reads the table again"
         )
         return concatenate(read_chunks())
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-    examples = open_cache(folder)
-    assert examples is not None, folder
-    return examples
+
+
+def _move_into_place(partial: Path, folder: Path, stamps: dict[str, Any]) -> None:
+    """Rename a finished cache, and delete those of earlier data. One that another process has finished first stays."""
+    if open_cache(folder, stamps) is not None:
+        return
+    split = folder.name.rpartition("-")[0]
+    for older_cache in folder.parent.glob(f"{split}-*"):
+        shutil.rmtree(older_cache, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process has finished since
+        partial.rename(folder)
 
 
 def _write_arrays(folder: Path, chunks: Iterator[Examples], stamps: dict[str, Any]) -> None:

@@ -34,7 +34,8 @@ from babybert.data.splits import ensure_pairs_in_both_splits
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError, UsageError, cannot_write
+from babybert.errors import DataError, UsageError, cannot_write, os_reason
+from babybert.folders import lock_folder
 from babybert.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -48,13 +49,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     """Prepare the data that `config` describes and return the content of `dataset.json`.
 
     Raises DataError for a corpus that cannot be used, UsageError if the folder has data already or must not be
-    written, StorageError if the disk is full or fails. In each case, earlier data in the folder stays as it was.
+    written, StorageError if the disk is full or fails, UserError if another process writes into the folder. In each
+    case, earlier data in the folder stays as it was.
     """
-    if (config.out / "dataset.json").exists() and not config.overwrite:
-        raise UsageError(
-            f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out"
-        )
-    with _temporary_folders(config.out) as (partial, work):
+    _require_replaceable(config)
+    with lock_folder(config.out, "--out"), _temporary_folders(config.out) as (partial, work):
+        _require_replaceable(config)  # again: another process may have prepared data before this one had the lock
         if config.corpus == "table":
             facts = _import_tables(config, partial, work)
         else:
@@ -65,26 +65,30 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _temporary_folders(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Make an empty folder for finished files and one for everything else.
+    """Make an empty folder for finished files and one for everything else, and delete both on exit.
 
-    On exit both are deleted, and so is `out` if it is new and nothing was moved into it. OSError becomes an error that
-    tells the user what to do.
+    OSError becomes an error that tells the user what to do.
     """
-    out_is_new = not out.exists()
     folders = (out / ".partial", out / ".work")
     try:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir()
         yield folders
     except OSError as error:
-        message = f"{out}: cannot write the data: {error.strerror}; make room or choose another --out"
+        message = f"{out}: cannot write the data: {os_reason(error)}; make room or choose another --out"
         raise cannot_write(message, error) from error
     finally:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        if out_is_new and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
+
+
+def _require_replaceable(config: PrepareConfig) -> None:
+    """Raise UsageError if the folder has prepared data that must not be replaced."""
+    if (config.out / "dataset.json").exists() and not config.overwrite:
+        raise UsageError(
+            f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out"
+        )
 
 
 def _move_into_place(partial: Path, out: Path) -> None:

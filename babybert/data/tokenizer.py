@@ -81,7 +81,8 @@ class Tokenizer:
         if not path.is_file():
             raise DataError(f"{path}: no such file; a tokenizer is written by `babybert prepare`")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
+            # Not `from_file`, which opens only paths that are UTF-8.
+            backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # tokenizers raises bare Exception, whatever is wrong with the file
             raise DataError(f"{path}: not a tokenizer file ({error})") from error
         for token_id, token in enumerate(SPECIAL_TOKENS):

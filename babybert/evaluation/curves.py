@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from babybert.checkpoint.metrics_log import read_metrics
-from babybert.errors import DataError
-from babybert.figures import open_pyplot, save_figure
+from babybert.errors import DataError, os_reason
+from babybert.figures import literal, open_pyplot, save_figure
 
 SMOOTHED_POINTS = 15  # of the running mean
 PANELS = {
@@ -34,15 +34,15 @@ NOT_SMOOTHED = ("lr", "pairs_per_second")
 def plot_curves(runs: list[Path], out: Path) -> list[Path]:
     """Draw the curves of the `runs` (their folders) to `out`.png and `out`.svg; return the two paths.
 
-    Raises DataError when a run has no curve, UsageError without matplotlib, and StorageError when a file cannot be
-    written.
+    Raises DataError when a run has no curve, UsageError without matplotlib or if the files cannot be written there,
+    StorageError if the disk is full.
     """
     pyplot = open_pyplot()
     curves = _read_runs(runs)
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
     panels = dict(zip(PANELS, axes.flat, strict=True))
     for index, (name, lines) in enumerate(curves.items()):
-        _draw_run(panels, lines, name, color=f"C{index}")
+        _draw_run(panels, lines, literal(name), color=f"C{index}")
         _draw_baselines(panels, lines, color=f"C{index}", with_label=index == 0)
     for key, axis in panels.items():
         axis.set_title(PANELS[key])
@@ -50,7 +50,7 @@ def plot_curves(runs: list[Path], out: Path) -> list[Path]:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
-    return save_figure(pyplot, figure, out)
+    return save_figure(pyplot, figure, out, "--out")
 
 
 def _read_runs(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -69,7 +69,7 @@ def read_run(run: Path) -> list[dict[str, Any]]:
     try:
         lines = read_metrics(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; the folder of a run has this file") from error
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}; the folder of a run has this file") from error
     if not lines:
         raise DataError(f"{path}: has no lines yet; the run writes one every --log-every steps")
     return lines

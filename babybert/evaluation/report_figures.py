@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from babybert.evaluation.report_table import slice_label
-from babybert.figures import open_pyplot, save_figure
+from babybert.figures import literal, open_pyplot, save_figure
 
 MOST_TOKENS = 40  # with more, the tokens along an axis would not be legible
 INCHES_PER_TOKEN = 0.22
@@ -17,7 +17,8 @@ PREDICTORS = (("model", "mlm_loss"), ("bigram", "mlm_bigram_loss"), ("unigram", 
 def plot_report(report: dict[str, Any], out: Path) -> list[Path]:
     """Draw calibration, MLM loss by word frequency and MLM loss by position to `out`.png and `out`.svg.
 
-    Returns the two paths. Raises UsageError without matplotlib, and StorageError when a file cannot be written.
+    Returns the two paths. Raises UsageError without matplotlib or if the files cannot be written there, StorageError if
+    the disk is full.
     """
     pyplot = open_pyplot()
     figure, axes = pyplot.subplots(1, 3, figsize=(16, 5), layout="constrained")
@@ -27,7 +28,7 @@ def plot_report(report: dict[str, Any], out: Path) -> list[Path]:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-    return save_figure(pyplot, figure, out)
+    return save_figure(pyplot, figure, out, "--plot")
 
 
 def _draw_calibration(axis: Any, report: dict[str, Any]) -> None:
@@ -65,7 +66,8 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
     """Draw one attention map for each of L layers (down) and H heads (across) to `out`.png and `out`.svg.
 
     A row of a map is the token that attends, a column the token it attends to; T is the number of `tokens`. Returns the
-    two paths. Raises UsageError without matplotlib, and StorageError when a file cannot be written.
+    two paths. Raises UsageError without matplotlib or if the files cannot be written there, StorageError if the disk is
+    full.
     """
     pyplot = open_pyplot()
     layers, heads, length, _ = weights_LHTT.shape
@@ -73,8 +75,7 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
     figure, axes = pyplot.subplots(
         layers, heads, figsize=(heads * side, layers * side), layout="constrained", squeeze=False
     )
-    # Escaped: matplotlib reads what is between two dollar signs as a formula.
-    names = [token.replace("$", r"\$") for token in tokens]
+    names = [literal(token) for token in tokens]
     for layer in range(layers):
         for head in range(heads):
             axis = axes[layer, head]
@@ -86,4 +87,4 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
             if length <= MOST_TOKENS:
                 axis.set_xticks(range(length), names, rotation=90, fontsize=6)
                 axis.set_yticks(range(length), names, fontsize=6)
-    return save_figure(pyplot, figure, out)
+    return save_figure(pyplot, figure, out, "--plot")

@@ -16,7 +16,6 @@ import json
 import logging
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -35,7 +34,9 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from babybert.config import PlaygroundConfig
-from babybert.errors import UsageError, UserError
+from babybert.encoding import printable
+from babybert.errors import UsageError, UserError, os_reason
+from babybert.folders import temporary_folder
 from babybert.playground.backends import (
     JSON_TYPE,
     ApiResponse,
@@ -134,8 +135,8 @@ def _load_checkpoint(address: str) -> tuple[LocalBackend, str]:
     from babybert.checkpoint.source import CheckpointSource
     from babybert.serving.predictor import Predictor
 
-    with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
-        checkpoint = CheckpointSource(address).find(Path(folder))
+    with temporary_folder("playground") as folder:
+        checkpoint = CheckpointSource(address).find(folder)
         return LocalBackend(Predictor.load(checkpoint)), checkpoint.name
 
 
@@ -178,12 +179,19 @@ def about(sources: PlaygroundSources) -> dict[str, Any]:
 
         facts = model_facts(sources.backend.predictor)
     return {
-        "name": sources.description,
+        "name": printable(sources.description),
         "inside": facts,
         "no_inside": "" if facts else NO_INSPECTION,
-        "run": sources.run.address if sources.run else None,
+        "run": printable(sources.run.address) if sources.run else None,
         "no_run": "" if sources.run else NO_RUN,
     }
+
+
+class EscapedJsonResponse(JSONResponse):
+    """JSON in ASCII: a path may have bytes that are not text, which UTF-8 cannot encode."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
 class _PageFiles(StaticFiles):
@@ -238,7 +246,9 @@ def _post(handler: Callable[[bytes, str], ApiResponse]) -> Callable[[Request], A
         async for chunk in request.stream():
             body += chunk
             if len(body) > request_schema.MAX_BODY_BYTES:
-                return JSONResponse({"error": f"the body is longer than {request_schema.MAX_BODY_BYTES:,} bytes"}, 413)
+                return EscapedJsonResponse(
+                    {"error": f"the body is longer than {request_schema.MAX_BODY_BYTES:,} bytes"}, 413
+                )
         content_type = request.headers.get("content-type", "")
         return await _run_in_thread(lambda: handler(body, content_type))
 
@@ -260,21 +270,21 @@ async def _run_in_thread(handler: Callable[[], ApiResponse]) -> Response:
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        return JSONResponse({"error": "the playground is ending"}, 503)
+        return EscapedJsonResponse({"error": "the playground is ending"}, 503)
 
 
 def _make_response(handler: Callable[[], ApiResponse]) -> Response:
     try:
         answer = handler()
     except EndpointDown as error:
-        return JSONResponse({"error": str(error), "down": True}, 502)
+        return EscapedJsonResponse({"error": str(error), "down": True}, 502)
     except UserError as error:
         answer = error_response(error)
     headers = dict(HEADERS)
     if answer.version:
         headers["X-BabyBERT-Version"] = answer.version
     body = answer.body if answer.status == 200 else {"error": error_message(answer.body)}
-    return JSONResponse(body, answer.status, headers)
+    return EscapedJsonResponse(body, answer.status, headers)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
@@ -297,5 +307,5 @@ def _bind(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UsageError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --host or --port"
+            f"cannot listen on {host}:{port} ({os_reason(error)}); choose another --host or --port"
         ) from error

@@ -5,7 +5,6 @@ MAX_CHECKPOINTS of its checkpoints are queried: the first, the last, and others 
 loaded once and kept, so memory holds at most MAX_CHECKPOINTS models.
 """
 
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from babybert.checkpoint.source import CheckpointSource
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.curves import read_run, running_mean, series
+from babybert.folders import temporary_folder
 from babybert.playground.backends import ApiResponse, respond
 from babybert.s3 import is_s3
 from babybert.serving import request_schema
@@ -63,12 +63,12 @@ class RunHistory:
     def _read_metrics(self) -> list[dict[str, Any]]:
         if self._store is None:
             return read_run(Path(self.address))
-        with tempfile.TemporaryDirectory() as folder:
-            metrics = Path(folder) / "metrics.jsonl"
+        with temporary_folder("playground") as folder:
+            metrics = folder / "metrics.jsonl"
             self._store.download_metrics(metrics)
             if not metrics.exists():
                 raise DataError(f"{self.address}: has no metrics.jsonl yet; a run uploads it with its first checkpoint")
-            return read_run(Path(folder))
+            return read_run(folder)
 
     def query_checkpoints(self, body: bytes, content_type: str) -> ApiResponse:
         """The answers of several checkpoints to one fill-mask request with a single text.
@@ -100,8 +100,8 @@ class RunHistory:
     def _load(self, step: int) -> Predictor:
         if step not in self._predictors:
             source = CheckpointSource(f"{self.address}/{checkpoint_name(step)}")
-            with tempfile.TemporaryDirectory(prefix="babybert-playground-") as folder:
-                self._predictors[step] = Predictor.load(source.find(Path(folder)))
+            with temporary_folder("playground") as folder:
+                self._predictors[step] = Predictor.load(source.find(folder))
         return self._predictors[step]
 
 

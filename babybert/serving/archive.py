@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import babybert
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import DataError, UsageError, cannot_write, os_reason
+from babybert.folders import make_folder
 
 MODEL_NAME = "babybert"
 HANDLER = "babybert_handler.py"
@@ -50,11 +51,11 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
     """Write `store/babybert.mar` from a checkpoint and return its path. The file is replaced atomically.
 
     Raises DataError if the checkpoint does not match its manifest, UsageError if the serving libraries are not
-    installed, StorageError if the file cannot be written.
+    installed or the folder cannot be written, StorageError if the disk is full.
     """
     target = store / f"{MODEL_NAME}.mar"
+    make_folder(store, "--out")
     try:
-        store.mkdir(parents=True, exist_ok=True)
         with _private_temporary_folder(store) as scratch:
             content = scratch / "content"
             copy_package(content)
@@ -62,8 +63,8 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
             pack(content, handler_folder() / HANDLER, served, scratch)
             (scratch / target.name).replace(target)
     except OSError as error:
-        raise StorageError(
-            f"{target}: cannot be written: {error.strerror}; make room or choose another --out"
+        raise cannot_write(
+            f"{target}: cannot be written: {os_reason(error)}; make room or choose another --out", error
         ) from error
     return target
 

@@ -6,13 +6,13 @@ A run stands for its newest valid checkpoint; with `--watch` the server follows 
 import contextlib
 import logging
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babybert.config import ServeConfig
 from babybert.errors import UserError
+from babybert.folders import temporary_folder
 from babybert.serving.archive import MODEL_NAME, write_archive
 from babybert.serving.torchserve import QUIET_SECONDS, TorchServe
 from babybert.serving.watcher import CheckpointWatcher
@@ -31,7 +31,7 @@ def serve(config: ServeConfig) -> int:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_number, lambda received, frame: received_signals.append(received))
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="babybert-archive-")))
+        folder = stack.enter_context(temporary_folder("archive"))
         archive, source = _open_source(config.source, folder)
         server = stack.enter_context(TorchServe(config, archive))
         _log_addresses(config, server)

@@ -19,7 +19,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -29,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from babybert.config import ServeConfig
-from babybert.errors import StorageError, UsageError, UserError
+from babybert.errors import StorageError, UsageError, UserError, os_reason
+from babybert.folders import make_temporary_folder
 from babybert.serving.archive import MODEL_NAME, check_archive, handler_folder
 from babybert.serving.request_schema import MAX_BODY_BYTES
 
@@ -75,7 +75,7 @@ class TorchServe:
         for name in ("inference_port", "management_port", "metrics_port"):
             host = LOOPBACK if name == "management_port" else self.config.host
             _require_free(host, getattr(self.config, name), name)
-        self._folder = Path(tempfile.mkdtemp(prefix="babybert-serve-"))
+        self._folder = make_temporary_folder("serve")
         try:
             self._start(java)
             self._wait_until_ready()
@@ -115,7 +115,7 @@ class TorchServe:
             with contextlib.suppress(OSError):
                 target.unlink()
             raise StorageError(
-                f"{self.store}: cannot take a copy of the archive: {error.strerror}; make room there"
+                f"{self.store}: cannot take a copy of the archive: {os_reason(error)}; make room there"
             ) from error
         return target
 
@@ -251,7 +251,7 @@ def _require_free(host: str, port: int, setting: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             flag = "--" + setting.replace("_", "-")
-            raise UsageError(f"cannot listen on {host}:{port} ({error.strerror}); choose another {flag}") from error
+            raise UsageError(f"cannot listen on {host}:{port} ({os_reason(error)}); choose another {flag}") from error
 
 
 def _java_command() -> list[str]:

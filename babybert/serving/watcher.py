@@ -8,13 +8,13 @@ do not load) is logged, and the old version stays.
 
 import contextlib
 import logging
-import tempfile
 import time
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 from babybert.errors import UserError
+from babybert.folders import temporary_folder
 from babybert.serving.archive import MODEL_NAME, check_archive, write_archive
 from babybert.serving.torchserve import TorchServe
 
@@ -59,8 +59,7 @@ class CheckpointWatcher:
             self._last_warning = str(error)
 
     def _serve_newer_checkpoint(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="babybert-watch-") as name:
-            folder = Path(name)
+        with temporary_folder("watch") as folder:
             checkpoint = self._find_newer(self._last_tried_step, folder)
             if checkpoint:
                 self._roll_in(write_archive(checkpoint, folder / "store"))

@@ -26,7 +26,7 @@ from prometheus_client import (
 from babybert import __version__
 from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
 from babybert.data.loader import Batch
-from babybert.errors import UsageError
+from babybert.errors import UsageError, os_reason
 from babybert.evaluation.scores import Scores
 from babybert.model.loss import LossSums
 
@@ -103,10 +103,10 @@ class RunMetrics:
                 server, _ = start_http_server(candidate, host, self.registry)
             except OSError as error:
                 if candidate != candidates[-1]:
-                    logger.info(f"metrics: port {candidate} is taken ({error.strerror}); using a free port")
+                    logger.info(f"metrics: port {candidate} is taken ({os_reason(error)}); using a free port")
                     continue
                 raise UsageError(
-                    f"metrics: cannot listen on {host}:{candidate} ({error.strerror}); "
+                    f"metrics: cannot listen on {host}:{candidate} ({os_reason(error)}); "
                     "choose another --metrics-port, or --no-metrics"
                 ) from error
             logger.info(f"metrics: http://{host}:{server.server_port}/metrics")

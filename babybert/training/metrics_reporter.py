@@ -17,7 +17,7 @@ from torch import Tensor
 from babybert.checkpoint.format import TrainState
 from babybert.checkpoint.metrics_log import MetricsLog
 from babybert.config import PretrainConfig
-from babybert.errors import StorageError, UsageError
+from babybert.errors import StorageError, UsageError, os_reason
 from babybert.evaluation.scores import Scores
 from babybert.model.loss import LossSums
 from babybert.training.distributed import DistributedContext
@@ -159,7 +159,7 @@ class MetricsReporter:
             partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             partial.replace(self._config.out / "summary.json")
         except OSError as error:
-            raise StorageError(f"{partial}: cannot be written: {error.strerror}; the checkpoint is valid") from error
+            raise StorageError(f"{partial}: cannot be written: {os_reason(error)}; the checkpoint is valid") from error
         if self._tensorboard:
             self._tensorboard.close()
 
