@@ -52,8 +52,13 @@ def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
             f"  {split:<11}{documents}{statistics['pairs']:>9,} pairs, mean length {statistics['mean_length']}, "
             f"{masked:.1%} of tokens masked"
         )
+    files = facts.get("source_files", {"left_out": {}, "bad": []})
     if facts["skipped_rows"]:
-        print(f"  skipped: {facts['skipped_rows']:,} bad rows or files")
+        print(f"  skipped: {facts['skipped_rows']:,} bad rows")
+    if files["bad"]:
+        print(f"  bad files: {len(files['bad']):,}; only rows before the damage were read")
+    if files["left_out"]:
+        print(f"  left out: {', '.join(f'{count:,} {reason}' for reason, count in files['left_out'].items())}")
     entropy = unigram_entropy(open_dataset(config.out).token_counts())
     print(f"  MLM loss of the unigram baseline: {entropy:.3f} nats; of chance: {math.log(facts['vocabulary']):.3f}")
     return 0

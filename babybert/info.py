@@ -35,7 +35,7 @@ def describe(path: Path, config: InfoConfig) -> dict[str, Any]:
         return describe_dataset(path, config.rows)
     if path.is_dir():
         return describe_checkpoint(path)
-    if path.name.endswith(TABLE_ENDINGS):
+    if path.name.lower().endswith(TABLE_ENDINGS):
         return describe_table(path, config)
     if path.is_file() and path.suffix == ".json":
         return describe_tokenizer(path)

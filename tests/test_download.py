@@ -12,8 +12,9 @@ import pytest
 from conftest import S3
 
 from babybert.config import PrepareConfig
-from babybert.corpus import download as module
-from babybert.corpus.download import Download, download, find_files
+from babybert.corpus import sources
+from babybert.corpus.download import Download, download
+from babybert.corpus.sources import find_files
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError
 
@@ -78,7 +79,7 @@ def web() -> Iterator[UnsteadyServer]:
     ("part", "name"), [("ä.csv", "ä.csv"), ("a\0b", "a_b"), ("x" * 500 + ".csv", "x" * 196 + ".csv")]
 )
 def test_part_of_a_key_becomes_the_name_of_a_file(part: str, name: str) -> None:
-    assert module._file_name(part) == name
+    assert sources._file_name(part) == name
 
 
 def test_two_processes_download_a_file_once(web: UnsteadyServer, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_objects_prefixes_and_globs_of_s3(s3: S3, tmp_path: Path) -> None:
     s3.client.put_object(Bucket=s3.bucket, Key="in/no.md", Body=b"E")
 
     def texts(source: str) -> list[str]:
-        return [path.read_text() for path in find_files(f"s3://{s3.bucket}/{source}", (".txt",), tmp_path)]
+        return [path.read_text() for path in find_files([f"s3://{s3.bucket}/{source}"], (".txt",), tmp_path).paths]
 
     assert texts("in/a.txt") == ["A"]
     assert texts("in/no.md") == ["E"]
@@ -173,12 +174,12 @@ def test_a_corpus_in_s3_is_prepared(s3: S3, tmp_path: Path) -> None:
 def test_errors_of_s3_say_what_to_do(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(s3, a="A")
     with pytest.raises(DataError, match="no such object or bucket"):
-        find_files("s3://no-such-bucket-here/x", (".txt",), tmp_path)
+        find_files(["s3://no-such-bucket-here/x"], (".txt",), tmp_path)
     with pytest.raises(UsageError, match="not an S3 address"):
-        find_files("s3://", (".txt",), tmp_path)
+        find_files(["s3://"], (".txt",), tmp_path)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UsageError, match="access denied"):
-        find_files(f"s3://{s3.bucket}/a.txt", (".txt",), tmp_path)
+        find_files([f"s3://{s3.bucket}/a.txt"], (".txt",), tmp_path)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="check the endpoint"):
-        find_files(f"s3://{s3.bucket}/a.txt", (".txt",), tmp_path)
+        find_files([f"s3://{s3.bucket}/a.txt"], (".txt",), tmp_path)

@@ -1,7 +1,10 @@
 """Every kind of source is read, limited, and checked; errors name the file and the row."""
 
+import bz2
+import csv
 import gzip
 import json
+import lzma
 import os
 import tarfile
 from collections.abc import Callable
@@ -9,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 from conftest import imdb_review_folder
@@ -135,6 +140,9 @@ def test_columns_of_tables(tmp_path: Path, kind: str, compress: Callable[[bytes]
         read(tmp_path, kind, path, text_column="title")
 
 
+GOOD_LINE = b'{"text": "good"}\n'
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
@@ -146,6 +154,23 @@ def test_columns_of_tables(tmp_path: Path, kind: str, compress: Callable[[bytes]
         ("jsonl", b'{"text": "good"}\n[1]\n{"text": "good"}', "line 2: not a JSON object"),
         ("jsonl", b'{"text": "good"}\n{"texts": ""}\n{"text": "good"}', "line 2: no key 'text'; it has texts"),
         ("jsonl", b'{"text": "good"}\n{"text": 3}\n{"text": "good"}', "line 2: 'text' is not a string"),
+        (
+            "jsonl",
+            b'{"text": "good"}\n' + b"[" * 100_000 + b'\n{"text": "good"}',
+            "line 2: not JSON: nested too deeply",
+        ),
+        (
+            "jsonl",
+            b'{"text": "good"}\n{"a": ' + b"9" * 5000 + b'}\n{"text": "good"}',
+            "line 2: no key 'text'; it has a",
+        ),
+        (
+            "jsonl",
+            b'{"text": "good"}\n{"text": "a", "text": "b"}\n{"text": "good"}',
+            "line 2: has the key 'text' 2 times",
+        ),
+        ("jsonl", b'{"text": "good"}\n{"a\\n\\u001b": ""}\n{"text": "good"}', r"line 2: no key 'text'; it has a\n\x1b"),
+        ("jsonl", b'{"text": "good"}\n{"text": NaN}\n{"text": "good"}', "line 2: 'text' is not a string"),
         (
             "jsonl",
             b'{"text": "good"}\n{"text": "a\\ud800"}\n{"text": "good"}',
@@ -188,24 +213,194 @@ def test_a_file_that_is_not_utf8_is_named_or_skipped(folder: Path, tmp_path: Pat
     ("name", "content"),
     [
         ("t.csv", b""),
+        ("t.csv", b"\n\n"),
         ("t.csv", b'a,text\n1,"open'),
+        ("t.csv", b'"text'),
+        ("t.csv", b'"te"xt,a\nb,c\n'),
+        ("t.csv", "text\na\n".encode("utf-16-le")),
+        ("t.csv", b"a,text,text\n1,2,3\n"),
+        ("t.csv", b"PAR1\x15\x04"),
+        ("t.csv", b"PK\x03\x04"),
+        ("t.csv", gzip.compress(b"text\na\n")),
+        ("t.csv", b"text\ra\rb\r"),
         ("t.csv.gz", b"x"),
+        ("t.csv.bz2", b"x"),
+        ("t.csv.xz", b"x"),
         ("t.jsonl.zst", b"x"),
+        ("t.jsonl", b"[" * 100_000),
+        ("t.json", b'[{"text": "a"},'),
+        ("t.json", b'[{"text": "a"} {"text": "b"}]'),
+        ("t.json", b'[{"text": "a"}]\n{"text": "b"}'),
+        ("t.json", b'[{"text": "\xff"}]'),
+        ("t.json", b'[{"text": "a}]'),
         ("t.parquet", b""),
         ("t.parquet", b"PAR1xPAR1"),
     ],
 )
-def test_a_damaged_file_is_refused_even_if_bad_rows_are_skipped(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_bad_file_is_refused_or_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes
+) -> None:
+    corpus = "jsonl" if ".json" in name else name.split(".")[1]
     (tmp_path / name).write_bytes(content)
-    for skip in (False, True):
-        with pytest.raises(DataError, match=name):
-            read(tmp_path, name.split(".")[1], tmp_path / name, bad_rows=BadRows(skip))
+    for skip in (False, True):  # the only file: there is nothing to go on with
+        with pytest.raises(DataError, match=rf"{name}: ") as error:
+            rows = read(tmp_path, corpus, tmp_path / name, bad_rows=BadRows(skip))
+            assert rows == ["a"]  # those before the damage
+            raise DataError(f"{name}: bad from there on")
+        assert "\n" not in str(error.value)
+        assert str(error.value).isprintable()
+    good = tmp_path / f"good.{corpus}"
+    if corpus == "parquet":
+        pd.DataFrame({"text": ["good"]}).to_parquet(good)
+    else:
+        good.write_text("text\ngood\n" if corpus == "csv" else '{"text": "good"}')
+    bad_rows = BadRows(skip=True)
+    assert read(tmp_path, corpus, tmp_path / name, good, bad_rows=bad_rows)[-1:] == ["good"]
+    assert bad_rows.files == [str(tmp_path / name)]
+    assert f"skipped a file, except for rows before the damage: {tmp_path / name}: " in caplog.text
 
 
-def test_a_truncated_gz_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.txt.gz").write_bytes(gzip.compress(os.urandom(2000).hex().encode())[:-9])
-    with pytest.raises(DataError, match=r"t.txt.gz: damaged"):
-        read(tmp_path, "text", tmp_path / "t.txt.gz")
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
+def test_a_truncated_file_is_refused_and_the_rows_before_are_kept(tmp_path: Path, suffix: str, kind: str) -> None:
+    texts = [os.urandom(500).hex() for _ in range(400)]
+    row = {"csv": "{}\n", "jsonl": '{{"text": "{}"}}\n', "txt": "{}\n\n"}[kind]
+    content = ("text\n" if kind == "csv" else "") + "".join(map(row.format, texts))
+    path = tmp_path / f"t.{kind}{suffix.upper()}"
+    half = len(content) // 2
+    compressed = b"".join(COMPRESSIONS[suffix](part.encode()) for part in (content[:half], content[half:]))
+    corpus = "text" if kind == "txt" else kind
+    for size in (len(compressed) - 1, len(compressed) * 3 // 4):
+        path.write_bytes(compressed[:size])
+        with pytest.raises(DataError, match=rf"t.{kind}{suffix.upper()}: damaged"):
+            read(tmp_path, corpus, path, documents="blank-lines")
+        rows = [
+            read(tmp_path, corpus, path, bad_rows=BadRows(skip=True), documents="blank-lines", limit=99_999)
+            for _ in range(2)
+        ]
+        assert rows[0] == rows[1]
+        assert [text.strip() for text in rows[0]] == texts[: len(rows[0])]
+        assert len(rows[0]) > 0.3 * len(texts)
+    path.write_bytes(compressed)
+    assert [text.strip() for text in read(tmp_path, corpus, path, documents="blank-lines")] == texts
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_other_encodings_are_recognized_by_their_byte_order_mark(tmp_path: Path, encoding: str, suffix: str) -> None:
+    texts = ["plain", "caf\u00e9 \U0001f600\u2028 \u0a0a"]
+    content = {
+        "csv": "text\n" + "".join(f'"{text}"\n' for text in texts),
+        "jsonl": "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts),
+        "json": json.dumps([{"text": text} for text in texts], ensure_ascii=False),
+        "txt": "\n\n".join(texts),
+    }
+    for kind, text in content.items():
+        path = tmp_path / f"{kind}.{kind}{suffix}"
+        path.write_bytes(gzip.compress(text.encode(encoding)) if suffix else text.encode(encoding))
+        corpus = {"txt": "text", "json": "jsonl"}.get(kind, kind)
+        assert [row.strip("\n") for row in read(tmp_path, corpus, path, documents="blank-lines")] == texts
+    (tmp_path / "cut.txt").write_bytes("text".encode("utf-16")[:-1])
+    with pytest.raises(DataError, match=r"cut\.txt: damaged"):
+        read(tmp_path, "text", tmp_path / "cut.txt")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_header_decides_about_the_delimiter(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "t.csv"
+    header = ["an, odd; name | with\nall", "text", "n"]
+    rows = [["x", "one, two; three | four\tfive", "1"], ["y", 'a "quoted" word\n', "2"]]
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([header, *rows])
+    texts = [row[1] for row in rows]
+    assert read(tmp_path, "csv", path) == texts
+    assert read(tmp_path, "csv", path, delimiter=delimiter if delimiter != "\t" else "tab") == texts
+    wrong: Any = ";" if delimiter == "," else ","
+    with pytest.raises(DataError, match=r"no column 'text'|not CSV"):
+        read(tmp_path, "csv", path, delimiter=wrong)
+    with pytest.raises(DataError, match=r"no column 'title'; it has .*all, text, n; choose one with --text-column"):
+        read(tmp_path, "csv", path, text_column="title")
+
+
+def test_a_csv_with_one_column_may_have_any_delimiter_in_its_texts(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\ntext\na;b\tc|d\n\nNaN\n")
+    assert read(tmp_path, "csv", tmp_path / "t.csv") == ["a;b\tc|d", "NaN"]
+    (tmp_path / "header.csv").write_text("text,label\n")
+    assert read(tmp_path, "csv", tmp_path / "header.csv") == []
+    (tmp_path / "long.csv").write_text("text\n" + "x" * 200_000 + "\n")
+    assert read(tmp_path, "csv", tmp_path / "long.csv") == ["x" * 200_000]
+
+
+def test_an_array_of_objects_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*UNUSUAL_TEXTS, "]", "[1, 2", "x" * 50]
+    rows = [{"id": [index, {"text": "inner"}], "text": text} for index, text in enumerate(texts)]
+    for characters in (1, 2, 7, 1 << 20):
+        monkeypatch.setattr("babybert.corpus.json_rows.CHUNK_CHARACTERS", characters)
+        for indent in (None, 2):
+            (tmp_path / "t.json").write_text("\n " + json.dumps(rows, indent=indent) + "\n")
+            assert read(tmp_path, "jsonl", tmp_path / "t.json") == texts
+        (tmp_path / "t.json").write_text('[7, {"text": "good"}, 12]')
+        bad_rows = BadRows(skip=True)
+        assert read(tmp_path, "jsonl", tmp_path / "t.json", bad_rows=bad_rows) == ["good"]
+        assert bad_rows.count == 2
+        (tmp_path / "t.json").write_text(" [ ] ")
+        assert read(tmp_path, "jsonl", tmp_path / "t.json") == []
+        (tmp_path / "t.json").write_text('[{"text": "a"}, {"text": nul}]')
+        with pytest.raises(DataError, match="element 2 of the array: not JSON"):
+            read(tmp_path, "jsonl", tmp_path / "t.json")
+
+
+def test_texts_of_every_arrow_type_are_read(tmp_path: Path) -> None:
+    texts = ["one", "two", None, "one"]
+    text_types = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+    for index, text_type in enumerate(text_types):
+        path = tmp_path / f"{index}.parquet"
+        pq.write_table(pa.table({"text": pa.array(texts).cast(text_type)}), path)
+        bad_rows = BadRows(skip=True)
+        assert read(tmp_path, "parquet", path, bad_rows=bad_rows) == ["one", "two", "one"]
+        assert bad_rows.count == 1
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "no-rows.parquet")
+    assert read(tmp_path, "parquet", tmp_path / "no-rows.parquet") == []
+
+
+def not_utf8(text_type: pa.DataType) -> pa.Array:
+    """Three texts, of which the second is Latin-1."""
+    array = pa.array([b"good", "caf\u00e9".encode("latin-1"), b"good"])
+    return array.view(pa.string()) if text_type == pa.string() else array.view(pa.string()).cast(text_type)
+
+
+@pytest.mark.parametrize("text_type", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_text_in_parquet_that_is_not_utf8_is_named_or_skipped(tmp_path: Path, text_type: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": not_utf8(text_type)}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: row 2: byte 3 is not UTF-8"):
+        read(tmp_path, "parquet", tmp_path / "t.parquet")
+    bad_rows = BadRows(skip=True)
+    assert read(tmp_path, "parquet", tmp_path / "t.parquet", bad_rows=bad_rows) == ["good", "good"]
+    assert bad_rows.count == 1
+
+
+def test_a_truncated_parquet_file_and_a_column_that_is_there_twice_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"text": [os.urandom(50).hex() for _ in range(5000)]}).to_parquet(path, row_group_size=1000)
+    content = path.read_bytes()
+    for size in (len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(DataError, match=r"t\.parquet: damaged"):
+            read(tmp_path, "parquet", path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes(30_000) + content[middle + 30_000 :])
+    assert 0 < len(read(tmp_path, "parquet", path, bad_rows=BadRows(skip=True))) < 5000
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(DataError, match="has column 'text' 2 times"):
+        read(tmp_path, "parquet", path)
 
 
 def test_a_limit_takes_the_first_or_spreads_over_a_sorted_corpus(tmp_path: Path, folder: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from babybert.corpus.files import BadRows
@@ -77,6 +79,76 @@ def test_externally_prepared_parquet_is_read(tmp_path: Path) -> None:
         read_table(tmp_path / "none.parquet", 10)
 
 
+LISTS = [json.loads(cell) for cell in GOOD[:3]]
+
+
+def write_parquet(path: Path, list_type: pa.DataType, is_next: pa.Array) -> Path:
+    """A table of equal rows, whose lists have this type."""
+    cells: list[Any] = GOOD[:3] if pa.types.is_string(list_type) else LISTS
+    columns = [pa.array([cell] * len(is_next), list_type) for cell in cells]
+    pq.write_table(pa.table([*columns, is_next], names=list(COLUMNS)), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "list_type", [pa.string(), pa.list_(pa.int64()), pa.large_list(pa.uint8()), pa.list_(pa.int16(), 4)]
+)
+def test_columns_of_every_arrow_type_are_read(tmp_path: Path, list_type: pa.DataType) -> None:
+    path = tmp_path / "T.PARQUET"
+    for is_next in (pa.array([1, 0]), pa.array([True, False]), pa.array(["1", "0"]).dictionary_encode()):
+        examples = read_table(write_parquet(path, list_type, is_next), 10)
+        assert examples.ids.tolist() == LISTS[0] * 2
+        assert examples.is_next.tolist() == [1, 0]
+    if pa.types.is_string(list_type):
+        table = pq.read_table(path)
+        for text_type in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+            columns = [column.cast(text_type) for column in table.columns[:3]]
+            pq.write_table(pa.table([*columns, table.column(3)], names=list(COLUMNS)), path)
+            assert read_table(path, 10).ids.tolist() == LISTS[0] * 2
+    write_parquet(path, list_type, pa.array([2**62, 0], pa.timestamp("us")))
+    with pytest.raises(DataError, match="'is_next' holds timestamp"):
+        read_table(path, 10)
+
+
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    latin = pa.array([GOOD[0].encode(), b"[1, 3, \xe9]", GOOD[0].encode()]).view(pa.string())
+    others = [pa.array([cell] * 3) for cell in GOOD[1:]]
+    pq.write_table(pa.table([latin, *others], names=list(COLUMNS)), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 2: bert_input is not a JSON list of integers"):
+        read_table(tmp_path / "t.parquet", 10)
+    skipped = BadRows(skip=True)
+    assert len(read_table(tmp_path / "t.parquet", 10, skipped)) == 2
+    assert skipped.count == 1
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_tables_of_spreadsheets_are_read(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "T.CSV"
+    pd.DataFrame([GOOD] * 2, columns=list(COLUMNS)).to_csv(path, index=False, sep=delimiter, encoding="utf-16")
+    assert read_table(path, 10).ids.tolist() == LISTS[0] * 2
+
+
+@pytest.mark.parametrize("rows_per_chunk", [3, 10_000])
+def test_rows_before_the_damage_are_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_chunk: int
+) -> None:
+    monkeypatch.setattr("babybert.data.table.ROWS_PER_CHUNK", rows_per_chunk)
+    path = write(tmp_path / "t.csv", [GOOD] * 5)
+    with path.open("a") as file:
+        file.write('"open')
+    chunks = []
+    with pytest.raises(DataError, match="line 7: not CSV"):
+        for chunk in read_chunks(path, 10, BadRows()):
+            chunks.append(chunk)
+    assert sum(map(len, chunks)) == 5
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    header = [*COLUMNS, "BERT Input"]  # the same in the course's spelling
+    with pytest.raises(DataError, match="has column 'bert_input' 2 times"):
+        read_table(write(tmp_path / "t.csv", [[*GOOD, GOOD[0]]], header), 10)
+
+
 def test_bad_rows_can_be_counted_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad_rows = [
         ["[1, 3", *GOOD[1:]],
@@ -112,6 +184,8 @@ def test_only_the_first_bad_rows_are_shown(tmp_path: Path, caplog: pytest.LogCap
         (0, '[1, "a", 6, 2]', "bert_input is not a JSON list of integers"),
         (0, "[1, [3], 6, 2]", "bert_input is not a JSON list of integers"),
         (0, "7", "bert_input is not a JSON list"),
+        (0, "[" * 100_000, "bert_input is not a JSON list"),
+        (0, "[" + "9" * 5000 + "]", "bert_input is not a JSON list"),
         (0, "", "bert_input is not a JSON list"),
         (0, "[]", "bert_input is empty"),
         (0, "[1, 3, 6]", "bert_input has 3 entries, bert_label has 4"),

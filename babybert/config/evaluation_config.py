@@ -43,7 +43,7 @@ class ProbeConfig:
     )
     source: tuple[str, ...] = option(
         ("data/downloads/aclImdb_v1.tar.gz",),
-        "files, folders, globs or s3:// addresses; the default is where prepare puts IMDB",
+        "files, folders, patterns or s3:// addresses; the default is where prepare puts IMDB",
     )
     text_column: str = option("text", "csv: the column with the documents", is_text=True)
     label_column: str = option("label", "csv: the column with the labels", is_text=True)

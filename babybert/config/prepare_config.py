@@ -17,11 +17,14 @@ class PrepareConfig:
         "table: pairs that are masked already",
     )
     source: tuple[str, ...] = option(
-        (), "files, folders, globs or s3:// addresses; for imdb, the public archive is downloaded if none is given"
+        (), "files, folders, patterns or s3:// addresses; for imdb, the public archive is downloaded if none is given"
     )
     validation_source: tuple[str, ...] = option((), "table: the held-out rows")
     out: Path = option(Path("data/demo"), "folder for the prepared data")
     text_column: str = option("text", "csv, jsonl, parquet: the column or key that holds the documents", is_text=True)
+    delimiter: Literal["auto", ",", ";", "tab", "|"] = option(
+        "auto", "csv, table: what separates the cells; auto: what the header uses"
+    )
     documents: Literal["files", "blank-lines"] = option(
         "files", "text: a document is a whole file, or a paragraph between blank lines"
     )
@@ -30,7 +33,9 @@ class PrepareConfig:
         "use at most this many documents, for a quick try: the first ones (imdb, sorted by rating: evenly spaced ones)",
     )
     demo_documents: int = option(4000, "demo: reviews to generate; enough for a tiny model to learn NSP")
-    skip_bad_rows: bool = option(False, "count and skip rows and files that cannot be read; the default is to stop")
+    skip_bad_rows: bool = option(
+        False, "count and skip rows that are bad, and files from where they are damaged; the default is to stop"
+    )
     download_folder: Path = option(Path("data/downloads"), "folder for the public archive")
     tokenizer: Path | None = option(None, "a tokenizer.json to reuse, so that the data fits an existing model")
     train_tokenizer: bool = option(
@@ -79,6 +84,8 @@ class PrepareConfig:
 
     def _check_sources(self) -> None:
         """Raise UsageError unless the sources fit the kind of corpus."""
+        for source in (*self.source, *self.validation_source):
+            require(bool(source), "a source is an empty text; it must name a file, a folder or an s3:// address")
         require(self.corpus in ("demo", "imdb") or bool(self.source), f"--corpus {self.corpus} needs --source")
         require(
             self.corpus != "demo" or not self.source,

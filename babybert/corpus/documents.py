@@ -13,17 +13,19 @@ from typing import Protocol
 from babybert.config import PrepareConfig
 from babybert.corpus import imdb
 from babybert.corpus.demo import generate_reviews
-from babybert.corpus.download import download, find_files
+from babybert.corpus.download import download
 from babybert.corpus.files import COMPRESSION_SUFFIXES, BadRows, file_errors
 from babybert.corpus.readers import (
     Document,
     Reader,
     read_csv,
-    read_jsonl,
+    read_json,
     read_paragraphs,
     read_parquet,
     read_text,
 )
+from babybert.corpus.sources import SourceFiles, find_files
+from babybert.errors import DataError
 from babybert.progress import Progress
 
 __all__ = ["Corpus", "DemoCorpus", "Document", "FileCorpus", "LimitedCorpus", "open_corpus", "source_suffixes"]
@@ -40,6 +42,10 @@ SUFFIXES = {
 class Corpus(Protocol):
     """A sequence of documents that can be read again."""
 
+    @property
+    def files(self) -> SourceFiles:
+        """The files that the documents are read from; none if they are generated."""
+
     def documents(self, task: str) -> Iterator[Document]:
         """Yield all documents in order, with progress shown under the name `task`.
 
@@ -52,29 +58,44 @@ class FileCorpus:
     """The documents of some files. Progress is measured in bytes read.
 
     Attributes:
-        paths: the files, in the order in which they are read.
+        files: the files, in the order in which they are read.
         reader: yields the documents of one file.
-        bad_rows: what to do with bad rows; its count is of the latest pass over the files.
+        bad_rows: what to do with bad rows and files; its counts are of the latest pass over the files.
     """
 
-    paths: list[Path]
+    files: SourceFiles
     reader: Reader
     bad_rows: BadRows
 
     def documents(self, task: str) -> Iterator[Document]:
-        """Yield all documents; see `Corpus.documents`."""
-        self.bad_rows.count = 0
-        with Progress(task, sum(path.stat().st_size for path in self.paths), "bytes") as progress:
-            for path in self.paths:
-                with path.open("rb") as file, file_errors(path):
-                    shown = 0
-                    for document in self.reader(path, file, self.bad_rows):
-                        if _is_valid_unicode(document, self.bad_rows):
-                            yield document
-                        position = max(file.tell(), shown)
-                        progress.advance(position - shown)
-                        shown = position
-                    progress.advance(path.stat().st_size - shown)
+        """Yield all documents; see `Corpus.documents`.
+
+        A damaged file ends the reading; if bad files are skipped, it yields the documents before the damage. Raises
+        DataError if no file gives any document, and at least one is bad.
+        """
+        self.bad_rows.start_again()
+        count = 0
+        with Progress(task, sum(map(file_size, self.files.paths)), "bytes") as progress:
+            for path in self.files.paths:
+                with self.bad_rows.bad_file(path):
+                    for document in self._read(path, progress):
+                        yield document
+                        count += 1
+        if self.bad_rows.files and not count:
+            raise DataError(f"{self.bad_rows.files[0]}: bad, and no other file has a document; see the messages above")
+
+    def _read(self, path: Path, progress: Progress) -> Iterator[Document]:
+        shown = 0
+        try:
+            with file_errors(path), path.open("rb") as file:
+                for document in self.reader(path, file, self.bad_rows):
+                    if _is_valid_unicode(document, self.bad_rows):
+                        yield document
+                    position = max(file.tell(), shown)
+                    progress.advance(position - shown)
+                    shown = position
+        finally:
+            progress.advance(file_size(path) - shown)
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,11 @@ class DemoCorpus:
 
     count: int
     seed: int
+
+    @property
+    def files(self) -> SourceFiles:
+        """No files."""
+        return SourceFiles()
 
     def documents(self, task: str) -> Iterator[Document]:
         """Yield all reviews; see `Corpus.documents`."""
@@ -110,6 +136,11 @@ class LimitedCorpus:
     corpus: Corpus
     limit: int
     spread: bool
+
+    @property
+    def files(self) -> SourceFiles:
+        """The files of the corpus."""
+        return self.corpus.files
 
     def documents(self, task: str) -> Iterator[Document]:
         """Yield the chosen documents; see `Corpus.documents`. With `spread` the corpus is read once more, to count."""
@@ -141,18 +172,27 @@ def _open_whole_corpus(config: PrepareConfig, work_folder: Path, bad_rows: BadRo
     sources = config.source
     if not sources:  # only --corpus imdb comes without one; PrepareConfig checks that
         sources = (str(download(imdb.ARCHIVE, config.download_folder)),)
-    suffixes = source_suffixes(config.corpus)
-    paths = [path for source in sources for path in find_files(source, suffixes, work_folder)]
+    files = find_files(sources, source_suffixes(config.corpus), work_folder)
     if config.corpus == "imdb":
-        paths, reader = imdb.choose_reader(paths)
-        return FileCorpus(paths, reader, bad_rows)
-    readers: dict[str, Reader] = {
-        "text": read_paragraphs if config.documents == "blank-lines" else read_text,
-        "csv": functools.partial(read_csv, column=config.text_column),
-        "jsonl": functools.partial(read_jsonl, key=config.text_column),
-        "parquet": functools.partial(read_parquet, column=config.text_column),
-    }
-    return FileCorpus(paths, readers[config.corpus], bad_rows)
+        reader = imdb.choose_reader(files)
+    else:
+        readers: dict[str, Reader] = {
+            "text": read_paragraphs if config.documents == "blank-lines" else read_text,
+            "csv": functools.partial(read_csv, column=config.text_column, delimiter=config.delimiter),
+            "jsonl": functools.partial(read_json, key=config.text_column),
+            "parquet": functools.partial(read_parquet, column=config.text_column),
+        }
+        reader = readers[config.corpus]
+    files.log()
+    return FileCorpus(files, reader, bad_rows)
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def source_suffixes(corpus: str) -> tuple[str, ...]:

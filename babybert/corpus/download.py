@@ -1,34 +1,26 @@
-"""Bring source files to this machine: a public archive by HTTP, user files from a local path or S3.
+"""Download a public archive by HTTP.
 
 An interrupted download is kept as `NAME.part` and resumed (RFC 9110, section 14: a Range request that the server
 answers with status 206). The file gets its final name only after its digest was verified.
 """
 
-import fnmatch
-import glob
 import hashlib
 import logging
-import os
-import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from babybert.errors import DataError, StorageError, cannot_write, os_reason
 from babybert.folders import lock_folder
 from babybert.progress import Progress
-from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
 
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 18
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 60
-LONGEST_NAME = 200  # bytes; file systems allow 255
-GLOB_CHARACTER = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -123,68 +115,3 @@ def _verify_md5(source: Download, partial: Path) -> None:
             f"{source.url}: the downloaded file is not the expected one (MD5 {digest}, not {source.md5}); "
             "it was deleted"
         )
-
-
-def find_files(source: str, suffixes: tuple[str, ...], work_folder: Path) -> list[Path]:
-    """Return the sorted paths of the files that `source` names.
-
-    Args:
-        source: a file, a folder, a glob pattern, or an `s3://` address of an object, a prefix or a pattern of keys.
-        suffixes: only files with these endings are taken from a folder or prefix.
-        work_folder: where objects from S3 are copied to.
-
-    Raises DataError if there is no such file.
-    """
-    if is_s3(source):
-        return _fetch_s3(source, suffixes, work_folder)
-    path = Path(source)
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if file.is_file() and file.name.endswith(suffixes)]
-        if not files:
-            raise DataError(f"{source}: no files that end in {', '.join(suffixes)} in this folder")
-        return sorted(files)
-    if path.is_file():
-        return [path]
-    names = glob.glob(source, recursive=True)  # noqa: PTH207 (pathlib does not glob absolute patterns)
-    files = [Path(name) for name in names if Path(name).is_file()]
-    if not files:
-        raise DataError(f"{source}: no such file or folder, and no file matches it as a pattern")
-    return sorted(files)
-
-
-def _fetch_s3(source: str, suffixes: tuple[str, ...], work_folder: Path) -> list[Path]:
-    """Copy the objects that `source` names into `work_folder`."""
-    bucket, key = split_address(source)
-    client = make_client()
-    with s3_errors(source):
-        sizes = _find_objects(client, bucket, key, suffixes)
-        if not sizes:
-            raise DataError(f"{source}: no such object, and no object below it ends in {', '.join(suffixes)}")
-        files = []
-        with Progress(f"fetch {source}", sum(sizes.values()), "bytes") as progress:
-            for index, name in enumerate(sizes):
-                # A key may contain "..": without these parts the copy cannot leave the work folder.
-                safe_parts = [part for part in PurePosixPath(name).parts if part not in ("/", "..")]
-                target = work_folder.joinpath(f"s3-{index:06d}", *map(_file_name, safe_parts))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(bucket, name, str(target), Callback=progress.advance)
-                files.append(target)
-    return files
-
-
-def _file_name(part: str) -> str:
-    """Part of a key as the name of a file: in this locale's encoding, without NUL, its end if it is too long."""
-    return os.fsdecode(part.replace("\0", "_").encode("utf-8", "surrogateescape")[-LONGEST_NAME:])
-
-
-def _find_objects(client: Any, bucket: str, key: str, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Return the sizes by key of the objects that `key` names: a pattern, one object, or all below a prefix."""
-    glob_character = GLOB_CHARACTER.search(key)
-    if glob_character:
-        objects = list_keys(client, bucket, key[: glob_character.start()])
-        return {name: size for name, size in objects if fnmatch.fnmatchcase(name, key)}
-    folder = key if key.endswith("/") or not key else key + "/"
-    sizes = dict(list_keys(client, bucket, key))
-    if key in sizes:
-        return {key: sizes[key]}
-    return {name: size for name, size in sizes.items() if name.startswith(folder) and name.endswith(suffixes)}

@@ -1,37 +1,53 @@
-"""What all readers of user files share: decompression, CSV rows, column lookup, and errors that name file and row.
+"""What all readers of user files share: decompression, encodings, column lookup, and errors that name file and row.
 
-A bad row raises DataError or, if the user asked for it, is counted and skipped (`BadRows`). A problem of a whole file
-(damaged compression, no valid CSV, a missing column) always raises DataError.
+A bad row or file raises DataError or, if the user asked for it, is counted and skipped (`BadRows`).
 """
 
+import bz2
+import codecs
 import contextlib
-import csv
 import gzip
 import io
 import logging
-import sys
+import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, cast
-
-import zstandard
+from typing import IO, Any, cast
 
 from babybert.errors import DataError, os_reason
 
 logger = logging.getLogger(__name__)
 
-COMPRESSION_SUFFIXES = ("", ".gz", ".zst")
-BYTE_ORDER_MARK_CODEC = "utf-8-sig"  # UTF-8 with the byte order mark that Windows programs put first
+COMPRESSION_SUFFIXES = ("", ".gz", ".zst", ".bz2", ".xz")
+# What files of other kinds start with, and no text.
+OTHER_KINDS = {
+    b"\x1f\x8b": "is compressed; its name must end in .gz",
+    b"\x28\xb5\x2f\xfd": "is compressed; its name must end in .zst",
+    b"\xfd7zXZ\x00": "is compressed; its name must end in .xz",
+    b"PK\x03\x04": "is a zip archive or a spreadsheet; unpack it, or save it as CSV",
+    b"PAR1\x15": "is a Parquet file; its name must end in .parquet",
+}
+# UTF-32 first: its mark starts with that of UTF-16.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+NAMES_SHOWN = 20  # columns or keys, in an error message
+LONGEST_NAME_SHOWN = 60  # characters
 
 
 class BadRows:
-    """Policy for bad rows: raise DataError, or with `skip` log and count them.
+    """Policy for bad rows and files: raise DataError, or with `skip` log and count them.
 
     Attributes:
-        skip: whether to skip bad rows instead of raising.
+        skip: whether to skip bad rows and files instead of raising.
         count: how many rows have been skipped.
+        files: the files of which a part, or everything, has been skipped.
     """
 
     MAX_LOGGED = 10
@@ -39,6 +55,12 @@ class BadRows:
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.count = 0
+        self.files: list[str] = []
+
+    def start_again(self) -> None:
+        """Forget what was counted, before the files are read once more."""
+        self.count = 0
+        self.files = []
 
     def report(self, message: str) -> None:
         """Handle one bad row: raise DataError(message), or log the message and count the row."""
@@ -50,70 +72,101 @@ class BadRows:
         elif self.count == self.MAX_LOGGED + 1:
             logger.info("skipped: more rows; from here on they are counted but not shown")
 
+    @contextlib.contextmanager
+    def bad_file(self, path: Path) -> Iterator[None]:
+        """Handle a DataError about the file that is read inside: raise it, or log it and count the file.
+
+        Rows that were yielded before are kept: reading the same file again yields the same rows.
+        """
+        try:
+            yield
+        except DataError as error:
+            if not self.skip:
+                raise
+            self.files.append(str(path))
+            logger.warning(f"skipped a file, except for rows before the damage: {error}")
+
 
 def find_column(
     path: Path, header: Sequence[str], column: str, flag: str = "", normalize: Callable[[str], str] = str
 ) -> int:
     """Return the position of `column` in `header`, whose names are compared after `normalize`.
 
-    Raises DataError if there is no such column; the message suggests `flag`, the option that names the column.
+    Raises DataError if there is no such column, or more than one; the message suggests `flag`, the option that names
+    the column.
     """
     names = [normalize(name) for name in header]
     if column not in names:
         advice = f"; choose one with {flag}" if flag else ""
-        raise DataError(f"{path}: no column '{column}'; it has {', '.join(header)}{advice}")
+        raise DataError(f"{path}: no column '{column}'; it has {shown_names(header)}{advice}")
+    if names.count(column) > 1:
+        raise DataError(f"{path}: the header has column '{column}' {names.count(column)} times; rename all but one")
     return names.index(column)
 
 
-def read_csv_rows(
-    path: Path, file: IO[bytes], bad_rows: BadRows, choose_columns: Callable[[list[str]], list[int]]
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the chosen cells of each row of a CSV file with a header.
+def shown_names(names: Sequence[str]) -> str:
+    """Return names from a file for an error message: on one line, without control characters, and not too many."""
+    shown = [shown_text(name, LONGEST_NAME_SHOWN) for name in names[:NAMES_SHOWN]]
+    return ", ".join([*shown, *(["..."] if len(names) > NAMES_SHOWN else [])])
 
-    Args:
-        path: the file's name, for messages and to recognise compression.
-        file: the open file.
-        bad_rows: what to do with rows that are not UTF-8 or differ from the header in the number of cells.
-        choose_columns: called with the header, returns the positions of the cells to yield.
 
-    Rows count from 1, without the header. Raises DataError for a file that has no header or is not CSV.
+def shown_text(text: str, longest: int) -> str:
+    """Return the start of a text with control characters escaped."""
+    start = text if len(text) <= longest else text[:longest] + "..."
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in start
+    )
+
+
+def decompressed(path: Path, file: IO[bytes]) -> io.BufferedIOBase:
+    """Return a file that reads the content of `file`, decompressed as the ending of its name says.
+
+    Raises DataError for a name without such an ending if the content is that of another kind of file.
     """
-    csv.field_size_limit(sys.maxsize)
-    decoding_errors: list[str] = []  # of the row that is being read; a quoted cell may span several lines
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(io.BufferedIOBase, gzip.open(file))
+    if suffix == ".bz2":
+        return bz2.open(file)
+    if suffix == ".xz":
+        return lzma.open(file)
+    if suffix == ".zst":
+        # Not zstandard's own reader: it takes a truncated file for a complete one.
+        import pyarrow  # here, because it takes 25 MB, and training on cached data does not use it
 
-    def decoded_lines() -> Iterator[str]:
-        for line_number, line in enumerate(decompressed(path, file), 1):
-            try:
-                yield line.decode(BYTE_ORDER_MARK_CODEC if line_number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                decoding_errors.append(f"line {line_number}, byte {error.start} of the line, is not UTF-8")
-                yield line.decode("utf-8", "replace")
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+        return cast(io.BufferedIOBase, io.BufferedReader(stream))
+    content = cast(io.BufferedReader, file)
+    start = content.peek(8)
+    for kind, problem in OTHER_KINDS.items():
+        if start.startswith(kind):
+            raise DataError(f"{path}: {problem}")
+    return content
 
-    rows = csv.reader(decoded_lines(), strict=True)
+
+def encoding_of(content: io.BufferedIOBase) -> str:
+    """Return the encoding that the byte order mark at the start names, or `utf-8` without one. Nothing is consumed."""
+    start: bytes = cast(Any, content).peek(4)[:4]  # every file that `decompressed` returns has `peek`
+    return next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if start.startswith(mark)), "utf-8")
+
+
+def utf8_lines(content: io.BufferedIOBase) -> Iterator[bytes]:
+    """Yield the lines of a text file in UTF-8 without byte order mark. UTF-16 and UTF-32 are converted.
+
+    UTF-8 is not checked. Raises UnicodeDecodeError for damaged UTF-16 or UTF-32, which `file_errors` reports.
+    """
+    encoding = encoding_of(content)
+    if encoding == "utf-8-sig":
+        content.read(len(codecs.BOM_UTF8))
+    if encoding.startswith("utf-8"):
+        yield from content
+        return
+    text = io.TextIOWrapper(cast(IO[bytes], content), encoding, newline="\n")
     try:
-        header = next(rows, None)
-        if header is None:
-            raise DataError(f"{path}: is empty; expected a CSV with a header")
-        chosen_columns = choose_columns(header)
-        for row_number, row in enumerate(rows, 1):
-            if decoding_errors:
-                bad_rows.report(f"{path}: row {row_number}: {decoding_errors[0]}")
-            elif len(row) == len(header):
-                yield row_number, [row[column] for column in chosen_columns]
-            elif row:  # csv returns an empty list for an empty line
-                bad_rows.report(f"{path}: row {row_number}: has {len(row)} cells, the header has {len(header)}")
-            decoding_errors.clear()
-    except csv.Error as error:
-        raise DataError(f"{path}: line {rows.line_num}: not CSV: {error}") from error
-
-
-def decompressed(path: Path, file: IO[bytes]) -> IO[bytes]:
-    """Return a file that reads the content of `file`, decompressed if the name ends in `.gz` or `.zst`."""
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(file))
-    if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True))
-    return file
+        for line in text:
+            yield line.encode()
+    finally:
+        text.detach()  # else it would close the file
 
 
 @contextlib.contextmanager
@@ -122,14 +175,28 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except _damaged_file_errors() as error:
-        details = " ".join(str(error).split())
-        raise DataError(f"{path}: damaged, or not what its name says ({details}); get the file again") from error
+        raise _damaged(path, error) from error
     except OSError as error:
+        if error.errno is None:  # not from the system: a library says that the content is wrong
+            raise _damaged(path, error) from error
         raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    details = shown_text(" ".join(str(error).split()), 300)
+    return DataError(f"{path}: damaged, or not what its name says ({details}); get the file again")
 
 
 def _damaged_file_errors() -> tuple[type[Exception], ...]:
     # Imported only when something was raised: pyarrow takes 25 MB that training on cached data does without.
     import pyarrow
 
-    return tarfile.TarError, EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile, pyarrow.ArrowException
+    return (
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        gzip.BadGzipFile,
+        pyarrow.ArrowException,
+        UnicodeDecodeError,
+    )

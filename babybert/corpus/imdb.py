@@ -15,6 +15,7 @@ from typing import IO
 from babybert.corpus.download import Download
 from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Document, Reader, decode, read_csv, read_text
+from babybert.corpus.sources import SourceFiles
 from babybert.errors import DataError
 
 # The size and MD5 digest that torchtext, PaddlePaddle and others publish.
@@ -29,19 +30,21 @@ REVIEW_NAME = re.compile(rf"(?:^|[/ ]){REVIEW}")  # in the archive, a document's
 REST_BYTES = 1 << 20
 
 
-def choose_reader(paths: list[Path]) -> tuple[list[Path], Reader]:
-    """Return which of `paths` hold reviews and how to read them: the CSV, the archive, or a review per text file.
+def choose_reader(files: SourceFiles) -> Reader:
+    """Return how to read the reviews in `files`: the CSV, the archive, or a review per text file.
 
-    Raises DataError if no path is one of a review.
+    Text files that are not labelled reviews are left out. Raises DataError if none is one.
     """
-    if len(paths) == 1 and ".csv" in paths[0].suffixes:
-        return paths, functools.partial(read_csv, column="review")
-    if len(paths) == 1 and paths[0].suffix != ".txt":
-        return paths, read_archive
-    reviews = [path for path in paths if REVIEW_PATH.search(path.as_posix())]
-    if not reviews:
+    paths = files.paths
+    if len(paths) == 1 and ".csv" in paths[0].name.lower():
+        return functools.partial(read_csv, column="review")
+    if len(paths) == 1 and paths[0].suffix.lower() != ".txt":
+        return read_archive
+    files.paths = [path for path in paths if REVIEW_PATH.search(path.as_posix())]
+    files.leave_out("not a labelled review", len(paths) - len(files.paths))
+    if not files.paths:
         raise DataError(f"{paths[0]}: not IMDB's reviews; expected files such as train/pos/0_9.txt")
-    return reviews, read_text
+    return read_text
 
 
 def read_archive(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:

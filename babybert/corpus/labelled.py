@@ -12,9 +12,10 @@ from pathlib import Path
 
 from babybert.config import PrepareConfig
 from babybert.corpus import imdb
+from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.documents import open_corpus, source_suffixes
-from babybert.corpus.download import find_files
-from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_rows
+from babybert.corpus.files import BadRows, file_errors, find_column
+from babybert.corpus.sources import find_files
 from babybert.errors import DataError
 from babybert.folders import temporary_folder
 
@@ -46,9 +47,10 @@ def read_labelled(corpus: str, sources: tuple[str, ...], text_column: str, label
         if corpus == "imdb":
             yield from _read_imdb(sources, work_folder)
             return
-        for source in sources:
-            for path in find_files(source, source_suffixes("csv"), work_folder):
-                yield from _read_csv(path, text_column, label_column)
+        files = find_files(sources, source_suffixes("csv"), work_folder)
+        files.log()
+        for path in files.paths:
+            yield from _read_csv(path, text_column, label_column)
 
 
 def _read_imdb(sources: tuple[str, ...], work_folder: Path) -> Iterator[Labelled]:
@@ -65,7 +67,7 @@ def _read_csv(path: Path, text_column: str, label_column: str) -> Iterator[Label
             find_column(path, header, label_column, "--label-column"),
         ]
 
-    with path.open("rb") as file, file_errors(path):
+    with file_errors(path), path.open("rb") as file:
         for row_number, (text, label) in read_csv_rows(path, file, BadRows(), choose_columns):
             if not label.strip():
                 raise DataError(f"{path}: row {row_number}: '{label_column}' is empty")

@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from babybert.config import PrepareConfig
-from babybert.corpus.documents import Corpus, open_corpus
-from babybert.corpus.download import find_files
+from babybert.corpus.documents import Corpus, file_size, open_corpus
 from babybert.corpus.files import BadRows
+from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import SPLITS
 from babybert.data.dataset_writer import DatasetWriter, SplitStatistics
@@ -120,6 +121,7 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
             with Progress(f"write {split}", spool.tokens_of[held_out], "tokens") as progress:
                 examples = _make_examples(blocks, tokenizer, config, split_index, statistics, progress)
                 writer.write_split(split, examples, statistics)
+    writer.facts.update(_describe_files([corpus.files], bad_rows))
     return writer.finish(bad_rows.count)
 
 
@@ -129,24 +131,40 @@ def _import_tables(config: PrepareConfig, partial: Path, work: Path) -> dict[str
     tokenizer = Tokenizer.load(config.tokenizer)
     bad_rows = BadRows(config.skip_bad_rows)
     writer = DatasetWriter(config, partial, tokenizer)
+    files = []
     for split, sources in zip(SPLITS, (config.source, config.validation_source), strict=True):
-        paths = [path for source in sources for path in find_files(source, TABLE_ENDINGS, work / split)]
-        with Progress(f"read {split}", sum(path.stat().st_size for path in paths), "bytes") as progress:
-            examples = _read_tables(paths, tokenizer.size, bad_rows, progress)
+        tables = find_files(sources, TABLE_ENDINGS, work / split)
+        tables.log()
+        files.append(tables)
+        with Progress(f"read {split}", sum(map(file_size, tables.paths)), "bytes") as progress:
+            examples = _read_tables(tables.paths, config, tokenizer.size, bad_rows, progress)
             writer.write_split(split, examples, SplitStatistics(tokenizer.size))
+    writer.facts.update(_describe_files(files, bad_rows))
     return writer.finish(bad_rows.count)
 
 
-def _read_tables(paths: list[Path], vocab_size: int, bad_rows: BadRows, progress: Progress) -> Iterator[Examples]:
+def _read_tables(
+    paths: list[Path], config: PrepareConfig, vocab_size: int, bad_rows: BadRows, progress: Progress
+) -> Iterator[Examples]:
     """Yield the pairs of all tables. Raises DataError if there is none."""
     is_empty = True
     for path in paths:
-        for examples in read_table(path, vocab_size, bad_rows):
-            is_empty = False
-            yield examples
-        progress.advance(path.stat().st_size)
+        with bad_rows.bad_file(path):
+            for examples in read_table(path, vocab_size, bad_rows, config.delimiter):
+                is_empty = False
+                yield examples
+        progress.advance(file_size(path))
     if is_empty:
-        raise DataError(f"{', '.join(map(str, paths))}: every row is bad")
+        raise DataError(f"{', '.join(map(str, paths))}: every row or file is bad")
+
+
+def _describe_files(files: list[SourceFiles], bad_rows: BadRows) -> dict[str, Any]:
+    """Return what `dataset.json` records about the files that were found; nothing about one file that was read."""
+    found = sum(len(source_files.paths) for source_files in files)
+    left_out = sum((source_files.left_out for source_files in files), Counter[str]())
+    if found <= len(files) and not left_out and not bad_rows.files:
+        return {}
+    return {"source_files": {"found": found, "left_out": dict(sorted(left_out.items())), "bad": bad_rows.files}}
 
 
 def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:

@@ -21,15 +21,17 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from babybert.corpus.files import BadRows, file_errors, find_column, read_csv_rows
+from babybert.corpus.csv_rows import read_csv_rows
+from babybert.corpus.files import COMPRESSION_SUFFIXES, BadRows, file_errors, find_column, shown_text
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
 COLUMNS = ("bert_input", "bert_label", "segment_label", "is_next")
 IS_NEXT_VALUES = {"0": 0, "1": 1, "False": 0, "True": 1}
 ROWS_PER_CHUNK = 10_000
-TABLE_ENDINGS = (".csv", ".csv.gz", ".csv.zst", ".parquet")
+TABLE_ENDINGS = (*(".csv" + compression for compression in COMPRESSION_SUFFIXES), ".parquet")
 CELL_CHARACTERS_SHOWN = 40  # in an error message
+BAD_CELL = (ValueError, TypeError, OverflowError, RecursionError)  # what `_flatten` raises
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,17 @@ class ListColumn(NamedTuple):
     lengths: np.ndarray
 
 
-def read_table(path: Path, vocab_size: int, bad_rows: BadRows) -> Iterator[Examples]:
+def read_table(path: Path, vocab_size: int, bad_rows: BadRows, delimiter: str = "auto") -> Iterator[Examples]:
     """Read and check one CSV or Parquet file, a chunk of rows at a time.
 
-    Raises DataError for a missing column and for a file without rows. Reports to `bad_rows`, with the row's number:
-    broken JSON, lists of different lengths, ids outside the vocabulary, labels at padding, `[CLS]` or `[SEP]`, and an
-    `is_next` other than 0 and 1.
+    Raises DataError for a missing column, for a file without rows and for a damaged file, after the rows before the
+    damage. Reports to `bad_rows`, with the row's number: broken JSON, lists of different lengths, ids outside the
+    vocabulary, labels at padding, `[CLS]` or `[SEP]`, and an `is_next` other than 0 and 1.
     """
     is_empty = True
-    with path.open("rb") as file, file_errors(path):
-        chunks = _parquet_chunks(path, file) if path.suffix == ".parquet" else _csv_chunks(path, file, bad_rows)
+    with file_errors(path), path.open("rb") as file:
+        is_parquet = path.suffix.lower() == ".parquet"
+        chunks = _parquet_chunks(path, file) if is_parquet else _csv_chunks(path, file, bad_rows, delimiter)
         for chunk in chunks:
             is_empty = False
             examples = _parse_chunk(path, chunk, vocab_size, bad_rows)
@@ -137,31 +140,46 @@ def read_table(path: Path, vocab_size: int, bad_rows: BadRows) -> Iterator[Examp
         raise DataError(f"{path}: has no rows")
 
 
-def _csv_chunks(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[RawChunk]:
-    rows = read_csv_rows(path, file, bad_rows, lambda header: _find_columns(path, header))
-    while chunk := list(itertools.islice(rows, ROWS_PER_CHUNK)):
-        row_numbers = [row_number for row_number, _ in chunk]
-        cells_by_column = list(zip(*(cells for _, cells in chunk), strict=True))
-        yield RawChunk(row_numbers, cells_by_column)
+def _csv_chunks(path: Path, file: IO[bytes], bad_rows: BadRows, delimiter: str) -> Iterator[RawChunk]:
+    rows = read_csv_rows(path, file, bad_rows, lambda header: _find_columns(path, header), delimiter)
+    damage: Exception | None = None
+    while damage is None:
+        chunk: list[tuple[int, list[str]]] = []
+        try:
+            for row in itertools.islice(rows, ROWS_PER_CHUNK):
+                chunk.append(row)
+        except Exception as error:  # raised again below, after the rows before it
+            damage = error
+        if chunk:
+            row_numbers = [row_number for row_number, _ in chunk]
+            yield RawChunk(row_numbers, list(zip(*(cells for _, cells in chunk), strict=True)))
+        elif damage is None:
+            return
+    raise damage
 
 
 def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[RawChunk]:
-    import pyarrow.parquet  # here, because it takes 25 MB, and training on cached data does not use it
+    # Imported here, because pyarrow takes 25 MB, and training on cached data does not use it.
+    import pyarrow.parquet
+    import pyarrow.types
+
+    from babybert.corpus.parquet_cells import is_list_of_integers, is_text, to_python
 
     table = pyarrow.parquet.ParquetFile(file)
     schema = table.schema_arrow
     columns = [schema.names[index] for index in _find_columns(path, schema.names)]
-    *list_columns, _is_next = columns
+    *list_columns, is_next = columns
     for column in list_columns:
         column_type = schema.field(column).type
-        is_text = pyarrow.types.is_string(column_type) or pyarrow.types.is_large_string(column_type)
-        is_list = pyarrow.types.is_list(column_type) or pyarrow.types.is_large_list(column_type)
-        if not is_text and not (is_list and pyarrow.types.is_integer(column_type.value_type)):
+        if not is_text(column_type) and not is_list_of_integers(column_type):
             raise DataError(f"{path}: column '{column}' holds {column_type}; it must hold lists of integers")
+    is_next_type = schema.field(is_next).type
+    if not (pyarrow.types.is_boolean(is_next_type) or pyarrow.types.is_integer(is_next_type) or is_text(is_next_type)):
+        raise DataError(f"{path}: column '{is_next}' holds {is_next_type}; it must hold 0 and 1")
     first_row = 1
     for batch in table.iter_batches(ROWS_PER_CHUNK, columns=columns):
         row_numbers = list(range(first_row, first_row + len(batch)))
-        yield RawChunk(row_numbers, [batch.column(column).to_pylist() for column in columns])
+        yield RawChunk(row_numbers, [to_python(batch.column(column)) for column in columns])
         first_row += len(batch)
 
 
@@ -212,7 +230,8 @@ def _parse_rows(path: Path, chunk: RawChunk, bad_rows: BadRows) -> tuple[Example
         for row in np.flatnonzero(column.lengths != inputs.lengths).tolist():
             problems.setdefault(row, f"bert_input has {inputs.lengths[row]} entries, {name} has {column.lengths[row]}")
     for row in np.flatnonzero(is_next < 0).tolist():
-        problems.setdefault(row, f"is_next is '{is_next_cells[row]}'; it must be 0 or 1")
+        shown = shown_text(str(is_next_cells[row]), CELL_CHARACTERS_SHOWN)
+        problems.setdefault(row, f"is_next is '{shown}'; it must be 0 or 1")
 
     is_good = _report(path, chunk.row_numbers, problems, bad_rows)
     examples = Examples(
@@ -266,14 +285,14 @@ def _parse_lists(column: str, cells: Sequence[Any], problems: dict[int, str]) ->
     """Parse the lists of one column. A cell that is not a list of integers gets length 0 and an entry in `problems`."""
     try:
         return _flatten(column, cells)  # all cells in one call to the JSON parser, for speed
-    except (ValueError, TypeError, OverflowError):
+    except BAD_CELL:
         pass  # some cell is bad; parse one by one to find out which
     values = [np.zeros(0, np.int64)]
     lengths = np.zeros(len(cells), np.int64)
     for row, cell in enumerate(cells):
         try:
             row_values, row_lengths = _flatten(column, [cell])
-        except (ValueError, TypeError, OverflowError):
+        except BAD_CELL:
             start_of_cell = str(cell)[:CELL_CHARACTERS_SHOWN]
             problems.setdefault(row, f"{column} is not a JSON list of integers: {start_of_cell!r}")
         else:
@@ -283,7 +302,7 @@ def _parse_lists(column: str, cells: Sequence[Any], problems: dict[int, str]) ->
 
 
 def _flatten(column: str, cells: Sequence[Any]) -> ListColumn:
-    """Parse cells that are JSON text, or lists already. Raises ValueError, TypeError or OverflowError for a bad one."""
+    """Parse cells that are JSON text, or lists already. Raises one of `BAD_CELL` for a bad one."""
     lists = cells
     if isinstance(cells[0], str):
         if column == "segment_label" and not cells[0].lstrip().startswith("["):  # the course has no brackets there

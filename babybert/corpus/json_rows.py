@@ -1,0 +1,148 @@
+"""Texts of JSON files: one object per line (JSON Lines), or one array of objects. Neither is held in memory."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, cast
+
+from babybert.corpus.files import (
+    LONGEST_NAME_SHOWN,
+    BadRows,
+    decompressed,
+    encoding_of,
+    shown_names,
+    shown_text,
+    utf8_lines,
+)
+from babybert.errors import DataError
+
+CHUNK_CHARACTERS = 1 << 20
+START_BYTES = 256  # in which the first character that is not white space is looked for
+LONGEST_ESCAPE = 12  # characters: `\ud83d\ude00`
+WHITE_SPACE = re.compile(r"\s*")
+# An object becomes a tuple of pairs, so that a key that is there twice is noticed. Integers become floats, because
+# Python refuses to convert very long ones.
+DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
+
+
+def read_json_texts(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[tuple[str, str]]:
+    """Yield where each text under `key` is, for messages, and the text. Blank lines are skipped."""
+    content = decompressed(path, file)
+    encoding = encoding_of(content)
+    start: bytes = cast(Any, content).peek(START_BYTES)[:START_BYTES]
+    is_array = start.decode(encoding, "ignore").lstrip().startswith("[")
+    values = _read_array(path, content, encoding) if is_array else _read_lines(path, content, bad_rows)
+    for where, value in values:
+        if not isinstance(value, tuple):
+            bad_rows.report(f"{where}: not a JSON object")
+            continue
+        texts = [text for name, text in value if name == key]
+        if not texts:
+            names = shown_names([name for name, _ in value])
+            bad_rows.report(f"{where}: no key '{key}'; it has {names or 'none'}; choose one with --text-column")
+        elif len(texts) > 1:
+            bad_rows.report(f"{where}: has the key '{key}' {len(texts)} times")
+        elif not isinstance(texts[0], str):
+            bad_rows.report(f"{where}: '{key}' is not a string")
+        else:
+            yield where, texts[0]
+
+
+def _read_lines(path: Path, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    """Yield the value on each line."""
+    for line_number, line in enumerate(utf8_lines(content), 1):
+        where = f"{path}: line {line_number}"
+        try:
+            text = line.decode().strip()
+            value = DECODER.decode(text) if text else None
+        except UnicodeDecodeError as error:
+            bad_rows.report(f"{where}: byte {error.start} of the line is not UTF-8")
+        except (ValueError, RecursionError) as error:
+            bad_rows.report(f"{where}: not JSON: {_explain(error)}; each line must be an object")
+        else:
+            if text:
+                yield where, value
+
+
+def _read_array(path: Path, content: io.BufferedIOBase, encoding: str) -> Iterator[tuple[str, Any]]:
+    """Yield the elements of an array that is all that is in the file."""
+    text = io.TextIOWrapper(cast(IO[bytes], content), encoding)
+    array = _ArrayText(text)
+    try:
+        array.take()  # the bracket
+        number = 0
+        while array.next_character() and (number or array.next_character() != "]"):
+            number += 1
+            where = f"{path}: element {number} of the array"
+            try:
+                value = array.value()
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not JSON: {_explain(error)}") from error
+            yield where, value
+            if array.next_character() != ",":
+                break
+            array.take()
+        if array.take() != "]":
+            raise DataError(f"{path}: not JSON: element {number} of the array is not followed by a comma or ]")
+        if array.next_character():
+            raise DataError(f"{path}: not JSON: has text after the end of the array")
+    finally:
+        text.detach()  # else it would close the file
+
+
+class _ArrayText:
+    """A position in a text that is read in chunks. Memory holds one chunk, or one value if that is longer."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self._buffer = ""
+        self._position = 0
+
+    def next_character(self) -> str:
+        """Skip white space and return the next character, without taking it; an empty text at the end."""
+        while True:
+            white_space = WHITE_SPACE.match(self._buffer, self._position)
+            assert white_space  # it may be empty
+            self._position = white_space.end()
+            if self._position < len(self._buffer):
+                return self._buffer[self._position]
+            if not self._read(CHUNK_CHARACTERS):
+                return ""
+
+    def take(self) -> str:
+        """Skip white space, and take the next character."""
+        character = self.next_character()
+        self._position += len(character)
+        return character
+
+    def value(self) -> Any:
+        """Take a JSON value. Raises ValueError if there is none, RecursionError if it is nested too deeply."""
+        characters = CHUNK_CHARACTERS
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._buffer, self._position)
+                length = end - self._position
+                # At the end of the buffer, the value may go on: 1 may be the start of 12.
+                if end < len(self._buffer) or not self._read(characters):
+                    self._position += length
+                    return value
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._buffer) - LONGEST_ESCAPE
+                if not (is_cut and self._read(characters)):
+                    raise
+            characters *= 2  # so that a long value is not parsed too often
+
+    def _read(self, characters: int) -> bool:
+        """Extend the buffer. Return False at the end of the text."""
+        chunk = self._text.read(characters)
+        self._buffer = self._buffer[self._position :] + chunk
+        self._position = 0
+        return bool(chunk)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return error.msg if isinstance(error, json.JSONDecodeError) else shown_text(str(error), LONGEST_NAME_SHOWN)
