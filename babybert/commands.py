@@ -201,6 +201,8 @@ def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
 
 def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
     """`babybert fill-mask`."""
+    from babybert.tables import printable
+
     answer = _load_predictor(config.checkpoint).fill_mask([arguments.text], config.top_k, config.targets or None)[0]
     if config.json:
         print_json(answer)
@@ -209,7 +211,7 @@ def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
         if len(answer["masks"]) > 1:
             print(f"mask at token {mask['position']}:")
         for candidate in mask["candidates"]:
-            print(f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}")
+            print(printable(f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}"))
     return 0
 
 

@@ -32,7 +32,8 @@ from babybert.data.pairs import assemble, make_pairs
 from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
-from babybert.data.tokenizer import SENTENCE_ENDS, Tokenizer
+from babybert.data.tokenizer import MAX_WORD_CHARACTERS, SENTENCE_ENDS, Tokenizer
+from babybert.data.wordpiece_trainer import WordPieceTrainer
 from babybert.errors import UsageError, cannot_write
 from babybert.progress import Progress
 
@@ -101,7 +102,7 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
     bad_rows = BadRows(config.skip_bad_rows)
     corpus = open_corpus(config, work, bad_rows)
     with Spool(work / "tokens", config.seed, config.validation_fraction) as spool:
-        tokenizer, final_ids = _tokenize(config, corpus, spool)
+        tokenizer, final_ids, long_words = _tokenize(config, corpus, spool)
         writer = DatasetWriter(config, partial, tokenizer)
         documents = sum(spool.documents.values())
         writer.facts.update(documents=documents, tokens=spool.tokens)
@@ -118,6 +119,9 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
                     error_if_empty=f"{writer.facts['source']}: {statistics.documents} {split} documents "
                     "give no sentence pairs; more or longer documents are needed",
                 )
+    if long_words:
+        writer.facts["long_words"] = long_words
+        logger.warning(f"words of more than {MAX_WORD_CHARACTERS} characters: {long_words:,}; each became [UNK]")
     return writer.finish(bad_rows.count)
 
 
@@ -145,33 +149,38 @@ def _read_tables(paths: list[Path], vocab_size: int, bad_rows: BadRows, progress
         progress.advance(path.stat().st_size)
 
 
-def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:
+def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None, int]:
     """Fill the spool with the tokens of all documents.
 
     Returns:
-        the tokenizer, and the final id of each provisional id in the spool; None if the ids in it are final.
+        the tokenizer; the final id of each provisional id in the spool, None if the ids in it are final; and how many
+        words were too long for the vocabulary.
     """
     if config.tokenizer is None and config.tokenizer_kind == "basic-english":
         basic_english = BasicEnglishTokenizer()
         for document in corpus.documents("tokenize"):
             ids = basic_english.add(document.text)
             spool.add(document.text, ids, basic_english.provisional_ids(SENTENCE_ENDS))
-        return basic_english.finish(config.min_frequency, config.vocab_size)
+        return *basic_english.finish(config.min_frequency, config.vocab_size), basic_english.long_words
     tokenizer = _load_or_train_tokenizer(config, corpus)
     end_ids = tokenizer.sentence_end_ids()
+    long_words = 0
     documents = corpus.documents("tokenize")
     while batch := list(itertools.islice(documents, DOCUMENTS_PER_BATCH)):
         texts = [document.text for document in batch]
         for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
             spool.add(text, ids, end_ids)
-    return tokenizer, None
+        long_words += sum(map(tokenizer.count_long_words, texts))
+    return tokenizer, None, long_words
 
 
 def _load_or_train_tokenizer(config: PrepareConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
-    texts = (document.text for document in corpus.documents("vocabulary"))
-    return Tokenizer.train_wordpiece(texts, config.min_frequency, config.vocab_size or WORDPIECE_VOCAB_SIZE)
+    trainer = WordPieceTrainer()
+    for document in corpus.documents("vocabulary"):
+        trainer.add(document.text)
+    return trainer.finish(config.min_frequency, config.vocab_size or WORDPIECE_VOCAB_SIZE)
 
 
 def _make_examples(
