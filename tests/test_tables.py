@@ -18,7 +18,7 @@ def test_brackets_are_not_markup_and_wide_tables_are_not_cut() -> None:
 def test_control_characters_are_escaped() -> None:
     assert printable("a\x1b[31m\x00\n\u2028\u202eb é") == r"a\x1b[31m\x00\n\u2028\u202eb é"
     text = format_table(("token", "loss"), [("a\x1cb\x1b[2J", "1.5")], text_headers=("token",))
-    assert text.split("\n") == ["token         loss", r"a\x1cb\x1b[2J   1.5"]
+    assert text.split("\n") == ["token          loss", r"a\x1cb\x1b[2J   1.5"]
 
 
 def test_the_output_is_the_same_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

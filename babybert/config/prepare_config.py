@@ -35,12 +35,15 @@ class PrepareConfig:
     demo_documents: int = option(4000, "demo: reviews to generate; enough for a tiny model to learn NSP")
     skip_bad_rows: bool = option(False, "count and skip rows and files that cannot be read; the default is to stop")
     download_folder: Path = option(Path("data/downloads"), "folder for the public archive")
-    tokenizer: Path | None = option(None, "a tokenizer.json to reuse, so that the data fits an existing model")
+    tokenizer: Path | None = option(
+        None,
+        "a tokenizer.json to reuse, so that the data fits an existing model; excludes the settings of its training",
+    )
     train_tokenizer: bool = option(
         False, "build the tokenizer from this corpus; the default unless --tokenizer is given"
     )
     tokenizer_kind: Literal["basic-english", "wordpiece"] = unset_option(
-        "basic-english", "basic-english: whole words, as the reference; wordpiece: BERT's subwords, no unknown words"
+        "basic-english", "basic-english: whole words, as the reference; wordpiece: BERT's subwords, few unknown words"
     )
     vocab_size: int | None = option(
         None,

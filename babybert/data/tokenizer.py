@@ -27,7 +27,7 @@ SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 FIRST_ORDINARY = len(SPECIAL_TOKENS)  # the smallest id that is not one of a special token
 SENTENCE_ENDS = (".", "!", "?")
 LINE_BREAK = "<br />"
-# Longer words are data, such as an inline picture. 100 is the limit of BERT's WordPiece; IMDB's longest word has 78.
+# Longer words are data, such as an inline picture. 100 is the limit of BERT's WordPiece; IMDB's longest word has 76.
 MAX_WORD_CHARACTERS = 100
 # Only a text with such a run can have a longer word: lower case and BERT's rules turn one character into four at most.
 LONG_RUN = re.compile(rf"[^ \t\n\r]{{{MAX_WORD_CHARACTERS // 4 + 1}}}")
