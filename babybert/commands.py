@@ -208,6 +208,8 @@ def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
 
 def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
     """`babybert fill-mask`."""
+    from babybert.tables import escape_control_characters
+
     text = convert_text(arguments.text, "the text")
     answer = _load_predictor(config.checkpoint).fill_mask([text], config.top_k, config.targets or None)[0]
     if config.json:
@@ -217,7 +219,11 @@ def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
         if len(answer["masks"]) > 1:
             print(f"mask at token {mask['position']}:")
         for candidate in mask["candidates"]:
-            print(f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}")
+            print(
+                escape_control_characters(
+                    f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}"
+                )
+            )
     return 0
 
 

@@ -21,7 +21,7 @@ from babybert.data.shards import MOST_TOKENS
 from babybert.data.table import TABLE_ENDINGS, Examples, concatenate, read_table
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK, Tokenizer
 from babybert.errors import DataError
-from babybert.tables import format_table
+from babybert.tables import escape_control_characters, format_table
 
 DATASET_FACTS = ("corpus", "source", "seed", "duplicates", "skipped_rows", "babybert")
 LONGEST_BAR = 40  # characters
@@ -197,9 +197,9 @@ def _format_entry(key: str, value: Any) -> list[str]:
         return _indent(format_table((name, "value"), rows, text_headers=(name, "value")), 2)
     if key == "rows":
         title = "  first rows, a chosen token as [input=original]:"
-        return [title, *(f"    {row}" for row in value)] if value else []
+        return [title, *(f"    {escape_control_characters(row)}" for row in value)] if value else []
     if isinstance(value, list):
-        return [f"  {name}: {' '.join(map(str, value))}"]
+        return [f"  {name}: {escape_control_characters(' '.join(map(str, value)))}"]
     return [f"  {name}: {format_value(value)}"]
 
 

@@ -4,6 +4,7 @@ The output has no colours and no borders, and it is the same on a terminal, in a
 """
 
 import io
+import re
 from collections.abc import Collection, Sequence
 
 from rich.cells import cell_len
@@ -13,6 +14,13 @@ from rich.text import Text
 
 NO_LIMIT = 10_000  # columns: wider than any table, so that rich neither wraps nor shortens a cell
 NARROWEST_TEXT = 9  # columns of the terminal that a column of text keeps where the whole table is too wide
+# Control characters, line separators and overrides of the writing direction: a terminal would obey them.
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_control_characters(text: str) -> str:
+    """Return one line of text for a terminal, in which each control character is an escape such as `\\x1b`."""
+    return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], text_headers: Collection[str] = ()) -> Table:
@@ -22,7 +30,7 @@ def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], text_heade
     """
     table = Table(box=None, pad_edge=False)
     for column, header in enumerate(headers):
-        longest = max((cell_len(row[column]) for row in rows), default=0)
+        longest = max((cell_len(escape_control_characters(row[column])) for row in rows), default=0)
         if header in text_headers:
             width = max(cell_len(header), min(longest, NARROWEST_TEXT))
             table.add_column(header, justify="left", overflow="fold", min_width=width)
@@ -30,7 +38,7 @@ def make_table(headers: Sequence[str], rows: Sequence[Sequence[str]], text_heade
             table.add_column(header, justify="right", no_wrap=True, min_width=longest)
     for row in rows:
         # Cells as Text: in a plain string rich would read "[MASK]" as markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(escape_control_characters(cell)) for cell in row))
     return table
 
 

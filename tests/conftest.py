@@ -25,6 +25,7 @@ from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import Tokenizer
+from babybert.data.wordpiece_trainer import WordPieceTrainer
 
 pytest_plugins = ["served"]  # the TorchServe that the system tests share
 
@@ -101,6 +102,14 @@ def tokenizer_of(*texts: str) -> Tokenizer:
     for text in texts:
         builder.add(text)
     return builder.finish(min_frequency=1, vocab_size=None)[0]
+
+
+def wordpiece_of(*texts: str, vocab_size: int, min_frequency: int = 1) -> Tokenizer:
+    """The WordPiece tokenizer that `prepare` would train on these texts."""
+    trainer = WordPieceTrainer()
+    for text in texts:
+        trainer.add(text)
+    return trainer.finish(min_frequency, vocab_size)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """The one-pass tokenizer gives the words, ids and vocabulary of the `tokenizers` library."""
 
+import sys
+import unicodedata
+
 import numpy as np
 import pytest
 import tokenizers
@@ -15,6 +18,7 @@ TEXT = st.lists(
     st.one_of(
         st.text(max_size=8),
         st.sampled_from(["<br />", "it's", '"no"', "?!", "...", "İ", "ΣΑΣ", "\x1c", "\x85", "\u2003", "[MASK]"]),
+        st.sampled_from(["\u3000", "<br\xa0/>"]),
         st.sampled_from(OTHER_SENTENCE_ENDS),
     )
 ).map("".join)
@@ -96,3 +100,48 @@ def test_counts_grow_with_the_words() -> None:
 def test_nothing_gives_nothing(text: str) -> None:
     assert BasicEnglishTokenizer().add(text).tolist() == []
     assert BasicEnglishTokenizer().add(text).dtype == np.int32
+
+
+def encode_both_ways(text: str) -> tuple[list[str], list[str]]:
+    """The tokens of a document in training, and those of the same text with the tokenizer that training made."""
+    words = BasicEnglishTokenizer()
+    provisional = words.add(text)
+    tokenizer, to_id = words.finish(1, None)
+    return tokenizer.tokens(to_id[provisional]), tokenizer.tokens(tokenizer.encode_documents([text])[0])
+
+
+def test_every_white_space_separates_words_in_training_and_in_requests() -> None:
+    """Also inside `<br />`, which is a line break only with a space."""
+    spaces = [
+        chr(code) for code in range(sys.maxunicode) if unicodedata.category(chr(code)) in ("Zs", "Zl", "Zp", "Cc")
+    ]
+    for space in [*spaces, "\u200b", "\u2060", "\ufeff"]:
+        for text in (f"good{space}bad", f"good<br{space}/>bad", f"good<br{space} />bad", f'<{space}br />a "{space}" b'):
+            in_training, in_requests = encode_both_ways(text)
+            assert in_training == in_requests, ascii(text)
+    assert encode_both_ways("good<br\u3000/>bad")[0] == ["good<br", "/>bad"]
+    assert encode_both_ways("good<br />bad")[0] == ["good", "bad"]
+
+
+@settings(max_examples=200)
+@given(TEXT)
+def test_training_and_requests_give_the_same_tokens(text: str) -> None:
+    in_training, in_requests = encode_both_ways(text)
+    assert in_training == in_requests
+
+
+@pytest.mark.parametrize("word", ["a" * 101, "İ" * 51, "é" * 101, "x" * 1_000_000])
+def test_a_long_word_is_unknown_in_training_and_in_requests(word: str) -> None:
+    words = BasicEnglishTokenizer()
+    provisional = words.add(f"one {word} two {word}")
+    tokenizer, to_id = words.finish(1, None)
+    assert words.long_words == 2
+    assert tokenizer.size == 7
+    assert to_id[provisional].tolist() == tokenizer.encode(f"one {word} two {word}") == [5, UNK, 6, UNK]
+
+
+def test_words_of_100_characters_are_kept() -> None:
+    words = BasicEnglishTokenizer()
+    words.add(f"{'a' * 100} {'é' * 100} {'b' * 101}")
+    assert words.finish(1, None)[0].tokens(range(5, 7)) == ["a" * 100, "é" * 100]
+    assert words.long_words == 1

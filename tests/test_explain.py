@@ -73,11 +73,11 @@ def test_the_text_has_every_number(bert: BabyBert, demo: Dataset) -> None:
 
 
 def test_wide_words_wrap_and_no_column_is_lost() -> None:
-    sentence = f"{'w' * 200} is {'長い' * 15}"
+    sentence = f"{'w' * 100} is {'長い' * 15}"
     model, tokenizer = untrained(sentence, "so", 0)
     text = format_explanation(explain(model, tokenizer, sentence, "so", True, 0), "untrained", width=40)
     assert all(len(line) <= 78 for line in text.splitlines())
-    assert text.count("w") >= 400  # as a token and as what the model is shown
+    assert text.count("w") >= 200  # as a token and as what the model is shown
     assert "likeliest" in text and "its id" in text
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from babybert.data.dataset import Dataset
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP
 from babybert.errors import UsageError
 from babybert.evaluation.look import SENTENCES, attention_weights, encode, fill_ins, format_look, look, neighbours
+from babybert.evaluation.report_figures import plot_attention
 from babybert.model.bert import BabyBert
 from babybert.serving.predictor import Predictor
 from babybert.training.train import pretrain
@@ -91,9 +93,18 @@ def test_the_text_names_words_that_are_not_in_the_vocabulary(predictor: Predicto
 
 
 def test_bad_texts_are_refused(predictor: Predictor, demo: Dataset) -> None:
-    for text in ("", "word " * 600):
+    for text in ("", "word " * 600, "half \ud800 a pair"):
         with pytest.raises(UsageError):
             encode(predictor.model, demo.tokenizer, text)
+    with pytest.raises(UsageError, match="surrogate"):
+        neighbours(predictor.model, demo.tokenizer, ("\ud800",), 40)
+
+
+def test_odd_tokens_are_drawn(tmp_path: Path) -> None:
+    tokens = ["$x^2$", "nul\x00", "\x1b[31m", "\\", "c" * 200_000]
+    paths = plot_attention(tokens, np.full((1, 1, 5, 5), 0.2), tmp_path / "attention")
+    assert [path.suffix for path in paths] == [".png", ".svg"]
+    assert paths[1].stat().st_size < 100_000
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], small: Any, tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_a_text_that_cannot_be_inspected_says_why(predictor: Predictor) -> None:
         (("mary", '"', 0, 0), "no words"),
         (('"', "", 0, 0), "no words"),
         (("mary " * 600, "", 0, 0), "602 tokens"),
+        (("\ud800", "", 0, 0), "surrogate"),
         (("mary " * 300, "she " * 300, 0, 0), "603 tokens"),
     ]
     for arguments, message in invalid:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import wordpiece_of
 from torch import Tensor
 
 from babybert.config import ModelConfig
@@ -212,7 +213,7 @@ def test_the_pipeline_format_is_that_of_transformers(
     from transformers.modeling_outputs import MaskedLMOutput
 
     documents = ["The sheriff rides a horse, she said.", "The pilot is superb."] * 3
-    tokenizer = demo.tokenizer if kind == "basic-english" else Tokenizer.train_wordpiece(documents, 1, 60)
+    tokenizer = demo.tokenizer if kind == "basic-english" else wordpiece_of(*documents, vocab_size=60)
     ours = make_predictor(tokenizer, seed=1)
 
     class WrappedModel(transformers.BertPreTrainedModel):  # type: ignore[misc, name-defined]

@@ -1,5 +1,6 @@
 """`babybert prepare` end to end: the same files for the same seed, nothing half-written, tokens of the texts."""
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -20,13 +21,14 @@ from hypothesis import strategies as st
 from processes import start_babybert
 from test_sentences import plain_split
 
-from babybert.config import PrepareConfig
+from babybert.config import InfoConfig, PrepareConfig
 from babybert.corpus.demo import generate_reviews
 from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
-from babybert.data.tokenizer import CLS, SEP, UNK
+from babybert.data.tokenizer import CLS, SEP, UNK, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
+from babybert.info import describe, format_description
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -317,3 +319,58 @@ def test_skipped_rows_are_counted_once(tmp_path: Path) -> None:
         facts = prepare(config)
         assert facts["skipped_rows"] == 6
         assert facts["documents"] == 54
+
+
+HARD_WORDS = ['"quoted', "nul\x00nul", "\x1b[31mred", "x\x1cy", "\u202eabc", "a$b", "c" * 100, "B" * 200_000]
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+@pytest.mark.parametrize("tokenizer_kind", ["basic-english", "wordpiece"])
+def test_words_of_any_length_and_character_make_a_dataset_that_opens(
+    tmp_path: Path, file_format: Any, tokenizer_kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"This is {word} number {i}. Here is {word} again." for i in range(5) for word in HARD_WORDS]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = PrepareConfig(
+        corpus="jsonl",
+        source=(str(tmp_path / "t.jsonl"),),
+        validation_fraction=0.3,
+        out=tmp_path / "data",
+        format=file_format,
+        tokenizer_kind=tokenizer_kind,
+        vocab_size=100,
+    )
+    facts = prepare(config)
+    assert facts["long_words"] == 10
+    assert "words of more than 100 characters: 10" in caplog.text
+    csv.field_size_limit(131_072)  # as in a new process
+    dataset = open_dataset(tmp_path / "data")
+    assert (dataset.token_counts() == dataset.examples("train").token_counts(dataset.tokenizer.size)).all()
+    assert max(map(len, dataset.tokenizer.tokens(range(dataset.tokenizer.size)))) <= 102
+    description = format_description(describe(tmp_path / "data", InfoConfig(rows=50)))
+    assert description.replace("\n", "").isprintable()
+    again = PrepareConfig(
+        corpus="jsonl",
+        source=config.source,
+        validation_fraction=0.3,
+        out=tmp_path / "again",
+        tokenizer=tmp_path / "data" / "tokenizer.json",
+    )
+    assert prepare(again)["long_words"] == 10
+
+
+def test_a_dataset_of_an_earlier_version_with_a_long_word_opens(tmp_path: Path, demo_folder: Path) -> None:
+    folder = shutil.copytree(demo_folder, tmp_path / "data")
+    before = open_dataset(folder)
+    counts_V = before.token_counts()
+    words = before.tokenizer.tokens(range(5, before.tokenizer.size))
+    Tokenizer.of_words([*words[:-1], "a" * 200_000]).save(folder / "tokenizer.json")
+    vocabulary = (folder / "vocabulary.csv").read_text().replace(f",{words[-1]},", f",{'a' * 200_000},")
+    (folder / "vocabulary.csv").write_text(vocabulary, newline="")
+    facts = dict(before.facts)
+    facts["files"] = {name: {"sha256": sha256(folder / name)} for name in facts["files"]}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    csv.field_size_limit(131_072)  # as in a new process
+    after = open_dataset(folder)
+    assert (after.token_counts() == counts_V).all()
+    assert after.tokenizer.tokens([after.tokenizer.size - 1]) == ["a" * 200_000]

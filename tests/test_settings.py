@@ -1,6 +1,7 @@
 """Flags, environment variables and YAML become one settings object; bad values are refused by name."""
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -313,7 +314,11 @@ def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
         ({"corpus": "table", "source": ("a",), "validation_source": ("b",)}, "--corpus table needs --tokenizer"),
         ({"corpus": "csv", "source": ("a",), "validation_source": ("b",)}, "--validation-source is for --corpus table"),
         ({"tokenizer": Path("t"), "train_tokenizer": True}, "exclude each other"),
+        ({"tokenizer": Path("t"), "vocab_size": 100}, "vocab_size is for training a tokenizer"),
+        ({"tokenizer": Path("t"), "min_frequency": 1}, "min_frequency is for training a tokenizer"),
+        ({"tokenizer": Path("t"), "tokenizer_kind": "basic-english"}, "tokenizer_kind is for training a tokenizer"),
         ({"vocab_size": 5}, "vocab_size is 5"),
+        ({"min_frequency": 0}, "min_frequency is 0"),
         ({"max_positions": 513}, "max_positions is 513"),
         ({"duplicates": 0}, "duplicates is 0"),
         ({"shard_mb": 0}, "shard_mb is 0"),
@@ -357,3 +362,19 @@ def test_the_timeout_of_s3_is_checked(monkeypatch: pytest.MonkeyPatch, seconds: 
     monkeypatch.setenv("BABYBERT_S3_TIMEOUT", seconds)
     with pytest.raises(UsageError, match=r"BABYBERT_S3_TIMEOUT is '.*'; it must be seconds"):
         make_client()
+
+
+def test_settings_that_a_given_tokenizer_excludes_are_refused_wherever_they_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("prepare: {tokenizer_kind: wordpiece}")
+    for flags, environment in (
+        (["--config", str(path)], {}),
+        (["--min-frequency=1"], {}),
+        ([], {"BABYBERT_PREPARE_VOCAB_SIZE": "500"}),
+    ):
+        with pytest.raises(UsageError, match="leave one of them out"):
+            prepare_settings("--tokenizer=t.json", *flags, environment=environment)
+    config = prepare_settings("--tokenizer=t.json", environment={"BABYBERT_PREPARE_VOCAB_SIZE": ""})
+    assert dataclasses.replace(config, seed=1).tokenizer == Path("t.json")
+    assert prepare_settings() == PrepareConfig()
+    assert (PrepareConfig().tokenizer_kind, PrepareConfig().min_frequency) == ("basic-english", 1)

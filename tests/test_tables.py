@@ -2,7 +2,7 @@
 
 import pytest
 
-from babybert.tables import format_table, make_table, plain_console, strip_lines
+from babybert.tables import escape_control_characters, format_table, make_table, plain_console, strip_lines
 
 
 def test_text_is_left_aligned_and_numbers_right() -> None:
@@ -13,6 +13,12 @@ def test_text_is_left_aligned_and_numbers_right() -> None:
 def test_brackets_are_not_markup_and_wide_tables_are_not_cut() -> None:
     text = format_table(("token", "row"), [("[MASK]", "x" * 300)], text_headers=("token", "row"))
     assert f"[MASK]  {'x' * 300}" in text
+
+
+def test_control_characters_are_escaped() -> None:
+    assert escape_control_characters("a\x1b[31m\x00\n\u2028\u202eb é") == r"a\x1b[31m\x00\n\u2028\u202eb é"
+    text = format_table(("token", "loss"), [("a\x1cb\x1b[2J", "1.5")], text_headers=("token",))
+    assert text.split("\n") == ["token          loss", r"a\x1cb\x1b[2J   1.5"]
 
 
 def test_the_output_is_the_same_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import tokenizer_of
+from conftest import tokenizer_of, wordpiece_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -114,7 +114,7 @@ PIECES = [
 
 
 def test_wordpiece_encodes_new_words_by_their_pieces(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.train_wordpiece([" ".join(PIECES) + " . ! ?"] * 3, min_frequency=1, vocab_size=60)
+    tokenizer = wordpiece_of(*[" ".join(PIECES) + " . ! ?"] * 3, vocab_size=60)
     assert tokenizer.tokens(range(5)) == list(SPECIAL_TOKENS)
     assert tokenizer.size <= 60
     tokens = tokenizer.tokens(tokenizer.encode("Unwatching<br />KIND! [MASK]"))
@@ -134,6 +134,29 @@ def test_words_are_joined_as_they_are() -> None:
 def test_sources_are_the_text_of_each_token() -> None:
     words = Tokenizer.of_words(["don", "'", "t", "the", "."])
     assert words.sources("Don't<br />ZXQV \"the [MASK].") == ["Don", "'", "t", "ZXQV", "the", "[MASK]", "."]
-    pieces = Tokenizer.train_wordpiece(["aab aac aad"], min_frequency=1, vocab_size=20)
+    pieces = wordpiece_of("aab aac aad", vocab_size=20)
     assert "".join(pieces.sources("aabaad Aac")) == "aabaadAac"
     assert len(pieces.sources("aabaad Aac")) == len(pieces.encode("aabaad Aac"))
+
+
+@pytest.mark.parametrize("kind", ["basic-english", "wordpiece"])
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 0),
+        ("a" * 100, 0),
+        ("a" * 101 + " b", 1),
+        ("x " + "İ" * 51 + " y<br />" + "b" * 120, {"basic-english": 2, "wordpiece": 1}),  # BERT drops the dots
+        ("각" * 40, {"basic-english": 0, "wordpiece": 1}),  # BERT splits a syllable into three
+        ("a" * 60 + "\x0b" + "a" * 60, {"basic-english": 0, "wordpiece": 1}),  # BERT drops the control character
+    ],
+)
+def test_long_words_are_counted(kind: str, text: str, count: int | dict[str, int]) -> None:
+    tokenizer = Tokenizer.of_words(["b"]) if kind == "basic-english" else Tokenizer.of_pieces(["a", "##a", "b", "##b"])
+    assert tokenizer.count_long_words(text) == (count if isinstance(count, int) else count[kind])
+
+
+def test_a_long_word_of_an_earlier_vocabulary_is_not_counted() -> None:
+    tokenizer = Tokenizer.of_words(["a" * 200_000])
+    assert tokenizer.encode("a" * 200_000) == [5]
+    assert tokenizer.count_long_words("a" * 200_000) == 0

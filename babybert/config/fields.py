@@ -20,7 +20,8 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
-"""The default of a field that a recipe may set. It never survives the construction of a config."""
+"""The default of a field of which the config must know whether it was given. Such a config gives it a value when it is
+made; only `PrepareConfig` keeps it, where another setting excludes the field."""
 
 
 def option(default: Any, reason: str, is_text: bool = False) -> Any:
@@ -36,6 +37,11 @@ def option(default: Any, reason: str, is_text: bool = False) -> Any:
 
 def recipe_option(default: Any, reason: str) -> Any:
     """An `option` that a recipe may set. `default` applies where neither the caller nor the recipe gives a value."""
+    return unset_option(default, reason)
+
+
+def unset_option(default: Any, reason: str) -> Any:
+    """An `option` of which the config must know whether it was given. The config sets `default` where it was not."""
     return dataclasses.field(default=UNSET, metadata={"help": reason, "default": default, "is_text": False})
 
 

@@ -1,10 +1,21 @@
 """The settings of `babybert prepare`."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from babybert.config.fields import option, require, require_at_least, require_seed, require_usable_numbers
+from babybert.config.fields import (
+    UNSET,
+    option,
+    require,
+    require_at_least,
+    require_seed,
+    require_usable_numbers,
+    unset_option,
+)
+
+TOKENIZER_TRAINING = ("tokenizer_kind", "vocab_size", "min_frequency")  # have no meaning with --tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,18 +48,21 @@ class PrepareConfig:
         False, "count and skip rows that are bad, and files from where they are damaged; the default is to stop"
     )
     download_folder: Path = option(Path("data/downloads"), "folder for the public archive")
-    tokenizer: Path | None = option(None, "a tokenizer.json to reuse, so that the data fits an existing model")
+    tokenizer: Path | None = option(
+        None,
+        "a tokenizer.json to reuse, so that the data fits an existing model; excludes the settings of its training",
+    )
     train_tokenizer: bool = option(
         False, "build the tokenizer from this corpus; the default unless --tokenizer is given"
     )
-    tokenizer_kind: Literal["basic-english", "wordpiece"] = option(
-        "basic-english", "basic-english: whole words, as the reference; wordpiece: BERT's subwords, no unknown words"
+    tokenizer_kind: Literal["basic-english", "wordpiece"] = unset_option(
+        "basic-english", "basic-english: whole words, as the reference; wordpiece: BERT's subwords, few unknown words"
     )
     vocab_size: int | None = option(
         None,
         "vocabulary limit, special tokens included; none: all words (basic-english) or 30,522 (wordpiece, as BERT)",
     )
-    min_frequency: int = option(1, "rarer words become [UNK]; 1 keeps all, as the reference does")
+    min_frequency: int = unset_option(1, "rarer words become [UNK]; 1 keeps all, as the reference does")
     validation_fraction: float = option(0.05, "share of documents held out; copies of a text are all on one side")
     max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs are shorter than 80")
     duplicates: int = option(
@@ -64,7 +78,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         require_usable_numbers(self)
         self._check_sources()
-        require(not (self.tokenizer and self.train_tokenizer), "--tokenizer and --train-tokenizer exclude each other")
+        self._check_tokenizer()
         require(self.limit is None or self.limit >= 2, f"limit is {self.limit}; it must be at least 2 documents")
         require_at_least(self, 2, "demo_documents")
         require(
@@ -75,12 +89,30 @@ class PrepareConfig:
             8 <= self.max_positions <= 512,
             f"max_positions is {self.max_positions}; it must be from 8 to 512, the model's positions",
         )
+        require_at_least(self, 1, "duplicates", "shard_mb")
+        require_seed(self.seed)
+
+    def _check_tokenizer(self) -> None:
+        """Give the settings of the tokenizer's training their values; with `tokenizer`, refuse them if they were given.
+
+        Raises UsageError for these and for values that cannot work.
+        """
+        if self.tokenizer:
+            require(not self.train_tokenizer, "--tokenizer and --train-tokenizer exclude each other")
+            for name in TOKENIZER_TRAINING:
+                require(
+                    getattr(self, name) in (UNSET, None),
+                    f"{name} is for training a tokenizer; --tokenizer has a vocabulary already: leave one of them out",
+                )
+            return
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is UNSET:
+                object.__setattr__(self, field.name, field.metadata["default"])  # the dataclass is frozen
         require(
             self.vocab_size is None or 5 < self.vocab_size < 10**7,
             f"vocab_size is {self.vocab_size}; it must be above 5 and below 10,000,000",
         )
-        require_at_least(self, 1, "min_frequency", "duplicates", "shard_mb")
-        require_seed(self.seed)
+        require_at_least(self, 1, "min_frequency")
 
     def _check_sources(self) -> None:
         """Raise UsageError unless the sources fit the kind of corpus."""

@@ -15,10 +15,11 @@ import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
 from babybert.data.sentence_ends import ASCII_SENTENCE_ENDS, OTHER_SENTENCE_ENDS
-from babybert.data.tokenizer import FIRST_ORDINARY, RULES, UNK, Tokenizer
+from babybert.data.tokenizer import FIRST_ORDINARY, MAX_WORD_CHARACTERS, RULES, UNK, Tokenizer
 
 NON_ASCII = re.compile(r"[^\x00-\x7f]")
 BYTE_RULES = tuple((old.encode(), new.encode()) for old, new in RULES)
+LONG_WORD = b"[UNK]"  # stands for each word of more than MAX_WORD_CHARACTERS; real words are in lower case
 INITIAL_CAPACITY = 1024  # words; the array of counts grows as needed
 
 
@@ -40,6 +41,8 @@ class BasicEnglishTokenizer:
     def add(self, text: str) -> np.ndarray:
         """Count the words of one document and return their provisional ids (int32)."""
         words = self.split(text)
+        if max(map(len, words), default=0) > MAX_WORD_CHARACTERS:
+            words = [LONG_WORD if len(word.decode()) > MAX_WORD_CHARACTERS else word for word in words]
         ids = np.fromiter(map(self._ids.__getitem__, words), np.int32, len(words))
         if len(self._ids) > len(self._counts):
             self._counts = np.append(self._counts, np.zeros(len(self._ids), np.int64))
@@ -56,11 +59,12 @@ class BasicEnglishTokenizer:
         return folded.split()  # bytes.split splits only at ASCII white space
 
     def _fold(self, match: re.Match[str]) -> str:
-        """Return a non-ASCII character in lower case, a space if it is white space; a sentence end between spaces."""
+        """Return a character in lower case, a line feed if it is white space, a sentence end between spaces."""
         character = match[0]
         if character not in self._folded:
             is_white_space = not self._split_white_space.pre_tokenize_str(character)
-            self._folded[character] = " " if is_white_space else self._lowercase.normalize_str(character)
+            # Not a space: `<br`, a no-break space and `/>` are two words and no `<br />`.
+            self._folded[character] = "\n" if is_white_space else self._lowercase.normalize_str(character)
             if character in OTHER_SENTENCE_ENDS:
                 self._folded[character] = f" {character} "
                 self._sentence_ends.append(character.encode())
@@ -75,6 +79,11 @@ class BasicEnglishTokenizer:
         counts = np.delete(self._counts[: len(self._ids)], self.sentence_end_ids())
         return float(np.count_nonzero(counts == 1) / max(counts.sum(), 1))
 
+    @property
+    def long_words(self) -> int:
+        """How many words had more than `MAX_WORD_CHARACTERS` characters."""
+        return int(self._counts[self._ids[LONG_WORD]]) if LONG_WORD in self._ids else 0
+
     def finish(self, min_frequency: int, vocab_size: int | None) -> tuple[Tokenizer, np.ndarray]:
         """Make the vocabulary: the most frequent words first, equally frequent ones sorted by spelling.
 
@@ -88,7 +97,8 @@ class BasicEnglishTokenizer:
         words = list(self._ids)
         counts = self._counts[: len(words)]
         frequencies = counts.tolist()  # for the sort: indexing a list is faster than an array
-        candidates = np.flatnonzero(counts >= min_frequency).tolist()
+        frequent = np.flatnonzero(counts >= min_frequency).tolist()
+        candidates = [word_id for word_id in frequent if words[word_id] != LONG_WORD]
         # UTF-8 sorts as code points do. No word equals a special token: words are lowercase.
         order = sorted(candidates, key=lambda word_id: (-frequencies[word_id], words[word_id]))
         if vocab_size is not None:

@@ -109,7 +109,7 @@ class Dataset:
         """
         path = self.folder / "vocabulary.csv"
         check_sha256(path, self.facts["files"][path.name]["sha256"])
-        csv.field_size_limit(sys.maxsize)  # the vocabulary of a basic_english tokenizer may have very long words
+        csv.field_size_limit(sys.maxsize)  # earlier versions kept words of any length
         # Not with pandas: it takes 40 MB, and training does not use it otherwise.
         with path.open(newline="", encoding="utf-8") as file:
             return np.array([row["count"] for row in csv.DictReader(file)], np.int64)

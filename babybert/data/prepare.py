@@ -34,7 +34,8 @@ from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.splits import ensure_pairs_in_both_splits
 from babybert.data.spool import Spool
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
-from babybert.data.tokenizer import Tokenizer
+from babybert.data.tokenizer import MAX_WORD_CHARACTERS, Tokenizer
+from babybert.data.wordpiece_trainer import WordPieceTrainer
 from babybert.errors import DataError, UsageError, cannot_write, os_reason
 from babybert.folders import lock_folder
 from babybert.progress import Progress
@@ -108,7 +109,7 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
     bad_rows = BadRows(config.skip_bad_rows)
     corpus = open_corpus(config, work, bad_rows)
     with Spool(work / "tokens", config.seed, config.validation_fraction) as spool:
-        tokenizer, final_ids = _tokenize(config, corpus, spool)
+        tokenizer, final_ids, long_words = _tokenize(config, corpus, spool)
         writer = DatasetWriter(config, partial, tokenizer)
         documents = sum(spool.documents.values())
         writer.facts.update(documents=documents, tokens=spool.tokens)
@@ -121,6 +122,9 @@ def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[st
             with Progress(f"write {split}", spool.tokens_of[held_out], "tokens") as progress:
                 examples = _make_examples(blocks, tokenizer, config, split_index, statistics, progress)
                 writer.write_split(split, examples, statistics)
+    if long_words:
+        writer.facts["long_words"] = long_words
+        logger.warning(f"words of more than {MAX_WORD_CHARACTERS} characters: {long_words:,}; each became [UNK]")
     writer.facts.update(_describe_files([corpus.files], bad_rows))
     return writer.finish(bad_rows.count)
 
@@ -167,11 +171,12 @@ def _describe_files(files: list[SourceFiles], bad_rows: BadRows) -> dict[str, An
     return {"source_files": {"found": found, "left_out": dict(sorted(left_out.items())), "bad": bad_rows.files}}
 
 
-def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None]:
+def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Tokenizer, np.ndarray | None, int]:
     """Fill the spool with the tokens of all documents.
 
     Returns:
-        the tokenizer, and the final id of each provisional id in the spool; None if the ids in it are final.
+        the tokenizer; the final id of each provisional id in the spool, None if the ids in it are final; and how many
+        words were too long for the vocabulary.
     """
     if config.tokenizer is None and config.tokenizer_kind == "basic-english":
         basic_english = BasicEnglishTokenizer()
@@ -179,15 +184,17 @@ def _tokenize(config: PrepareConfig, corpus: Corpus, spool: Spool) -> tuple[Toke
             ids = basic_english.add(document.text)
             spool.add(document.text, ids, basic_english.sentence_end_ids())
         _warn_of_text_without_spaces(basic_english.share_seen_once())
-        return basic_english.finish(config.min_frequency, config.vocab_size)
+        return *basic_english.finish(config.min_frequency, config.vocab_size), basic_english.long_words
     tokenizer = _load_or_train_tokenizer(config, corpus)
     end_ids = tokenizer.sentence_end_ids()
+    long_words = 0
     documents = corpus.documents("tokenize")
     while batch := list(itertools.islice(documents, DOCUMENTS_PER_BATCH)):
         texts = [document.text for document in batch]
         for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
             spool.add(text, ids, end_ids)
-    return tokenizer, None
+        long_words += sum(map(tokenizer.count_long_words, texts))
+    return tokenizer, None, long_words
 
 
 def _warn_of_text_without_spaces(share_seen_once: float) -> None:
@@ -201,8 +208,10 @@ def _warn_of_text_without_spaces(share_seen_once: float) -> None:
 def _load_or_train_tokenizer(config: PrepareConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer is not None:
         return Tokenizer.load(config.tokenizer)
-    texts = (document.text for document in corpus.documents("vocabulary"))
-    return Tokenizer.train_wordpiece(texts, config.min_frequency, config.vocab_size or WORDPIECE_VOCAB_SIZE)
+    trainer = WordPieceTrainer()
+    for document in corpus.documents("vocabulary"):
+        trainer.add(document.text)
+    return trainer.finish(config.min_frequency, config.vocab_size or WORDPIECE_VOCAB_SIZE)
 
 
 def _make_examples(

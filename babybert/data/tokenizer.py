@@ -7,17 +7,20 @@ sigma, at letters that are newer than this Python's Unicode tables, and at sente
 separate tokens like `. ! ?`, because Chinese, for example, has no spaces at which they could be split off. A tokenizer
 has this rule only if its corpus has such a character (IMDB has none), so other corpora keep their `tokenizer.json`.
 
+A word of more than `MAX_WORD_CHARACTERS` characters is never in the vocabulary, so it becomes `[UNK]`.
+
 Rules and vocabulary are one file, `tokenizer.json`, which is part of every dataset and checkpoint.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS, SENTENCE_ENDS
 from babybert.errors import DataError
@@ -25,9 +28,14 @@ from babybert.errors import DataError
 PAD, CLS, SEP, MASK, UNK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 FIRST_ORDINARY = len(SPECIAL_TOKENS)  # the smallest id that is not one of a special token
+LINE_BREAK = "<br />"
+# Longer words are data, such as an inline picture. 100 is the limit of BERT's WordPiece; IMDB's longest word has 76.
+MAX_WORD_CHARACTERS = 100
+# Only a text with such a run can have a longer word: lower case and BERT's rules turn one character into four at most.
+LONG_RUN = re.compile(rf"[^ \t\n\r]{{{MAX_WORD_CHARACTERS // 4 + 1}}}")
 
 # In torchtext's order. It matters: `"` is dropped before `<br />` is looked for.
-RULES = (("'", " ' "), ('"', ""), (".", " . "), ("<br />", " "), (",", " , "), ("(", " ( "), (")", " ) "),
+RULES = (("'", " ' "), ('"', ""), (".", " . "), (LINE_BREAK, " "), (",", " , "), ("(", " ( "), (")", " ) "),
          ("!", " ! "), ("?", " ? "), (";", " "), (":", " "))  # fmt: skip
 
 
@@ -63,16 +71,15 @@ class Tokenizer:
         return cls(backend)
 
     @classmethod
-    def train_wordpiece(cls, texts: Iterable[str], min_frequency: int, vocab_size: int) -> "Tokenizer":
-        """Train WordPiece (Schuster and Nakajima, 2012), uncased as BERT's, with at most `vocab_size` tokens."""
-        backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        backend.normalizer = normalizers.Sequence([normalizers.Replace("<br />", " "), normalizers.BertNormalizer()])
+    def of_pieces(cls, pieces: Sequence[str]) -> "Tokenizer":
+        """Make a WordPiece tokenizer, uncased as BERT's, with the special tokens and then `pieces`, in this order."""
+        vocabulary = {token: token_id for token_id, token in enumerate((*SPECIAL_TOKENS, *pieces))}
+        model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARACTERS)
+        backend = tokenizers.Tokenizer(model)
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(LINE_BREAK, " "), normalizers.BertNormalizer()])
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-        )
-        backend.train_from_iterator(texts, trainer)
+        backend.add_special_tokens(list(SPECIAL_TOKENS))
         return cls(backend)
 
     @classmethod
@@ -126,6 +133,19 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def words(self, document: str) -> list[str]:
+        """Return the words of a document, before WordPiece splits them into pieces."""
+        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        normalized = normalizer.normalize_str(document) if normalizer else document
+        return [word for word, _ in pre_tokenizer.pre_tokenize_str(normalized)] if pre_tokenizer else [normalized]
+
+    def count_long_words(self, document: str) -> int:
+        """Return how many words of a document are `[UNK]` because they have more than `MAX_WORD_CHARACTERS`."""
+        if not LONG_RUN.search(document):
+            return 0
+        long_words = [word for word in self.words(document) if len(word) > MAX_WORD_CHARACTERS]
+        return sum(self.id_of(word) is None for word in long_words)  # earlier versions had them in the vocabulary
 
     def sources(self, text: str) -> list[str]:
         """Return the part of a request's text that each token of `encode` stands for."""

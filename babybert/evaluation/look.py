@@ -15,7 +15,8 @@ from torch import Tensor
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, PAD, SEP, UNK, Tokenizer
 from babybert.errors import UsageError
 from babybert.model.bert import BabyBert
-from babybert.serving.request_schema import FillMask
+from babybert.serving.request_schema import FillMask, require_text
+from babybert.tables import escape_control_characters
 
 NEIGHBOURS = 6  # shown for each word
 FILL_INS = 5  # of the model's own words, shown for each mask
@@ -89,6 +90,7 @@ def mask_probabilities(model: BabyBert, tokenizer: Tokenizer, text: str) -> Tens
 
 def encode(model: BabyBert, tokenizer: Tokenizer, text: str) -> tuple[Tensor, Tensor]:
     """Ids and segments (1, T) of `[CLS] text [SEP]`. Raises UsageError for a text that is empty or too long."""
+    require_text("text", text)
     tokens = tokenizer.encode(text)
     if not tokens:
         raise UsageError("the text has no words in it")
@@ -108,11 +110,14 @@ def neighbours(model: BabyBert, tokenizer: Tokenizer, words: tuple[str, ...], am
 
     Vocabularies of words are ordered by frequency. A small `among` leaves out rare words, whose embeddings have hardly
     moved since their initialisation. A word that is not one token of the vocabulary has no neighbours.
+
+    Raises UsageError for a word that is not text.
     """
     embedding_VD = F.normalize(model.embedding.token_embedding.embedding.weight.float(), dim=1)
     end = min(FIRST_ORDINARY + among, len(embedding_VD))
     results = []
     for word in words:
+        require_text("word", word)
         token_ids = tokenizer.encode(word)
         if len(token_ids) != 1 or token_ids[0] == UNK:
             results.append({"word": word, "known": False, "neighbours": []})
@@ -194,7 +199,7 @@ def format_look(results: dict[str, Any]) -> str:
         near = [f"{neighbour['word']} {neighbour['cosine']:.2f}" for neighbour in entry["neighbours"]]
         text = ", ".join(near) if entry["known"] else "not one token of the vocabulary"
         lines.append(f"  {entry['word']:<12}{text}")
-    return "\n".join(lines)
+    return "\n".join(map(escape_control_characters, lines))
 
 
 def _format_word(word: dict[str, Any], ordered_by_frequency: bool) -> str:

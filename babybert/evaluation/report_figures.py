@@ -7,8 +7,10 @@ import numpy as np
 
 from babybert.evaluation.report_table import slice_label
 from babybert.figures import literal, open_pyplot, save_figure
+from babybert.tables import escape_control_characters
 
 MOST_TOKENS = 40  # with more, the tokens along an axis would not be legible
+MOST_CHARACTERS = 20  # of a token along an axis; longer ones would leave no room for the map
 INCHES_PER_TOKEN = 0.22
 SMALLEST_MAP = 3.0  # inches
 PREDICTORS = (("model", "mlm_loss"), ("bigram", "mlm_bigram_loss"), ("unigram", "mlm_unigram_loss"))
@@ -75,7 +77,7 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
     figure, axes = pyplot.subplots(
         layers, heads, figsize=(heads * side, layers * side), layout="constrained", squeeze=False
     )
-    names = [literal(token) for token in tokens]
+    names = [literal(_shorten(escape_control_characters(token))) for token in tokens]
     for layer in range(layers):
         for head in range(heads):
             axis = axes[layer, head]
@@ -88,3 +90,7 @@ def plot_attention(tokens: list[str], weights_LHTT: np.ndarray, out: Path) -> li
                 axis.set_xticks(range(length), names, rotation=90, fontsize=6)
                 axis.set_yticks(range(length), names, fontsize=6)
     return save_figure(pyplot, figure, out, "--plot")
+
+
+def _shorten(token: str) -> str:
+    return token if len(token) <= MOST_CHARACTERS else f"{token[: MOST_CHARACTERS - 1]}…"

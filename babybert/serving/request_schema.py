@@ -51,7 +51,7 @@ class FillMask:
     name: str = "text"
 
     def __post_init__(self) -> None:
-        _require_text(self.name, self.text)
+        require_text(self.name, self.text)
         if "[MASK]" not in self.text:
             raise UsageError(
                 f"'{self.name}' has no [MASK]; put one where a word is to be found, as in \"the movie was [MASK].\""
@@ -83,8 +83,8 @@ class NextSentence:
     prefix: str = ""
 
     def __post_init__(self) -> None:
-        _require_text(f"{self.prefix}sentence_a", self.sentence_a)
-        _require_text(f"{self.prefix}sentence_b", self.sentence_b)
+        require_text(f"{self.prefix}sentence_a", self.sentence_a)
+        require_text(f"{self.prefix}sentence_b", self.sentence_b)
         _require_flag("truncate", self.truncate)
 
 
@@ -226,7 +226,7 @@ def parse_targets(targets: Any) -> tuple[str, ...]:
     if not isinstance(words, (list, tuple)):
         raise UsageError(f"'targets' must be a list of strings, not {_json_type(targets)}")
     for index, word in enumerate(_require_list("targets", words, MAX_TARGETS)):
-        _require_text(f"targets[{index}]", word)
+        require_text(f"targets[{index}]", word)
     return tuple(dict.fromkeys(words))
 
 
@@ -284,7 +284,8 @@ def _require_list(name: str, value: Any, max_length: int) -> Any:
     return value
 
 
-def _require_text(name: str, value: Any) -> None:
+def require_text(name: str, value: Any) -> None:
+    """Raise UsageError unless `value` is a text that can be tokenized: not empty, not too long, and valid Unicode."""
     if not isinstance(value, str):
         raise UsageError(f"'{name}' must be a string, not {_json_type(value)}")
     if not value or value.isspace():

@@ -61,7 +61,7 @@ for token in by_hand[:8]:
 #
 # A vocabulary of whole words does not cover other words. Any word that was not in the training text becomes `[UNK]`.
 # WordPiece, the tokenizer of the original BERT, avoids this by splitting rare words into pieces
-# ([`Tokenizer.train_wordpiece`](../../babybert/data/tokenizer.py)).
+# ([`WordPieceTrainer`](../../babybert/data/wordpiece_trainer.py)).
 
 
 # %%
