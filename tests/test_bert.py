@@ -93,7 +93,7 @@ def test_order_and_segments_matter(bert: BabyBert) -> None:
     [
         ({"width": 7}, "even"),
         ({"heads": 3}, "shared by 3 heads"),
-        ({"layers": 0}, "at least 1"),
+        ({"layers": 0}, "from 1 to"),
         ({"dropout": 1.0}, "dropout"),
     ],
 )
