@@ -16,6 +16,7 @@ METRIC_NAME = re.compile(r"\b(?:babybert[\w:]*|ts_\w+|Requests\w+|kube_\w+|up)\b
 
 
 @pytest.mark.parametrize("name", [path.stem for path in RULES])
+@pytest.mark.slow
 def test_alerts_fire_and_stay_silent(name: str) -> None:
     promtool = need("promtool", "on Debian: apt-get install prometheus")
     done = run_program(promtool, "test", "rules", ROOT / f"docker/prometheus/tests/{name}.yaml")

@@ -78,6 +78,7 @@ def test_it_holds_the_python_files_of_the_package_and_no_others(checkpoint: Path
         assert {path.as_posix() for path in package_files()} == existing
 
 
+@pytest.mark.slow
 def test_the_same_checkpoint_gives_the_same_bytes_at_any_time_and_place(checkpoint: Path, tmp_path: Path) -> None:
     first = write_archive(checkpoint, tmp_path / "one").read_bytes()
     shutil.copytree(checkpoint, tmp_path / "elsewhere")

@@ -144,6 +144,7 @@ def test_hidden_states_in_bf16_have_gradients_in_bf16() -> None:
         assert float((one.double() - other).norm() / other.norm()) < 1e-2
 
 
+@pytest.mark.slow
 def test_ranks_are_those_of_the_plain_form() -> None:
     torch.manual_seed(0)
     hidden, weight, bias, targets = (

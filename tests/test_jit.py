@@ -62,6 +62,7 @@ for threads in (1, 64):
 """
 
 
+@pytest.mark.slow
 def test_sixty_four_threads_compute_what_one_does() -> None:
     """There are fewer cores here, but the shares, sums over threads and dropout masks are those of a large machine."""
     environment = {**os.environ, "NUMBA_NUM_THREADS": "64"}

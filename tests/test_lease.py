@@ -25,6 +25,7 @@ def put_lease(s3: S3, store: S3Store, content: bytes) -> None:
     s3.client.put_object(Bucket=s3.bucket, Key=store.key(LEASE), Body=content)
 
 
+@pytest.mark.slow
 def test_a_second_job_is_refused_while_the_first_runs(store: S3Store, s3: S3) -> None:
     with Lease(store, seconds=6.0) as first:
         with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=6.0):
@@ -35,6 +36,7 @@ def test_a_second_job_is_refused_while_the_first_runs(store: S3Store, s3: S3) ->
         pass
 
 
+@pytest.mark.slow
 def test_of_many_jobs_exactly_one_gets_the_lease(store: S3Store) -> None:
     results: list[str] = []
     everyone_tried = threading.Barrier(8)
@@ -56,6 +58,7 @@ def test_of_many_jobs_exactly_one_gets_the_lease(store: S3Store) -> None:
     assert sorted(results) == ["refused"] * 7 + ["taken"]
 
 
+@pytest.mark.slow
 def test_the_lease_of_a_dead_job_expires(store: S3Store, s3: S3) -> None:
     """Its clock is wrong, which must not matter."""
     content = {**OTHER_OWNER, "seconds": 1.5, "renewed": time.time() + 10_000}

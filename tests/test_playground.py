@@ -352,6 +352,7 @@ def test_the_command_serves_its_page_until_sigterm() -> None:
         child.kill()
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_hangs_does_not_keep_the_page_from_ending() -> None:
     with socket.create_server(("127.0.0.1", 0)) as endpoint:
         endpoint.settimeout(60)

@@ -63,6 +63,7 @@ def test_a_bag_of_words_has_a_one_for_each_word_of_a_document() -> None:
     assert bag[1].sum() == 0
 
 
+@pytest.mark.slow
 def test_labels_that_words_decide_are_learned_and_random_ones_are_not(bert: BabyBert, demo: Dataset) -> None:
     train, test = decidable(100, 1), decidable(100, 2)
     results = probe(bert, demo.tokenizer, train, test, 64, 0, 32, CPU)

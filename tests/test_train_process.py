@@ -28,6 +28,7 @@ def flags_of(data: Path, run: Path) -> list[str]:
     return ["pretrain", f"--data={data}", f"--out={run}", *SIZES]
 
 
+@pytest.mark.slow
 def test_training_does_not_import_libraries_it_does_not_need(demo_folder: Path, tmp_path: Path) -> None:
     """Each costs memory and seconds."""
     flags = ["pretrain", *flags_of(demo_folder, tmp_path / "run")[1:], "--max-steps=2", "--no-metrics"]
@@ -40,6 +41,7 @@ def test_training_does_not_import_libraries_it_does_not_need(demo_folder: Path, 
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_and_exits_143(
     demo_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(demo_folder: Pa
     assert find_checkpoint(tmp_path).name == "step-00000002"
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full_ends_the_run_at_its_end(demo_folder: Path, tmp_path: Path) -> None:
     job = run_with_limit([*flags_of(demo_folder, tmp_path), "--no-metrics", "--epochs=3"], 3_000)
     assert job.returncode == 1

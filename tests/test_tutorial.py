@@ -61,6 +61,7 @@ def test_a_chapter_runs_and_its_asserts_hold(chapter: Path, render: ModuleType) 
         assert Path(figure).read_bytes().startswith(b"\x89PNG") and Path(figure).stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_trained_model_learned(render: ModuleType) -> None:
     """120 steps on generated reviews are enough to get below the unigram baseline."""
     import tutorial

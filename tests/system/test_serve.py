@@ -228,7 +228,9 @@ def test_a_killed_worker_is_replaced(archive: Path) -> None:
         wait_for(is_replaced, 60)
         before = load.answered()
         wait_for(lambda: load.answered() > before + 20)
-    assert load.statuses() <= {200, 503, 507}, load.answers  # at worst refused, never without a response
+    # At worst refused, never without a response. TorchServe answers a request in the worker with 507 or 500 ("Worker
+    # died."), by which of its threads notices first that the worker is gone.
+    assert load.statuses() <= {200, 500, 503, 507}, load.answers
 
 
 def test_requests_beyond_the_queue_are_refused_at_once(archive: Path) -> None:
