@@ -172,6 +172,9 @@ class Seaweed:
             "-admin.ui=false",
             f"-master.port={master_port}",
             f"-volume.port={volume_port}",
+            # Each bucket gets volumes of its own. The default limit depends on the free disk space, and all tests
+            # together have more buckets than it allows.
+            "-volume.max=5000",
             f"-filer.port={filer_port}",
             f"-s3.port={s3_port}",
             "-s3.port.iceberg=0",
