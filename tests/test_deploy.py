@@ -50,6 +50,7 @@ def containers(template: Resource) -> list[Resource]:
     return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
 
 
+@pytest.mark.slow
 def test_kubernetes_accepts_the_manifests(overlay: list[Resource]) -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
     for resource in [*overlay, *written("monitoring.yaml")]:
@@ -67,6 +68,7 @@ def test_a_misspelt_field_is_refused() -> None:
         kubernetes_validate.validate(job, KUBERNETES[0], strict=True)
 
 
+@pytest.mark.slow
 def test_the_prometheus_operator_accepts_the_monitoring() -> None:
     models = pytest.importorskip("cloudcoil.models.prometheus_operator.v1", reason="`make lint-deploy` installs it")
     for resource in written("monitoring.yaml"):

@@ -107,6 +107,7 @@ def test_a_job_without_the_lease_changes_nothing(store: S3Store, save: Save, s3:
         assert upload["UploadId"] in [each["UploadId"] for each in uploads]
 
 
+@pytest.mark.slow
 def test_two_owners_and_one_that_was_suspended(store: S3Store, save: Save, tmp_path: Path) -> None:
     """The second owner takes over while the first one's thread sleeps. The first one's uploader must stop for good."""
     first_store, second_store = S3Store(store.address), S3Store(store.address)

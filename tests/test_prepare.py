@@ -131,6 +131,7 @@ def test_a_folder_belongs_to_one_prepare_at_a_time(tmp_path: Path) -> None:
         ("pathlib:Path.replace", 5),
     ],
 )
+@pytest.mark.slow
 def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_clean(
     tmp_path: Path, demo_folder: Path, function: str, calls: int
 ) -> None:
@@ -157,6 +158,7 @@ def test_half_replaced_data_is_no_dataset(tmp_path: Path, demo_folder: Path, cal
 
 
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "csv.zst", "parquet"])
+@pytest.mark.slow
 def test_a_full_disk_is_reported_in_one_line_and_keeps_the_earlier_data(tmp_path: Path, kind: str) -> None:
     """A limit on the size of files simulates the full disk: writing fails in the same place, in the same way."""
     prepare(PrepareConfig(out=tmp_path / "data", demo_documents=40, validation_fraction=0.2))
@@ -326,6 +328,7 @@ HARD_WORDS = ['"quoted', "nul\x00nul", "\x1b[31mred", "x\x1cy", "\u202eabc", "a$
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
 @pytest.mark.parametrize("tokenizer_kind", ["basic-english", "wordpiece"])
+@pytest.mark.slow
 def test_words_of_any_length_and_character_make_a_dataset_that_opens(
     tmp_path: Path, file_format: Any, tokenizer_kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,6 +85,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
         ([7], {"resident": "always", "bucketing": False, "accumulate": 3}),
     ],
 )
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(
     small: Small,
     tmp_path: Path,

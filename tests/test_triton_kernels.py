@@ -106,6 +106,7 @@ def head_in_float64(inputs: list[Tensor], targets: Tensor, d_loss: float) -> lis
     split=programs,
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_the_head_equals_float64_autograd(
     n: int, width: int, vocabulary: int, scale: float, repeated: bool, d_loss: float, split: int, seed: int
 ) -> None:
@@ -131,6 +132,7 @@ def test_the_head_equals_float64_autograd(
     split=programs,
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_the_head_in_bf16_equals_float64_autograd_of_the_rounded_numbers(
     n: int, width: int, vocabulary: int, scale: float, weight_dtype: torch.dtype, split: int, seed: int
 ) -> None:
@@ -155,6 +157,7 @@ def test_a_table_in_fp32_is_rounded_to_the_hidden_states_bf16() -> None:
     split=programs,
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_ranks_are_the_plain_count(n: int, width: int, vocabulary: int, split: int, seed: int) -> None:
     torch.manual_seed(seed)
     hidden, weight, bias = (

@@ -28,6 +28,7 @@ def metrics(registry: CollectorRegistry) -> CheckpointMetrics:
     return CheckpointMetrics(registry)
 
 
+@pytest.mark.slow
 def test_uploads_are_one_at_a_time_and_the_newest_replaces_the_waiting_one(
     store: S3Store,
     save: Save,
