@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = make_parser().parse_args(argv)
         name = f"babybert {arguments.command}"
         command = COMMANDS[arguments.command]
-        settings: Any = load_config(command.config_class, arguments.command, arguments, os.environ)
+        settings: Any = load_config(command.config_class, arguments.command, arguments, os.environ, COMMANDS)
         exit_code = command.run(settings, arguments)
         flush_output()
     except UserError as error:

@@ -219,11 +219,8 @@ def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
         if len(answer["masks"]) > 1:
             print(f"mask at token {mask['position']}:")
         for candidate in mask["candidates"]:
-            print(
-                escape_control_characters(
-                    f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}"
-                )
-            )
+            line = f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}"
+            print(escape_control_characters(line))
     return 0
 
 

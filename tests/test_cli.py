@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from babybert.cli import main
+from babybert.cli import COMMANDS, main
 from babybert.config import PretrainConfig
 from babybert.training.train import pretrain
 
@@ -86,23 +86,7 @@ def test_questions_and_scores(
     assert "no [MASK]" in fails(capsys, 2, "fill-mask", "Mary is.", "--checkpoint", run)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "prepare",
-        "pretrain",
-        "evaluate",
-        "probe",
-        "look",
-        "explain",
-        "info",
-        "fill-mask",
-        "next-sentence",
-        "archive",
-        "serve",
-        "playground",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_every_default(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

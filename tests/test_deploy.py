@@ -193,7 +193,7 @@ def run_settings(resources: list[Resource], command: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(only(resources, "ConfigMap", "babybert-pretrain")["data"]["run.yaml"], encoding="utf-8")
-        return load_config(config_class, command, parser.parse_args([f"--config={path}"]), {})
+        return load_config(config_class, command, parser.parse_args([f"--config={path}"]), {}, COMMANDS)
 
 
 def test_every_setting_of_the_config_map_exists(overlay: list[Resource]) -> None:
@@ -368,7 +368,7 @@ def test_compose_refers_to_things_that_exist() -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser, COMMANDS[command].config_class)
     config_class: type[Any] = COMMANDS[command].config_class
-    page: Any = load_config(config_class, command, parser.parse_args(flags), {})
+    page: Any = load_config(config_class, command, parser.parse_args(flags), {}, COMMANDS)
     assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
     assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
 

@@ -264,7 +264,7 @@ def test_the_next_process_reports_a_non_finite_loss_until_it_has_passed_that_ste
     context = DistributedContext("single", torch.device("cpu"), False)
     guard = NonFiniteGuard(context.device, lambda step: np.arange(8), lambda step: None)
     plan = TrainingPlan(len(demo.examples("train")), 8, config.epochs, None, start=replace(state))
-    reporter = MetricsReporter(config, context, metrics, state, plan)
+    reporter = MetricsReporter(config, context, metrics, state, plan, with_nsp=True)
     sums = LossSums(*(torch.zeros(()) for _ in fields(LossSums)))
     for state.step in range(4, 7):
         assert metrics.registry.get_sample_value("babybert_pretrain_nonfinite_ends") == 1

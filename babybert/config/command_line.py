@@ -12,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -50,13 +50,17 @@ def add_flags(parser: argparse.ArgumentParser, config_class: type) -> None:
 
 
 def load_config(
-    config_class: type[Config], command: str, flags: argparse.Namespace, environment: Mapping[str, str]
+    config_class: type[Config],
+    command: str,
+    flags: argparse.Namespace,
+    environment: Mapping[str, str],
+    commands: Collection[str],
 ) -> Config:
-    """Make a `config_class` from the flags, the variables and the file.
+    """Make a `config_class` from the flags, the variables and the file, whose sections are named after `commands`.
 
     Raises UsageError that names the wrong flag, variable, or file and key.
     """
-    file_values = read_section(flags.config, command) if flags.config else {}
+    file_values = read_section(flags.config, command, commands) if flags.config else {}
     types_by_name = typing.get_type_hints(config_class)
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
     names = [field.name for field in fields]
@@ -156,7 +160,7 @@ def _convert_number(text: str, value_type: type, where: str) -> int | float:
         number: int | float = value_type(text)
     except ValueError:  # misplaced underscores, or thousands of digits
         raise UsageError(message) from None
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise UsageError(f"{where} is {_shown(text)}; it must be a finite number")
     return number
 

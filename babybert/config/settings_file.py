@@ -5,6 +5,7 @@ setting expects, and keep the last of two equal keys in silence. Here a key that
 own types only the mapping, the list and null are used; anchors, aliases and `<<` work.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,25 @@ import yaml
 
 from babybert.errors import UsageError, os_reason
 
-SECTIONS = (
-    "prepare",
-    "pretrain",
-    "evaluate",
-    "probe",
-    "look",
-    "explain",
-    "info",
-    "plot",
-    "fill-mask",
-    "next-sentence",
-    "archive",
-    "serve",
-    "playground",
-)
 FREE_PREFIX = "x-"  # of sections that are not read: a place for anchors
 MERGE_KEY = "<<"
 NULLS = ("", "~", "null", "Null", "NULL")
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
-def read_section(path: Path, command: str) -> dict[str, Any]:
-    """The settings below `command:`: a text, a list of texts or None by name. Raises UsageError."""
+def read_section(path: Path, command: str, commands: Collection[str]) -> dict[str, Any]:
+    """The settings below `command:`: a text, a list of texts or None by name.
+
+    Raises UsageError, also for a section whose name is none of `commands`.
+    """
     root = _read_yaml(path)
     if _is_null(root):  # an empty file
         return {}
     expected = f"settings by name below '{command}:'"
     sections = _entries(path, root, expected)
     for name, node in sections.items():
-        if name not in SECTIONS and not name.startswith(FREE_PREFIX):
-            raise UsageError(f"{_place(path, node)}: '{name}' is no command; choose one of {', '.join(SECTIONS)}")
+        if name not in commands and not name.startswith(FREE_PREFIX):
+            raise UsageError(f"{_place(path, node)}: '{name}' is no command; choose one of {', '.join(commands)}")
     section = sections.get(command)
     if _is_null(section):
         return {}
@@ -69,18 +58,18 @@ def _entries(path: Path, node: yaml.Node | None, expected: str) -> dict[str, yam
     """The values of a mapping by name. Its own entries win over those that `<<` merges into it."""
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}: expected {expected}")
-    own: dict[str, yaml.Node] = {}
+    entries: dict[str, yaml.Node] = {}
     merged: dict[str, yaml.Node] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or _is_null(key):
             raise UsageError(f"{_place(path, key)}: expected a name and ':'")
         if key.value == MERGE_KEY:
             merged = {**_merged_entries(path, value), **merged}
-        elif key.value in own:
+        elif key.value in entries:
             raise UsageError(f"{_place(path, key)}: '{key.value}' is given twice; remove one of them")
         else:
-            own[key.value] = value
-    return {**merged, **own}
+            entries[key.value] = value
+    return {**merged, **entries}
 
 
 def _merged_entries(path: Path, node: yaml.Node) -> dict[str, yaml.Node]:

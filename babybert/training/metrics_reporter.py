@@ -42,7 +42,7 @@ class MetricsReporter:
         metrics: RunMetrics,
         state: TrainState,
         plan: TrainingPlan,
-        with_nsp: bool = True,
+        with_nsp: bool,
     ) -> None:
         self._config = config
         self._context = context
