@@ -113,6 +113,7 @@ def test_a_step_can_be_chosen_and_newer_ones_are_set_aside(small: Small) -> None
     assert len(list(small().out.glob("aside-*-step-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_resumed_changes_nothing(small: Small, address: str, tmp_path: Path) -> None:
     """A typo, a corrupt step, other sizes, other data, newer steps in the store: nothing is renamed."""
     pretrain(small(epochs=3, keep_checkpoints=9))
@@ -138,6 +139,7 @@ def test_a_step_that_cannot_be_resumed_changes_nothing(small: Small, address: st
     assert resumed.checkpoint.name == "step-00000084"
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_another_runs_checkpoint(small: Small, address: str, tmp_path: Path) -> None:
     pretrain(small(out=tmp_path / "a", store=address, epochs=1))
     for source in (str(tmp_path / "a"), str(tmp_path / "a" / "step-00000028"), address, f"{address}/step-00000028"):
@@ -150,6 +152,7 @@ def test_a_run_can_start_from_another_runs_checkpoint(small: Small, address: str
         pretrain(small(out=tmp_path / "y", resume=address + "-nothing"))
 
 
+@pytest.mark.slow
 def test_resume_never_refuses_existing_checkpoints(small: Small, address: str, tmp_path: Path) -> None:
     pretrain(small(out=tmp_path / "a", store=address, epochs=1))
     with pytest.raises(UsageError, match="--resume never"):

@@ -64,6 +64,7 @@ def test_a_prefix_in_s3_stands_for_its_newest_valid_checkpoint(
 
 
 @pytest.mark.parametrize("content", [b"{garbage", b"[]", b'{"step": 12}', b""])
+@pytest.mark.slow
 def test_a_corrupt_newest_manifest_in_s3_is_skipped(
     run: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:

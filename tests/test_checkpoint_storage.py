@@ -70,6 +70,7 @@ def test_a_second_upload_replaces_the_first(store: S3Store, save: Save, s3: S3, 
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "step", "format"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(
     store: S3Store, save: Save, s3: S3, tmp_path: Path, damage: str
 ) -> None:

@@ -145,6 +145,7 @@ def put(s3: S3, **objects: str) -> None:
         s3.client.put_object(Bucket=s3.bucket, Key=name.replace("__", "/") + ".txt", Body=text.encode())
 
 
+@pytest.mark.slow
 def test_objects_prefixes_and_globs_of_s3(s3: S3, tmp_path: Path) -> None:
     put(s3, in__a="A", in__b="B", in__deep__c="C", inside="D")
     s3.client.put_object(Bucket=s3.bucket, Key="in/no.md", Body=b"E")

@@ -112,6 +112,7 @@ def top_tokens(model: InferenceModel, targets: bool = True) -> TopTokens:
 
 
 @pytest.mark.parametrize(("threads", "width"), [(1, 10), (2, 10), (1, WIDEST)])
+@pytest.mark.slow
 def test_compiled_top_tokens_are_the_plain_ones(threads: int, width: int) -> None:
     compiled = InferenceModel(small(width), compiled=True, threads=threads)
     plain = InferenceModel(small(width))

@@ -95,6 +95,7 @@ def test_vectors_are_as_wide_as_the_processor_has_them_unless_set() -> None:
     ("variables", "expected"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
 )
+@pytest.mark.slow
 def test_waiting_threads_spin_for_a_short_time_unless_set(variables: dict[str, str], expected: str) -> None:
     unset = {name: value for name, value in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}}
     job = subprocess.run(

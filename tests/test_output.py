@@ -113,6 +113,7 @@ def test_a_sentence_that_is_not_utf_8_is_a_usage_error(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [("explain", "a", "b"), ("--help",), ("--version",)])
+@pytest.mark.slow
 def test_a_reader_that_is_gone_is_no_error(arguments: tuple[str, ...], unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

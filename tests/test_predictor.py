@@ -201,6 +201,7 @@ def test_non_finite_scores_are_an_error_of_their_item_alone(demo: Dataset) -> No
     ],
 )
 @pytest.mark.parametrize("targets", [None, ["the", "Rides"]])
+@pytest.mark.slow
 def test_the_pipeline_format_is_that_of_transformers(
     demo: Dataset, kind: str, text: str | list[str], targets: list[str] | None
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_clean(
 
 
 @pytest.mark.parametrize("calls", [1, 4, 5])
+@pytest.mark.slow
 def test_half_replaced_data_is_no_dataset(tmp_path: Path, demo_folder: Path, calls: int) -> None:
     """Killed between the last of the old and the last of the new files."""
     shutil.copytree(demo_folder, tmp_path / "data")

@@ -152,6 +152,7 @@ def put(s3: S3, *keys: str) -> None:
         s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"" if key.endswith("/") else key.encode())
 
 
+@pytest.mark.slow
 def test_a_folder_marker_of_s3_is_no_document(s3: S3, tmp_path: Path) -> None:
     put(s3, "reviews/", "reviews/a.txt", "reviews/2024/", "reviews/2024/b.TXT", "reviews/.hidden.txt", "empty/")
     for address in (f"s3://{s3.bucket}/reviews/", f"s3://{s3.bucket}/reviews"):
@@ -165,6 +166,7 @@ def test_a_folder_marker_of_s3_is_no_document(s3: S3, tmp_path: Path) -> None:
         find(tmp_path, f"s3://{s3.bucket}/reviews", f"s3://{s3.bucket}/empty/")
 
 
+@pytest.mark.slow
 def test_keys_that_look_like_patterns_are_found(s3: S3, tmp_path: Path) -> None:
     put(s3, "a[1].txt", "a1.txt", "b[2]/c.txt", "b2/d.txt", "e?*.txt", "ef.txt")
     bucket = f"s3://{s3.bucket}"

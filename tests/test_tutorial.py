@@ -75,6 +75,7 @@ def test_the_trained_model_learned(render: ModuleType) -> None:
     assert last["mlm_loss"] < last["mlm_unigram_loss"]
 
 
+@pytest.mark.slow
 def test_a_chapter_is_a_plain_script(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("BABYBERT_TUTORIAL")}
     done = subprocess.run(

@@ -62,6 +62,7 @@ def test_uploads_are_one_at_a_time_and_the_newest_replaces_the_waiting_one(
     assert registry.get_sample_value("babybert_checkpoint_uploads_total") == 2
 
 
+@pytest.mark.slow
 def test_a_failed_upload_is_retried_and_reported_in_the_end(
     store: S3Store,
     save: Save,

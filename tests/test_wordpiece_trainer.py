@@ -35,6 +35,7 @@ TEXT = st.lists(
 ).map("".join)
 
 
+@pytest.mark.slow
 def test_three_processes_train_the_same_vocabulary() -> None:
     digests = set()
     for hash_seed in ("1", "2", "3"):
