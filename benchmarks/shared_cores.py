@@ -1,6 +1,6 @@
 """How long a busy neighbour makes training, serving and `prepare` wait, by how long OpenMP's threads spin.
 
-    python benchmarks/shared_cores.py --data data/imdb        # about ten minutes on two cores
+    python benchmarks/shared_cores.py --data data/imdb        # about 25 minutes on two cores
 
 An OpenMP thread that waits at a barrier spins before it sleeps. On a quiet machine spinning is faster than sleeping. On
 shared cores it takes the time that the other threads need to reach the barrier. Each workload runs in a new process
