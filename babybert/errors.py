@@ -14,9 +14,15 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """Something the user can fix. The message says what is wrong, where, and what to do."""
+    """Something the user can fix. The message says what is wrong, where, and what to do.
+
+    As text it is one line: line breaks and control characters, of a file's name for example, are escaped.
+    """
 
     exit_code = EXIT_CRASH
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(UserError):
@@ -35,6 +41,13 @@ class StorageError(UserError):
     """A disk or server that is full or fails. Unlike with the two above, a retry may help."""
 
     exit_code = EXIT_CRASH
+
+
+def one_line(text: str) -> str:
+    """Return a text with all characters escaped that would break a line, or that a terminal would obey."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def cannot_write(message: str, error: OSError) -> UserError:

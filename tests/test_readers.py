@@ -24,6 +24,7 @@ from babybert.corpus import imdb
 from babybert.corpus.documents import DemoCorpus, LimitedCorpus, open_corpus
 from babybert.corpus.download import Download
 from babybert.corpus.files import BadRows
+from babybert.corpus.labelled import read_labelled
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError
 
@@ -59,6 +60,15 @@ def test_archive_folder_and_table_give_the_same_labelled_reviews(folder: Path, a
     assert sorted(read(tmp_path, "imdb", folder / "aclImdb")) == TEXTS
     pd.DataFrame({"review": TEXTS, "sentiment": "positive"}).to_csv(tmp_path / "IMDB Dataset.csv", index=False)
     assert read(tmp_path, "imdb", tmp_path / "IMDB Dataset.csv") == TEXTS
+
+
+def test_reviews_with_upper_case_endings_or_compressed_are_read(folder: Path, tmp_path: Path) -> None:
+    train = folder / "aclImdb/train/pos"
+    (train / "0_7.txt").rename(train / "0_7.TXT")
+    (train / "4_7.txt").unlink()
+    (train / "4_7.txt.gz").write_bytes(gzip.compress(TEXTS[4].encode()))
+    assert sorted(read(tmp_path, "imdb", folder)) == TEXTS
+    assert {row.label for row in read_labelled("imdb", (str(folder),), "", "")} == {"pos", "neg"}
 
 
 def test_archive_and_folder_make_the_same_data(folder: Path, archive: Path, tmp_path: Path) -> None:
