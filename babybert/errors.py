@@ -13,6 +13,19 @@ EXIT_DATA = 3
 EXIT_INTERRUPTED = 130
 
 
+def one_line(text: str) -> str:
+    """Return a text with all characters escaped that would break a line, or that a terminal would obey.
+
+    Bytes of a path that are not text (lone surrogates, PEP 383) stay: standard error knows how to show them.
+    """
+    return "".join(
+        character
+        if character.isprintable() or "\udc80" <= character <= "\udcff"
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
 class UserError(ValueError):
     """Something the user can fix. The message says what is wrong, where, and what to do.
 
@@ -41,13 +54,6 @@ class StorageError(UserError):
     """A disk or server that is full or fails. Unlike with the two above, a retry may help."""
 
     exit_code = EXIT_CRASH
-
-
-def one_line(text: str) -> str:
-    """Return a text with all characters escaped that would break a line, or that a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def cannot_write(message: str, error: OSError) -> UserError:
