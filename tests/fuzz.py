@@ -115,6 +115,8 @@ def check(outcome: Outcome) -> None:
     error_lines = len(ERROR_LINE.findall(outcome.errors))
     if error_lines != (outcome.exit_code != 0):
         raise CaseError(f"{error_lines} error lines with exit code {outcome.exit_code}\n{outcome.errors}")
+    if "Traceback" in outcome.errors or "Exception ignored" in outcome.errors:
+        raise CaseError(f"a traceback\n{outcome.errors}")
     if error_lines and not ERROR_LINE.match(outcome.errors.rstrip("\n").rpartition("\n")[2]):
         raise CaseError(f"the error is more than one line\n{outcome.errors}")
 

@@ -305,7 +305,10 @@ def test_a_truncated_file_is_refused_and_the_rows_before_are_kept(tmp_path: Path
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_other_encodings_are_recognized_by_their_byte_order_mark(tmp_path: Path, encoding: str, suffix: str) -> None:
+def test_other_encodings_are_recognized_by_their_byte_order_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, suffix: str
+) -> None:
+    monkeypatch.setattr("babybert.corpus.files.CHUNK_BYTES", 5)
     texts = ["plain", "caf\u00e9 \U0001f600\u2028 \u0a0a"]
     content = {
         "csv": "text\n" + "".join(f'"{text}"\n' for text in texts),
@@ -352,8 +355,8 @@ def test_a_csv_with_one_column_may_have_any_delimiter_in_its_texts(tmp_path: Pat
 def test_an_array_of_objects_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [*UNUSUAL_TEXTS, "]", "[1, 2", "x" * 50]
     rows = [{"id": [index, {"text": "inner"}], "text": text} for index, text in enumerate(texts)]
-    for characters in (1, 2, 7, 1 << 20):
-        monkeypatch.setattr("babybert.corpus.json_rows.CHUNK_CHARACTERS", characters)
+    for chunk_bytes in (1, 2, 7, 1 << 20):
+        monkeypatch.setattr("babybert.corpus.files.CHUNK_BYTES", chunk_bytes)
         for indent in (None, 2):
             (tmp_path / "t.json").write_text("\n " + json.dumps(rows, indent=indent) + "\n")
             assert read(tmp_path, "jsonl", tmp_path / "t.json") == texts

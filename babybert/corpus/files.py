@@ -6,6 +6,7 @@ A bad row or file raises DataError or, if the user asked for it, is counted and 
 import bz2
 import codecs
 import contextlib
+import functools
 import gzip
 import io
 import logging
@@ -37,6 +38,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+CHUNK_BYTES = 1 << 20
 NAMES_SHOWN = 20  # columns or keys, in an error message
 LONGEST_NAME_SHOWN = 60  # characters
 
@@ -171,12 +173,21 @@ def utf8_lines(content: io.BufferedIOBase) -> Iterator[bytes]:
     if encoding.startswith("utf-8"):
         yield from content
         return
-    text = io.TextIOWrapper(cast(IO[bytes], content), encoding, newline="\n")
-    try:
-        for line in text:
-            yield line.encode()
-    finally:
-        text.detach()  # else it would close the file
+    rest = ""
+    for chunk in decoded_chunks(content, encoding):
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            yield f"{line}\n".encode()
+    yield rest.encode()
+
+
+def decoded_chunks(content: io.BufferedIOBase, encoding: str) -> Iterator[str]:
+    """Yield the text of a file in chunks. Raises UnicodeDecodeError, which `file_errors` reports.
+
+    Unlike a TextIOWrapper, this does not close the file when it is done.
+    """
+    chunks = iter(functools.partial(content.read, CHUNK_BYTES), b"")
+    return codecs.iterdecode(chunks, encoding)
 
 
 @contextlib.contextmanager
