@@ -6,7 +6,7 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-web goldens lint types soak bench bench-learning bench-serving \
+.PHONY: help install demo test test-fast test-web goldens lint types soak fuzz bench bench-learning bench-serving \
 	images test-images lint-deploy lock monitoring tutorial pictures check format clean
 
 help: ## this list
@@ -44,6 +44,9 @@ types: $(INSTALLED) ## check types
 
 soak: $(INSTALLED) ## kill one run with a real S3 server 50 times; the result must be equal to the bit
 	$(BIN)/python tests/soak.py
+
+fuzz: $(INSTALLED) ## run 1,000 strange inputs and 3,000 strange settings; up to five minutes (FUZZ_FLAGS=--seed=7)
+	$(BIN)/python tests/fuzz.py $(FUZZ_FLAGS)
 
 bench: $(INSTALLED) ## measure speed against other tools: make bench ARCHIVE=aclImdb_v1.tar.gz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

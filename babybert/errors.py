@@ -13,10 +13,29 @@ EXIT_DATA = 3
 EXIT_INTERRUPTED = 130
 
 
+def one_line(text: str) -> str:
+    """Return a text with all characters escaped that would break a line, or that a terminal would obey.
+
+    Bytes of a path that are not text (lone surrogates, PEP 383) stay: standard error knows how to show them.
+    """
+    return "".join(
+        character
+        if character.isprintable() or "\udc80" <= character <= "\udcff"
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
 class UserError(ValueError):
-    """Something the user can fix. The message says what is wrong, where, and what to do."""
+    """Something the user can fix. The message says what is wrong, where, and what to do.
+
+    As text it is one line: line breaks and control characters, of a file's name for example, are escaped.
+    """
 
     exit_code = EXIT_CRASH
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(UserError):

@@ -37,6 +37,14 @@ def test_bad_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "--source" in fails(capsys, 2, "prepare", "--corpus", "csv")
 
 
+def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "line\nbreak \x1b[31m \u2028.csv"
+    path.write_text("a\nb\n")
+    error = fails(capsys, 3, "prepare", "--corpus", "csv", "--source", str(path), "--out", str(tmp_path / "out"))
+    assert error.startswith("babybert prepare: error: ")
+    assert r"line\nbreak \x1b[31m \u2028.csv: no column 'text'" in error
+
+
 def test_bad_data_is_3(capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_folder: Path) -> None:
     assert "no such file" in fails(
         capsys,

@@ -1,5 +1,6 @@
 """A dataset is verified, cached, and refused if a file of it is missing or changed."""
 
+import csv
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from babybert.config import PrepareConfig
 from babybert.data import dataset as module
 from babybert.data.cache import open_cache
 from babybert.data.dataset import Dataset, open_dataset, unigram_entropy
+from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 from babybert.data.table import Examples, read_table
 from babybert.errors import DataError
@@ -174,3 +176,16 @@ def test_words_that_pandas_would_read_as_missing_have_counts(tmp_path: Path) -> 
 def test_entropy_of_known_shares() -> None:
     assert unigram_entropy(np.array([0, 4, 4])) == pytest.approx(np.log(2))
     assert unigram_entropy(np.array([0, 0, 8])) == 0
+
+
+def test_a_vocabulary_with_a_very_long_word_is_read(tmp_path: Path, demo_folder: Path) -> None:
+    shutil.copytree(demo_folder, tmp_path / "data")
+    vocabulary = tmp_path / "data" / "vocabulary.csv"
+    with vocabulary.open("a") as file:
+        file.write(f"999,{'x' * 200_000},7\r\n")
+    path = tmp_path / "data" / "dataset.json"
+    facts = json.loads(path.read_text())
+    facts["files"]["vocabulary.csv"]["sha256"] = sha256(vocabulary)
+    path.write_text(json.dumps(facts))
+    csv.field_size_limit(131_072)  # the default, which reading other CSV files has changed
+    assert open_dataset(tmp_path / "data").token_counts()[-1] == 7

@@ -24,6 +24,7 @@ from babybert.corpus import imdb
 from babybert.corpus.documents import DemoCorpus, LimitedCorpus, open_corpus
 from babybert.corpus.download import Download
 from babybert.corpus.files import BadRows
+from babybert.corpus.labelled import read_labelled
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError
 
@@ -59,6 +60,15 @@ def test_archive_folder_and_table_give_the_same_labelled_reviews(folder: Path, a
     assert sorted(read(tmp_path, "imdb", folder / "aclImdb")) == TEXTS
     pd.DataFrame({"review": TEXTS, "sentiment": "positive"}).to_csv(tmp_path / "IMDB Dataset.csv", index=False)
     assert read(tmp_path, "imdb", tmp_path / "IMDB Dataset.csv") == TEXTS
+
+
+def test_reviews_with_upper_case_endings_or_compressed_are_read(folder: Path, tmp_path: Path) -> None:
+    train = folder / "aclImdb/train/pos"
+    (train / "0_7.txt").rename(train / "0_7.TXT")
+    (train / "4_7.txt").unlink()
+    (train / "4_7.txt.gz").write_bytes(gzip.compress(TEXTS[4].encode()))
+    assert sorted(read(tmp_path, "imdb", folder)) == TEXTS
+    assert {row.label for row in read_labelled("imdb", (str(folder),), "", "")} == {"pos", "neg"}
 
 
 def test_archive_and_folder_make_the_same_data(folder: Path, archive: Path, tmp_path: Path) -> None:
@@ -295,7 +305,10 @@ def test_a_truncated_file_is_refused_and_the_rows_before_are_kept(tmp_path: Path
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_other_encodings_are_recognized_by_their_byte_order_mark(tmp_path: Path, encoding: str, suffix: str) -> None:
+def test_other_encodings_are_recognized_by_their_byte_order_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, suffix: str
+) -> None:
+    monkeypatch.setattr("babybert.corpus.files.CHUNK_BYTES", 5)
     texts = ["plain", "caf\u00e9 \U0001f600\u2028 \u0a0a"]
     content = {
         "csv": "text\n" + "".join(f'"{text}"\n' for text in texts),
@@ -342,8 +355,8 @@ def test_a_csv_with_one_column_may_have_any_delimiter_in_its_texts(tmp_path: Pat
 def test_an_array_of_objects_is_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [*UNUSUAL_TEXTS, "]", "[1, 2", "x" * 50]
     rows = [{"id": [index, {"text": "inner"}], "text": text} for index, text in enumerate(texts)]
-    for characters in (1, 2, 7, 1 << 20):
-        monkeypatch.setattr("babybert.corpus.json_rows.CHUNK_CHARACTERS", characters)
+    for chunk_bytes in (1, 2, 7, 1 << 20):
+        monkeypatch.setattr("babybert.corpus.files.CHUNK_BYTES", chunk_bytes)
         for indent in (None, 2):
             (tmp_path / "t.json").write_text("\n " + json.dumps(rows, indent=indent) + "\n")
             assert read(tmp_path, "jsonl", tmp_path / "t.json") == texts

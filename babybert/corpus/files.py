@@ -6,6 +6,7 @@ A bad row or file raises DataError or, if the user asked for it, is counted and 
 import bz2
 import codecs
 import contextlib
+import functools
 import gzip
 import io
 import logging
@@ -37,6 +38,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+CHUNK_BYTES = 1 << 20
 NAMES_SHOWN = 20  # columns or keys, in an error message
 LONGEST_NAME_SHOWN = 60  # characters
 
@@ -64,11 +66,12 @@ class BadRows:
 
     def report(self, message: str) -> None:
         """Handle one bad row: raise DataError(message), or log the message and count the row."""
+        error = DataError(message)
         if not self.skip:
-            raise DataError(message)
+            raise error
         self.count += 1
         if self.count <= self.MAX_LOGGED:
-            logger.info(f"skipped: {message}")
+            logger.info(f"skipped: {error}")
         elif self.count == self.MAX_LOGGED + 1:
             logger.info("skipped: more rows; from here on they are counted but not shown")
 
@@ -105,17 +108,14 @@ def find_column(
 
 
 def shown_names(names: Sequence[str]) -> str:
-    """Return names from a file for an error message: on one line, without control characters, and not too many."""
+    """Return names from a file for an error message, not too many and none too long."""
     shown = [shown_text(name, LONGEST_NAME_SHOWN) for name in names[:NAMES_SHOWN]]
     return ", ".join([*shown, *(["..."] if len(names) > NAMES_SHOWN else [])])
 
 
 def shown_text(text: str, longest: int) -> str:
-    """Return the start of a text with control characters escaped."""
-    start = text if len(text) <= longest else text[:longest] + "..."
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in start
-    )
+    """Return the start of a text for an error message."""
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def decompressed(path: Path, file: IO[bytes]) -> io.BufferedIOBase:
@@ -134,7 +134,7 @@ def decompressed(path: Path, file: IO[bytes]) -> io.BufferedIOBase:
         # Not zstandard's own reader: it takes a truncated file for a complete one.
         import pyarrow  # here, because it takes 25 MB, and training on cached data does not use it
 
-        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(_BorrowedFile(file), mode="r"), "zstd")
         return cast(io.BufferedIOBase, io.BufferedReader(stream))
     content = cast(io.BufferedReader, file)
     start = content.peek(8)
@@ -142,6 +142,18 @@ def decompressed(path: Path, file: IO[bytes]) -> io.BufferedIOBase:
         if start.startswith(kind):
             raise DataError(f"{path}: {problem}")
     return content
+
+
+class _BorrowedFile:
+    """A file for pyarrow to read. It stays open: pyarrow closes its files when it is done with them."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read = file.read
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def encoding_of(content: io.BufferedIOBase) -> str:
@@ -161,12 +173,21 @@ def utf8_lines(content: io.BufferedIOBase) -> Iterator[bytes]:
     if encoding.startswith("utf-8"):
         yield from content
         return
-    text = io.TextIOWrapper(cast(IO[bytes], content), encoding, newline="\n")
-    try:
-        for line in text:
-            yield line.encode()
-    finally:
-        text.detach()  # else it would close the file
+    rest = ""
+    for chunk in decoded_chunks(content, encoding):
+        *lines, rest = (rest + chunk).split("\n")
+        for line in lines:
+            yield f"{line}\n".encode()
+    yield rest.encode()
+
+
+def decoded_chunks(content: io.BufferedIOBase, encoding: str) -> Iterator[str]:
+    """Yield the text of a file in chunks. Raises UnicodeDecodeError, which `file_errors` reports.
+
+    Unlike a TextIOWrapper, this does not close the file when it is done.
+    """
+    chunks = iter(functools.partial(content.read, CHUNK_BYTES), b"")
+    return codecs.iterdecode(chunks, encoding)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ ARCHIVE = Download(
     size=84_125_825,
     md5="7c2ac02c03563afcf9b574c7e56c153a",
 )
-REVIEW = r"(train|test)/(pos|neg)/[^/]+\.txt$"
+REVIEW = r"(train|test)/(pos|neg)/[^/]+\.(?i:txt(\.(gz|zst|bz2|xz))?)$"
 REVIEW_PATH = re.compile(rf"(?:^|/)({REVIEW})")
 REVIEW_NAME = re.compile(rf"(?:^|[/ ]){REVIEW}")  # in the archive, a document's name is "ARCHIVE: PATH"
 REST_BYTES = 1 << 20
@@ -40,7 +40,8 @@ def choose_reader(files: SourceFiles) -> Reader:
         return functools.partial(read_csv, column="review")
     if len(paths) == 1 and paths[0].suffix.lower() != ".txt":
         return read_archive
-    files.paths = [path for path in paths if REVIEW_PATH.search(path.as_posix())]
+    # A folder is in the list if it cannot be read, which reading it will report.
+    files.paths = [path for path in paths if REVIEW_PATH.search(path.as_posix()) or path.is_dir()]
     files.leave_out("not a labelled review", len(paths) - len(files.paths))
     if not files.paths:
         raise DataError(f"{paths[0]}: not IMDB's reviews; expected files such as train/pos/0_9.txt")
@@ -56,7 +57,8 @@ def read_archive(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[Doc
     with gzip.open(file) as content, tarfile.open(fileobj=content, mode="r|") as tar:
         for member in tar:
             match = REVIEW_PATH.search(member.name)
-            review = tar.extractfile(member) if match and member.isfile() else None
+            is_plain = match and not match[4] and member.isfile()
+            review = tar.extractfile(member) if is_plain else None
             if match and review:
                 has_reviews = True
                 name = f"{path}: {match[1]}"

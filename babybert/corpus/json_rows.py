@@ -10,6 +10,7 @@ from typing import IO, Any, cast
 from babybert.corpus.files import (
     LONGEST_NAME_SHOWN,
     BadRows,
+    decoded_chunks,
     decompressed,
     encoding_of,
     shown_names,
@@ -18,7 +19,6 @@ from babybert.corpus.files import (
 )
 from babybert.errors import DataError
 
-CHUNK_CHARACTERS = 1 << 20
 START_BYTES = 256  # in which the first character that is not white space is looked for
 LONGEST_ESCAPE = 12  # characters: `\ud83d\ude00`
 WHITE_SPACE = re.compile(r"\s*")
@@ -68,35 +68,31 @@ def _read_lines(path: Path, content: io.BufferedIOBase, bad_rows: BadRows) -> It
 
 def _read_array(path: Path, content: io.BufferedIOBase, encoding: str) -> Iterator[tuple[str, Any]]:
     """Yield the elements of an array that is all that is in the file."""
-    text = io.TextIOWrapper(cast(IO[bytes], content), encoding)
-    array = _ArrayText(text)
-    try:
-        array.take()  # the bracket
-        number = 0
-        while array.next_character() and (number or array.next_character() != "]"):
-            number += 1
-            where = f"{path}: element {number} of the array"
-            try:
-                value = array.value()
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not JSON: {_explain(error)}") from error
-            yield where, value
-            if array.next_character() != ",":
-                break
-            array.take()
-        if array.take() != "]":
-            raise DataError(f"{path}: not JSON: element {number} of the array is not followed by a comma or ]")
-        if array.next_character():
-            raise DataError(f"{path}: not JSON: has text after the end of the array")
-    finally:
-        text.detach()  # else it would close the file
+    array = _ArrayText(decoded_chunks(content, encoding))
+    array.take()  # the bracket
+    number = 0
+    while array.next_character() and (number or array.next_character() != "]"):
+        number += 1
+        where = f"{path}: element {number} of the array"
+        try:
+            value = array.value()
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {_explain(error)}") from error
+        yield where, value
+        if array.next_character() != ",":
+            break
+        array.take()
+    if array.take() != "]":
+        raise DataError(f"{path}: not JSON: element {number} of the array is not followed by a comma or ]")
+    if array.next_character():
+        raise DataError(f"{path}: not JSON: has text after the end of the array")
 
 
 class _ArrayText:
     """A position in a text that is read in chunks. Memory holds one chunk, or one value if that is longer."""
 
-    def __init__(self, text: io.TextIOWrapper) -> None:
-        self._text = text
+    def __init__(self, chunks: Iterator[str]) -> None:
+        self._chunks = chunks
         self._buffer = ""
         self._position = 0
 
@@ -108,7 +104,7 @@ class _ArrayText:
             self._position = white_space.end()
             if self._position < len(self._buffer):
                 return self._buffer[self._position]
-            if not self._read(CHUNK_CHARACTERS):
+            if not self._read():
                 return ""
 
     def take(self) -> str:
@@ -118,28 +114,30 @@ class _ArrayText:
         return character
 
     def value(self) -> Any:
-        """Take a JSON value. Raises ValueError if there is none, RecursionError if it is nested too deeply."""
-        characters = CHUNK_CHARACTERS
+        """Take a JSON value. Raises JSONDecodeError if there is none, RecursionError if it is nested too deeply."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self._buffer, self._position)
                 length = end - self._position
                 # At the end of the buffer, the value may go on: 1 may be the start of 12.
-                if end < len(self._buffer) or not self._read(characters):
+                if end < len(self._buffer) or not self._read():
                     self._position += length
                     return value
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos > len(self._buffer) - LONGEST_ESCAPE
-                if not (is_cut and self._read(characters)):
+                if not (is_cut and self._read()):
                     raise
-            characters *= 2  # so that a long value is not parsed too often
 
-    def _read(self, characters: int) -> bool:
-        """Extend the buffer. Return False at the end of the text."""
-        chunk = self._text.read(characters)
-        self._buffer = self._buffer[self._position :] + chunk
+    def _read(self) -> bool:
+        """Double what is left of the buffer, so that no value is parsed too often. Return False at the end."""
+        rest = self._buffer[self._position :]
+        chunks = [rest]
+        wanted = 2 * len(rest) + 1
+        while sum(map(len, chunks)) < wanted and (chunk := next(self._chunks, "")):
+            chunks.append(chunk)
+        self._buffer = "".join(chunks)
         self._position = 0
-        return bool(chunk)
+        return len(self._buffer) > len(rest)
 
 
 def _explain(error: Exception) -> str:
