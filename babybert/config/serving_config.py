@@ -1,11 +1,10 @@
 """The settings of the commands that ask a model or serve it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from babybert.config.evaluation_config import CHECKPOINT_HELP
-from babybert.config.fields import option, require
+from babybert.config.fields import option, require, require_http_address
 
 SOURCE_HELP = f"{CHECKPOINT_HELP}, in a folder or at s3://bucket/prefix"
 
@@ -96,9 +95,6 @@ class PlaygroundConfig:
         require(
             (self.endpoint is None) != (self.checkpoint is None), "give one of --endpoint URL and --checkpoint PATH"
         )
-        address = self.endpoint
-        require(
-            address is None or bool(re.match("https?://[^/]", address)),
-            f"endpoint is '{address}'; it must look like http://127.0.0.1:8080",
-        )
+        if self.endpoint is not None:
+            require_http_address("endpoint", self.endpoint, "http://127.0.0.1:8080")
         require(self.port is None or 0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")

@@ -7,6 +7,7 @@ answers with status 206). The file gets its final name only after its digest was
 import fnmatch
 import glob
 import hashlib
+import http.client
 import logging
 import re
 import time
@@ -18,7 +19,8 @@ from typing import Any
 
 from babybert.errors import DataError, StorageError
 from babybert.progress import Progress
-from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
+from babybert.s3 import is_s3, list_keys, make_client, split_address
+from babybert.s3_errors import s3_errors
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def _fetch_with_retries(source: Download, partial: Path, pause: float) -> None:
         try:
             _fetch_rest(source, partial)
             return
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
             is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == ATTEMPTS or is_refusal:
                 received = partial.stat().st_size if partial.exists() else 0

@@ -66,8 +66,8 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
         if manager:
             logger.info(setup.describe())
         result = _train(setup, manager, metrics)
-        if result and config.pushgateway:
-            metrics.push(config.pushgateway, config.out.name)
+        if result and config.pushgateway_url:
+            metrics.push(config.pushgateway_url, config.out.name)
         return result
 
 
