@@ -1,11 +1,13 @@
-"""Proxies in front of a server: one imitates faults of networks, the other refuses requests as an S3 server may."""
+"""Servers with faults: a proxy that imitates those of networks, one that refuses requests as S3 does, and one that
+answers whatever a test wants.
+"""
 
 import contextlib
 import http.client
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -204,3 +206,22 @@ def _error_body(refusal: Refusal) -> bytes:
         '<?xml version="1.0" encoding="UTF-8"?>'
         f"<Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>"
     ).encode()
+
+
+@contextlib.contextmanager
+def answering(content: bytes | None) -> Iterator[tuple[int, list[bytes]]]:
+    """A server that answers each connection with these bytes; None: never. Yields its port and what it received."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as connections:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection = connections.enter_context(listener.accept()[0])
+                    received.append(connection.recv(65536))
+                    if content is not None:
+                        connection.sendall(content)
+                        connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], received

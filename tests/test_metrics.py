@@ -1,12 +1,10 @@
 """The metrics log survives restarts and torn lines. A Pushgateway never makes a run fail."""
 
-import contextlib
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from faulty_proxy import answering
 
 from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
 from babybert.cli import main
@@ -38,25 +36,6 @@ def test_a_torn_line_breaks_neither_writer_nor_reader(tmp_path: Path) -> None:
     log.write("train", step=3)
     assert [line["step"] for line in read_metrics(log.path)] == [1, 3]
     assert all(line == b"" or line.startswith(b"{") for line in log.path.read_bytes().split(b"\n"))
-
-
-@contextlib.contextmanager
-def answering(content: bytes | None) -> Iterator[tuple[int, list[bytes]]]:
-    """A server that answers each connection with these bytes; None: never. Yields its port and what it received."""
-    received: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as connections:
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection = connections.enter_context(listener.accept()[0])
-                    received.append(connection.recv(65536))
-                    if content is not None:
-                        connection.sendall(content)
-                        connection.close()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1], received
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """What each error of S3 means: its exit code, and what the message tells users to change."""
 
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +10,7 @@ from botocore import exceptions
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from conftest import S3, aws_variables
-from faulty_proxy import Refusal, S3Proxy, pass_all
+from faulty_proxy import Refusal, S3Proxy, answering, pass_all
 
 from babybert.cli import main
 from babybert.errors import EXIT_CRASH, EXIT_DATA, EXIT_USAGE, UsageError, UserError
@@ -172,21 +170,6 @@ def test_exit_codes_of_exceptions(error: Exception, exit_code: int) -> None:
     assert "\n" not in str(converted)
 
 
-def answering(content: bytes) -> int:
-    """The port of a server that answers every connection with these bytes."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(content)
-
-    threading.Thread(target=serve, daemon=True).start()
-    return int(listener.getsockname()[1])
-
-
 PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nConnection: close\r\n\r\n<html></html>"
 
 
@@ -215,12 +198,12 @@ PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 13\r\nCon
 def test_wrong_settings_say_what_to_change(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], exit_code: int, says: str
 ) -> None:
-    port = answering(PAGE)
     given = {**aws_variables("http://127.0.0.1:9"), "AWS_SHARED_CREDENTIALS_FILE": os.devnull, **variables}
-    for name, value in given.items():
-        monkeypatch.setenv(name, value.format(page=port))
-    with pytest.raises(UserError, match=says) as caught, s3_errors("s3://bucket/key"):
-        list(list_keys(make_client(), "bucket", "key"))
+    with answering(PAGE) as (port, _):
+        for name, value in given.items():
+            monkeypatch.setenv(name, value.format(page=port))
+        with pytest.raises(UserError, match=says) as caught, s3_errors("s3://bucket/key"):
+            list(list_keys(make_client(), "bucket", "key"))
     assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)
 

@@ -133,6 +133,35 @@ def test_what_follows_an_upload_does_not_make_it_fail(
         assert any(problem in warning and right in warning for warning in warnings)
 
 
+def test_metrics_that_could_not_be_uploaded_are_retried_without_the_checkpoint(
+    store: S3Store,
+    save: Save,
+    metrics: CheckpointMetrics,
+    registry: CollectorRegistry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("babybert.checkpoint.uploader.FIRST_PAUSE", 0.05)
+    curve = tmp_path / "metrics.jsonl"
+    curve.write_text("{}\n")
+    fails = iter([True, True, False])
+    original = S3Store.upload_metrics
+
+    def unreliable_upload(self: S3Store, path: Path) -> None:
+        if next(fails):
+            raise StorageError("the server is away")
+        original(self, path)
+
+    monkeypatch.setattr(S3Store, "upload_metrics", unreliable_upload)
+    uploader = Uploader(store, 1, metrics, curve)
+    uploader.submit(save(1))
+    uploader.finish(30)
+    store.download_metrics(tmp_path / "downloaded.jsonl")
+    assert (tmp_path / "downloaded.jsonl").read_text() == "{}\n"
+    assert registry.get_sample_value("babybert_checkpoint_uploads_total") == 1
+    assert registry.get_sample_value("babybert_checkpoint_upload_failures_total") == 0
+
+
 def test_a_slow_clean_up_at_the_end_does_not_make_the_run_fail(
     store: S3Store, save: Save, metrics: CheckpointMetrics, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

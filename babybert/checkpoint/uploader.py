@@ -3,8 +3,8 @@
 Training never waits for an upload. If a newer checkpoint arrives while an older one is waiting, the older one is not
 uploaded any more: the newer one replaces it. The uploader stops for good when the lease of the store is lost.
 
-A checkpoint is uploaded when its manifest is. What follows, the curve and deleting what is old, is tried once after
-each upload. If it fails, a warning is logged, and the upload has succeeded nevertheless.
+A checkpoint is uploaded when its manifest is. Then follow the run's metrics and deleting what is old. If that fails, a
+warning is logged, and the upload has succeeded nevertheless.
 """
 
 import contextlib
@@ -131,9 +131,23 @@ class Uploader:
         self._metrics.record_upload(size, time.monotonic() - start)
         with self._changed:
             self._has_arrived = True
-        self._try("the metrics are not uploaded", lambda: self._store.upload_metrics(self._metrics_file))
+        self._try("the metrics are not uploaded", self._upload_metrics)
         self._try("old checkpoints are not deleted", lambda: self._store.prune(self._keep))
         self._try("interrupted uploads are not aborted", self._store.abort_uploads)
+
+    def _upload_metrics(self) -> None:
+        """Upload the run's metrics. Retries what may be temporary, until a newer checkpoint waits."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                self._store.upload_metrics(self._metrics_file)
+                return
+            except (StorageError, OSError) as error:
+                logger.warning(f"the metrics are not uploaded yet: {error}; retrying in {pause:.0f} s")
+            with self._changed:
+                if self._changed.wait_for(lambda: self._waiting or self._closed, pause):
+                    return
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _try(self, problem: str, action: Callable[[], None]) -> None:
         """Call `action`. If it fails, log `problem` and the reason, once until it succeeds. Raises LeaseLost."""
