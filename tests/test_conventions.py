@@ -62,6 +62,12 @@ def test_imports_run_one_way(path: Path) -> None:
             assert layer_of(imported) <= layer_of(part_of(path)), f"line {node.lineno}: {node.module}"
 
 
+def test_only_two_modules_know_boto3() -> None:
+    """So one function decides what an error of S3 means."""
+    users = {path.stem for path in MODULES if re.search(r"(?:import|from) (?:boto|s3transfer)", path.read_text())}
+    assert users == {"s3", "s3_errors"}
+
+
 def test_files_and_functions_are_short() -> None:
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
