@@ -1,21 +1,25 @@
-"""S3 as this project uses it: one client, `s3://bucket/key` addresses, and errors that users can act on.
+"""S3 as this project uses it: one client, `s3://bucket/key` addresses, and a few requests.
 
 boto3 finds credentials, region and endpoint in the standard AWS ways (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`,
-`~/.aws/config`, roles of a cluster), so the project has no settings for them.
+`~/.aws/config`, roles of a cluster), so the project has no settings for them. The functions that send requests raise
+boto3's exceptions; call them inside `s3_errors.s3_errors`.
 """
 
-import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from babybert.errors import DataError, StorageError, UsageError
+from babybert.errors import UsageError, UserError
+from babybert.s3_errors import error_code, s3_errors
 
 SCHEME = "s3://"
 TIMEOUT_VARIABLE = "BABYBERT_S3_TIMEOUT"
+DEFAULT_TIMEOUT = "20"  # seconds, for a server that accepts a connection and never answers
 LONGEST_TIMEOUT = 1_000_000  # seconds; timers of the operating system end at much more
-MISSING = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
-DENIED = ("401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+BUCKET_NAME = re.compile(r"[a-zA-Z0-9.\-_]{1,255}")  # as botocore has it; the servers' own rules are stricter
+# What S3 and compatible servers answer when the condition of a write does not hold.
+CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey")
 
 
 def is_s3(address: str) -> bool:
@@ -24,34 +28,53 @@ def is_s3(address: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Bucket and key (or prefix) of `s3://bucket/key`. Raises UsageError when there is no bucket."""
+    """Bucket and key (or prefix) of `s3://bucket/key`. Raises UsageError when there is no valid bucket name."""
     bucket, _, key = address.removeprefix(SCHEME).partition("/")
     if not is_s3(address) or not bucket:
         raise UsageError(f"{address}: not an S3 address; it must look like s3://bucket/key")
+    if not BUCKET_NAME.fullmatch(bucket):
+        raise UsageError(
+            f"{address}: '{bucket}' is not a bucket name; it may contain letters, digits, hyphens, dots and underscores"
+        )
     return bucket, key
 
 
 def make_client() -> Any:
-    """A boto3 client that retries temporary errors. Raises UsageError when its configuration is incomplete."""
+    """A boto3 client that retries temporary errors. Raises UsageError when its settings are incomplete or wrong.
+
+    Keys of a role are fetched here for the first time; boto3 renews them. Raises StorageError if that fails.
+    """
     import boto3  # takes a quarter of a second, which only users of S3 should pay
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
 
     seconds = _timeout()
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 3}, connect_timeout=min(seconds, 5.0), read_timeout=seconds
+    )
     try:
-        config = Config(
-            retries={"mode": "standard", "max_attempts": 3},
-            connect_timeout=min(seconds, 5.0),
-            read_timeout=seconds,
-        )
-        return boto3.Session().client("s3", config=config)
-    except (BotoCoreError, ValueError) as error:
-        raise UsageError(f"S3: {error}; set the AWS variables or ~/.aws/config") from error
+        with s3_errors("S3"):
+            session = boto3.Session()
+            _check_credentials(session.get_credentials())
+            return session.client("s3", config=config)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UsageError(f"S3: {error}; correct the AWS variables or ~/.aws/config") from error
+
+
+def _check_credentials(credentials: Any) -> None:
+    """Raise UsageError for keys with a line break, as a Secret made of the output of `echo` has. None is no error here.
+
+    S3 would answer that the signature is wrong, or the request could not be sent at all.
+    """
+    keys = credentials.get_frozen_credentials() if credentials else ()
+    if any(key and key != key.strip() for key in keys):
+        raise UsageError("S3: the AWS credentials begin or end with a blank or a line break; remove it")
 
 
 def _timeout() -> float:
     """Seconds to wait for a server that accepts a connection and never answers. Raises UsageError."""
-    text = os.environ.get(TIMEOUT_VARIABLE, "20")
+    text = os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT)
     try:
         seconds = float(text)
     except ValueError:
@@ -61,33 +84,39 @@ def _timeout() -> float:
     return seconds
 
 
-@contextlib.contextmanager
-def s3_errors(address: str) -> Iterator[None]:
-    """Turn boto3's errors into ours: missing is DataError, denied is UsageError, the rest is StorageError."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-    try:
-        yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in MISSING:
-            raise DataError(f"{address}: no such object or bucket") from error
-        if code in DENIED:
-            raise UsageError(
-                f"{address}: access denied ({code}); check the AWS credentials and the bucket's policy"
-            ) from error
-        raise StorageError(f"{address}: S3 answered {code}: {error}; try again") from error
-    except (NoCredentialsError, PartialCredentialsError) as error:
-        raise UsageError(
-            f"{address}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
-        ) from error
-    except (BotoCoreError, Boto3Error) as error:
-        raise StorageError(f"{address}: {error}; check the endpoint and try again") from error
-
-
 def list_keys(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Key and size in bytes of each object below a prefix, in the order of the keys."""
+    """Key and size in bytes of each object below a prefix, in the order of the keys.
+
+    Raises UsageError if the answer is not a listing: boto3 takes a web page for an empty one.
+    """
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        if "Name" not in page and "IsTruncated" not in page:
+            raise UsageError(f"s3://{bucket}/{prefix}: the answer is not from an S3 server; correct AWS_ENDPOINT_URL")
         for entry in page.get("Contents", []):
             yield entry["Key"], entry["Size"]
+
+
+def get_if_exists(client: Any, bucket: str, key: str) -> tuple[str, bytes] | None:
+    """ETag and content of an object; None if there is none."""
+    from botocore.exceptions import ClientError
+
+    try:
+        response = client.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error_code(error) in ("NoSuchKey", "404"):
+            return None
+        raise
+    return response.get("ETag", ""), response["Body"].read()
+
+
+def put_if(client: Any, bucket: str, key: str, body: bytes, **condition: str) -> str | None:
+    """Write an object if `condition` (`IfNoneMatch` or `IfMatch`) holds. Returns its ETag, or None if it does not."""
+    from botocore.exceptions import ClientError
+
+    try:
+        response = client.put_object(Bucket=bucket, Key=key, Body=body, **condition)
+    except ClientError as error:
+        if error_code(error) in CONDITION_FAILED:
+            return None
+        raise
+    return str(response.get("ETag", ""))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+from faulty_proxy import S3Proxy, pass_all
 from processes import run_until_killed as run_until_killed  # tests import it from here
 
 from babybert.config import PrepareConfig, PretrainConfig
@@ -216,6 +217,15 @@ def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3:
     bucket = f"bucket-{time.time_ns()}"
     client.create_bucket(Bucket=bucket)
     return S3(client, bucket)
+
+
+@pytest.fixture
+def s3_proxy(s3: S3, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """A proxy that can refuse requests to the S3 server. The AWS variables point to it; `s3.client` avoids it."""
+    proxy = S3Proxy(s3_endpoint, pass_all)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.close()
 
 
 def aws_variables(endpoint: str) -> dict[str, str]:

@@ -380,7 +380,7 @@ def settings_case(rng: random.Random, folder: Path) -> str:
 
     def parse() -> int:
         try:
-            load_config(command.config_class, name, make_parser().parse_args(arguments), environment)
+            load_config(command.config_class, name, make_parser().parse_args(arguments), environment, COMMANDS)
             return 0
         except UserError as error:
             print(f"babybert {name}: error: {error}", file=sys.stderr)  # as `main` does

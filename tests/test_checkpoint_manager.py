@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 import pytest
 from conftest import S3, Seaweed, aws_variables
-from faulty_proxy import FaultyProxy
+from faulty_proxy import FaultyProxy, Refusal, S3Proxy, S3Request, allow
 from processes import COMMAND_SECONDS, ChildProcess, run_babybert, run_until_killed, start_babybert
 
 from babybert.checkpoint import lease
@@ -21,10 +21,12 @@ from babybert.checkpoint.format import checkpoint_problem, find_checkpoint, list
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.checkpoint.metrics_log import read_metrics
 from babybert.checkpoint.storage import S3Store
+from babybert.cli import main
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
+from babybert.playground.run_history import RunHistory
 from babybert.s3 import list_keys
 from babybert.training.metrics import RunMetrics
 from babybert.training.train import TrainingResult, pretrain
@@ -202,6 +204,82 @@ def test_a_store_that_denies_access_is_reported_before_the_first_step(
     assert not list_checkpoints(tmp_path / "run")
 
 
+NO_CONDITIONS = Refusal(501, "NotImplemented", "A header you provided implies functionality that is not implemented")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        (Refusal(400, "ExpiredToken", "The provided token has expired."), "have expired"),
+        (Refusal(403, "RequestTimeTooSkewed"), "the clock of this machine"),
+        (Refusal(400, "AuthorizationHeaderMalformed", "expecting 'eu-west-1'"), "set AWS_DEFAULT_REGION"),
+        (Refusal(301, "PermanentRedirect"), "set AWS_DEFAULT_REGION"),
+        (NO_CONDITIONS, "use a server with conditional writes"),
+    ],
+)
+def test_a_store_that_no_retry_can_use_ends_the_job_with_2(
+    small: Small, address: str, s3_proxy: S3Proxy, tmp_path: Path, capsys: Any, refusal: Refusal, says: str
+) -> None:
+    def refuse(request: S3Request) -> Refusal | None:
+        return None if refusal is NO_CONDITIONS and not request.conditions else refusal
+
+    s3_proxy.rule = refuse
+    assert main(flags_of(small, tmp_path, address)) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not list_checkpoints(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_policy_for_pretraining_allows_a_run(
+    small: Small, s3: S3, s3_proxy: S3Proxy, tmp_path: Path, capsys: Any
+) -> None:
+    policy = actions_of("pretrain-policy.json")
+    rights = policy["arn:aws:s3:::my-bucket"] | policy["arn:aws:s3:::my-bucket/run/*"]
+    address = f"s3://{s3.bucket}/run"
+    s3_proxy.rule = allow(*rights)
+    assert main([*flags_of(small, tmp_path, address), "--epochs=1"]) == 0
+    assert "warning:" not in capsys.readouterr().err
+    assert S3Store(address).steps() == [28]
+    assert {request.right for request in s3_proxy.requests} == rights
+
+    # The only right that a run can do without: interrupted uploads stay.
+    s3_proxy.rule = allow(*rights - {"s3:ListBucketMultipartUploads"})
+    assert main([*flags_of(small, tmp_path, address), "--epochs=2"]) == 0
+    output = capsys.readouterr()
+    (warning,) = [line for line in output.err.splitlines() if line.startswith("warning:")]
+    assert "need the right s3:ListBucketMultipartUploads" in warning
+    assert "held out" in output.out
+    assert S3Store(address).steps()[0] == 56
+
+    s3_proxy.rule = allow(*policy["arn:aws:s3:::my-bucket/corpus/*"], "s3:ListBucket")
+    for name in "abcdefgh":
+        body = f"One sentence of {name}. Another one.\n".encode() * 20
+        s3.client.put_object(Bucket=s3.bucket, Key=f"corpus/{name}.txt", Body=body)
+    flags = ["--corpus=text", f"--source=s3://{s3.bucket}/corpus/*.txt", f"--out={tmp_path / 'data'}"]
+    assert main(["prepare", *flags, "--min-frequency=1", "--validation-fraction=0.5"]) == 0
+
+
+@pytest.mark.slow
+def test_the_policy_for_serving_allows_to_read_a_run(
+    small: Small, s3: S3, s3_proxy: S3Proxy, tmp_path: Path, capsys: Any
+) -> None:
+    address = f"s3://{s3.bucket}/run"
+    assert main([*flags_of(small, tmp_path, address), "--epochs=1"]) == 0
+    s3_proxy.rule = allow(*set().union(*actions_of("serve-policy.json").values()))
+    assert main(["archive", address, f"--out={tmp_path}"]) == 0
+    history = RunHistory(address)
+    assert history.curves()["steps"] == [28]
+    assert history.query_checkpoints(b'{"text": "[MASK]"}', "application/json").status == 200
+    assert main([*flags_of(small, tmp_path / "other", f"{address}-2"), f"--resume={address}"]) == 2
+    assert "cannot write there: access denied" in capsys.readouterr().err
+
+
+def actions_of(policy: str) -> dict[str, set[str]]:
+    """The actions that a policy of the overlay for Amazon allows, by resource."""
+    path = Path(__file__).parents[1] / "k8s" / "overlays" / "aws" / policy
+    return {part["Resource"]: set(part["Action"]) for part in json.loads(path.read_text())["Statement"]}
+
+
 KILLED_RUN = ["--epochs=2", "--checkpoint-every=12", "--keep-checkpoints=1"]
 
 
@@ -268,7 +346,7 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     job = start(small, tmp_path, address, "--epochs=30", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
     job.wait_for_line("step 28:")
     proxy.mode = fault
-    job.wait_for_line("is not uploaded yet")
+    job.wait_for_line("not uploaded yet")  # a checkpoint, or the metrics
     proxy.mode = "pass"
     code = job.wait(COMMAND_SECONDS)
     assert code == 0, job.output

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import S3
+from faulty_proxy import Refusal, S3Proxy, S3Request, access_denied, allow, deny
 
 from babybert.checkpoint.format import MANIFEST, CheckpointState, checkpoint_problem, save_checkpoint
 from babybert.checkpoint.storage import S3Store
@@ -114,15 +115,15 @@ def test_the_newest_and_the_best_are_kept_and_orphans_are_deleted(store: S3Store
 
 
 def test_parts_of_a_killed_upload_are_aborted(store: S3Store, save: Save, s3: S3) -> None:
-    for key in (store.key("step-00000003", "0" * 32, "model.safetensors"), "elsewhere"):
+    for key in (store.key("step-00000003", "0" * 32, "model.safetensors"), "elsewhere", store.key("step-check")):
         upload = s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
         s3.client.upload_part(
             Bucket=s3.bucket, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"x" * 6_000_000
         )
     store.upload(save(4))
-    store.prune(2)
-    left = [upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", [])]
-    assert left == ["elsewhere"]
+    store.abort_uploads()
+    left = {upload["Key"] for upload in s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]}
+    assert left == {"elsewhere", store.key("step-check")}
 
 
 def test_denied_access_says_to_what(store: S3Store, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +138,98 @@ def test_denied_access_says_to_what(store: S3Store, s3: S3, monkeypatch: pytest.
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(UsageError, match="cannot list there: access denied"):
         S3Store(store.address).check_access()
+
+
+RIGHTS = ("s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+
+
+def test_the_check_needs_these_rights_and_no_others(store: S3Store, s3: S3, s3_proxy: S3Proxy) -> None:
+    s3_proxy.rule = allow(*RIGHTS)
+    store.check_access()
+    assert {request.right for request in s3_proxy.requests} == set(RIGHTS)
+    assert keys(s3) == []
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket=s3.bucket)
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+def test_the_check_names_a_missing_right(store: S3Store, s3: S3, s3_proxy: S3Proxy, right: str) -> None:
+    s3_proxy.rule = deny(right)
+    with pytest.raises(UsageError, match=f"{store.address}: cannot .* there: access denied .* need the right {right}"):
+        store.check_access()
+    assert keys(s3) == [] or right == "s3:DeleteObject"
+
+
+def test_the_check_notices_a_right_to_list_that_is_limited_to_a_prefix(store: S3Store, s3_proxy: S3Proxy) -> None:
+    """Amazon's S3 then answers 403 for a missing object."""
+
+    s3_proxy.rule = lambda request: access_denied(request) if request.path.endswith("-missing") else None
+    with pytest.raises(UsageError, match=r"cannot look for a missing object there: .* need the right s3:ListBucket"):
+        store.check_access()
+
+
+@pytest.mark.parametrize("part", ["uploads", "partNumber", "uploadId"])
+def test_the_check_notices_a_server_without_multipart_uploads(store: S3Store, s3_proxy: S3Proxy, part: str) -> None:
+    s3_proxy.rule = lambda request: Refusal(501, "NotImplemented") if part in request.query else None
+    with pytest.raises(UsageError, match="cannot upload in parts there: the S3 server does not support this request"):
+        store.check_access()
+
+
+@pytest.mark.parametrize("condition", ["If-None-Match", "If-Match"])
+@pytest.mark.parametrize(
+    ("refusal", "says"),
+    [
+        (
+            Refusal(501, "NotImplemented", "A header you provided implies functionality"),
+            "does not support this request",
+        ),
+        (Refusal(200), "ignores conditions of a write"),  # it answers as if it had written the object
+    ],
+)
+def test_the_check_notices_a_server_without_conditional_writes(
+    store: S3Store, s3: S3, s3_proxy: S3Proxy, condition: str, refusal: Refusal, says: str
+) -> None:
+    s3_proxy.rule = lambda request: refusal if condition in request.conditions else None
+    with pytest.raises(UsageError, match=says):
+        store.check_access()
+    assert keys(s3) == []
+
+
+def test_what_may_not_be_deleted_stays_complete_and_the_rest_is_deleted(
+    store: S3Store, save: Save, s3_proxy: S3Proxy, tmp_path: Path
+) -> None:
+    """A policy protects the manifest of step 1 and a file of step 2."""
+    for step in (1, 2, 3, 4):
+        store.upload(save(step))
+    protected = ("step-00000001/manifest.json", "state.json")
+
+    def protect(request: S3Request) -> Refusal | None:
+        is_protected = request.path.endswith(protected) and "step-00000003" not in request.path
+        return access_denied(request) if request.method == "DELETE" and is_protected else None
+
+    s3_proxy.rule = protect
+    with pytest.raises(UsageError, match=r"2 objects stay, the first: .*step-00000001/manifest.json: access denied"):
+        store.prune(1)
+    assert store.steps() == [4, 1]
+    assert checkpoint_problem(store.download(1, tmp_path)) is None
+    assert checkpoint_problem(store.download(4, tmp_path)) is None
+
+
+def test_an_archived_checkpoint_is_neither_skipped_nor_deleted(store: S3Store, save: Save, s3_proxy: S3Proxy) -> None:
+    """To skip it would start the run from scratch, and then delete it."""
+    store.upload(save(1))
+    s3_proxy.rule = lambda request: Refusal(403, "InvalidObjectState") if "/step-00000001/" in request.path else None
+    for action in (lambda: store.download(1, save(1).parent), lambda: store.prune(1)):
+        with pytest.raises(UsageError, match="in an archive class"):
+            action()
+    assert [request.method for request in s3_proxy.requests if request.method == "DELETE"] == []
+
+
+def test_a_bucket_with_versions(store: S3Store, save: Save, s3: S3, tmp_path: Path) -> None:
+    s3.client.put_bucket_versioning(Bucket=s3.bucket, VersioningConfiguration={"Status": "Enabled"})
+    store.check_access()
+    for step in (1, 2, 3):
+        store.upload(save(step))
+    store.prune(1)
+    assert store.steps() == [3]
+    assert checkpoint_problem(store.download(3, tmp_path)) is None
+    assert {key.split("/")[2] for key in keys(s3)} == {"step-00000003"}

@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60
 
 # A module imports from its own layer and the layers below it.
 LAYERS = (
-    {"config", "errors", "encoding", "folders", "logs", "progress", "s3", "jit", "tables", "figures"},
+    {"config", "errors", "encoding", "folders", "logs", "progress", "s3", "s3_errors", "jit", "tables", "figures"},
     {"corpus"},
     {"data"},
     {"model"},
@@ -60,6 +60,12 @@ def test_imports_run_one_way(path: Path) -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("babybert."):
             imported = str(node.module).split(".")[1]
             assert layer_of(imported) <= layer_of(part_of(path)), f"line {node.lineno}: {node.module}"
+
+
+def test_only_two_modules_know_boto3() -> None:
+    """So one function decides what an error of S3 means."""
+    users = {path.stem for path in MODULES if re.search(r"(?:import|from) (?:boto|s3transfer)", path.read_text())}
+    assert users == {"s3", "s3_errors"}
 
 
 def test_files_and_functions_are_short() -> None:

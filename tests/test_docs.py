@@ -1,5 +1,6 @@
 """The pages for users agree with the repository: links resolve, commands parse, and the README's tree is complete."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -69,3 +70,10 @@ def test_the_tree_of_the_readme_is_complete() -> None:
     assert not missing
     modules = {path.relative_to(ROOT) for path in (ROOT / "babybert").rglob("*.py") if path.name != "__init__.py"}
     assert modules <= paths, "add these to the tree in README.md"
+
+
+def test_the_policies_in_the_page_on_deployment_are_those_of_the_overlay() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^    \{\n(?:    .*\n)+?    \}$", text, re.MULTILINE)
+    policies = [(ROOT / "k8s/overlays/aws" / f"{name}-policy.json").read_text() for name in ("pretrain", "serve")]
+    assert [json.loads(block) for block in blocks] == [json.loads(policy) for policy in policies]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import S3
+from faulty_proxy import answering
 
 from babybert.config import PrepareConfig
 from babybert.corpus import sources
@@ -118,6 +119,13 @@ def test_a_later_command_resumes_too(web: UnsteadyServer, tmp_path: Path) -> Non
     web.breaks = 0
     assert download(web.source, tmp_path, pause=0).read_bytes() == CONTENT
     assert web.requested[-1] == "bytes=5000-"
+
+
+def test_a_server_that_does_not_speak_http_is_reported(tmp_path: Path) -> None:
+    with answering(b"SSH-2.0-OpenSSH_9.6\r\n") as (port, received):
+        with pytest.raises(StorageError, match="run the command again"):
+            download(Download(f"http://127.0.0.1:{port}/data.bin", 1, ""), tmp_path, pause=0)
+        assert len(received) == 5
 
 
 def test_without_ranges_the_download_starts_again(web: UnsteadyServer, tmp_path: Path) -> None:

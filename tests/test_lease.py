@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import S3
+from faulty_proxy import S3Proxy, access_denied, deny
 from prometheus_client import CollectorRegistry
 from test_checkpoint_storage import Save, keys, save, store
 
@@ -15,7 +16,7 @@ from babybert.checkpoint.format import checkpoint_problem
 from babybert.checkpoint.lease import LEASE, Lease, LeaseLost
 from babybert.checkpoint.storage import S3Store
 from babybert.checkpoint.uploader import Uploader
-from babybert.errors import StorageError, UserError
+from babybert.errors import StorageError, UsageError, UserError
 
 __all__ = ["save", "store"]  # fixtures
 OTHER_OWNER = {"owner": "x", "host": "elsewhere", "process": 1, "seconds": 60.0}
@@ -98,7 +99,7 @@ def test_a_job_without_the_lease_changes_nothing(store: S3Store, save: Save, s3:
             lambda: store.upload_metrics(tmp_path / "metrics.jsonl"),
             lambda: store.prune(1),
             lambda: store.delete_objects([store.key("step-00000001", "manifest.json")]),
-            lambda: store._abort_multipart_uploads(),
+            lambda: store.abort_uploads(),
         ):
             with pytest.raises(LeaseLost):
                 change()
@@ -125,6 +126,36 @@ def test_two_owners_and_one_that_was_suspended(store: S3Store, save: Save, tmp_p
             second_store.prune(9)
             assert checkpoint_problem(second_store.download(3, tmp_path)) is None
         assert first.is_lost
+
+
+def test_a_lease_that_may_not_be_deleted_expires(
+    store: S3Store, s3_proxy: S3Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    s3_proxy.rule = deny("s3:DeleteObject")
+    with Lease(store, seconds=0.5):
+        pass
+    assert "the lease could not be released and expires in 0 s" in caplog.text
+    assert "the credentials need the right s3:DeleteObject" in caplog.text
+    with Lease(store, seconds=5.0):
+        pass
+
+
+def test_a_renewal_that_is_refused_does_not_lose_the_lease(store: S3Store, s3_proxy: S3Proxy) -> None:
+    with Lease(store, seconds=0.3) as lease:
+        s3_proxy.rule = lambda request: access_denied(request) if request.method == "PUT" else None
+        while not any(request.method == "PUT" for request in s3_proxy.requests[-2:]):
+            time.sleep(0.05)
+        lease.require_held()
+        assert not lease.is_lost
+
+
+@pytest.mark.parametrize("right", ["s3:PutObject", "s3:GetObject"])
+def test_a_lease_that_cannot_be_taken_names_the_right(store: S3Store, s3: S3, s3_proxy: S3Proxy, right: str) -> None:
+    put_lease(s3, store, json.dumps(OTHER_OWNER).encode())
+    s3_proxy.rule = deny(right)
+    message = f"cannot take the lease: access denied .* need the right {right}"
+    with pytest.raises(UsageError, match=message), Lease(store, seconds=0.5):
+        pass
 
 
 def test_a_missing_lease_is_waited_for_and_renewed(store: S3Store, save: Save, s3: S3) -> None:

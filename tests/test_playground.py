@@ -277,8 +277,9 @@ def test_settings_that_cannot_work_are_refused(capsys: pytest.CaptureFixture[str
         PlaygroundConfig()
     with pytest.raises(UsageError, match="one of --endpoint URL and --checkpoint PATH"):
         PlaygroundConfig(endpoint="http://h", checkpoint="c")
-    with pytest.raises(UsageError, match="endpoint is 'localhost:8080'"):
-        PlaygroundConfig(endpoint="localhost:8080")
+    for endpoint in ("localhost:8080", "http://h:abc", "http://a b", "http://", "http://user:password@h", ""):
+        with pytest.raises(UsageError, match=f"endpoint is '{endpoint}'"):
+            PlaygroundConfig(endpoint=endpoint)
     with pytest.raises(UsageError, match="port is 65536"):
         PlaygroundConfig(endpoint="http://h", port=65536)
     assert main(["playground", "--checkpoint", str(tmp_path)]) == 3

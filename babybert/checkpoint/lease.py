@@ -22,13 +22,12 @@ from typing import Any
 
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import StorageError, UserError
-from babybert.s3 import s3_errors
+from babybert.s3 import get_if_exists, put_if
+from babybert.s3_errors import s3_errors
 
 logger = logging.getLogger(__name__)
 
 LEASE = "lease.json"
-# What S3 and compatible servers answer when a condition does not hold.
-CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey")
 
 
 class LeaseLost(UserError):
@@ -156,8 +155,6 @@ class Lease:
 
     def _put(self, **condition: str) -> bool:
         """Write the lease if `condition` holds; returns whether it did."""
-        from botocore.exceptions import ClientError
-
         content = {
             "owner": self._owner,
             "host": socket.gethostname(),
@@ -165,35 +162,24 @@ class Lease:
             "seconds": self._seconds,
             "renewed": time.time(),
         }
-        try:
-            response = self._store.client.put_object(
-                Bucket=self._store.bucket,
-                Key=self._store.key(LEASE),
-                Body=json.dumps(content).encode(),
-                **condition,
-            )
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in CONDITION_FAILED:
-                return False
-            raise
-        self._etag = response["ETag"]
+        store = self._store
+        etag = put_if(store.client, store.bucket, store.key(LEASE), json.dumps(content).encode(), **condition)
+        if etag is None:
+            return False
+        self._etag = etag
         return True
 
     def _read(self) -> tuple[str, dict[str, Any]]:
         """ETag and content of the lease; ("", {}) if there is none."""
-        from botocore.exceptions import ClientError
-
+        found = get_if_exists(self._store.client, self._store.bucket, self._store.key(LEASE))
+        if found is None:
+            return "", {}
+        etag, body = found
         try:
-            response = self._store.client.get_object(Bucket=self._store.bucket, Key=self._store.key(LEASE))
-        except ClientError as error:
-            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
-                return "", {}
-            raise
-        try:
-            content = json.loads(response["Body"].read())
+            content = json.loads(body)
         except ValueError:
             content = {}
-        return response["ETag"], content if isinstance(content, dict) else {}
+        return etag, content if isinstance(content, dict) else {}
 
 
 def _describe(content: dict[str, Any]) -> str:

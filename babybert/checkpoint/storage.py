@@ -8,7 +8,8 @@ Below `s3://bucket/prefix/`:
     lease.json                     who may write here; see `lease.py`
 
 A crash at any moment leaves the older checkpoints valid and at most an attempt without a manifest, which the next
-`prune` deletes. Deleting goes the other way round: the manifest first.
+`prune` deletes. Deleting goes the other way round: the manifest first. Where S3 refuses to delete a manifest, the files
+of its checkpoint stay, too.
 
 Every write and delete calls `guard` first, which the lease sets: a job that has lost its lease changes nothing. The
 guard costs one small request.
@@ -22,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from babybert.checkpoint.access_check import check_access
 from babybert.checkpoint.format import (
     MANIFEST,
     STEP_FOLDER,
@@ -31,8 +33,9 @@ from babybert.checkpoint.format import (
     read_manifest,
 )
 from babybert.checkpoint.retention import steps_to_delete
-from babybert.errors import DataError, StorageError, os_reason
-from babybert.s3 import list_keys, make_client, s3_errors, split_address
+from babybert.errors import DataError, StorageError, UsageError, os_reason
+from babybert.s3 import list_keys, make_client, split_address
+from babybert.s3_errors import s3_errors
 
 MANIFEST_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/manifest\.json\Z")
 DATA_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/([0-9a-f]{32})/[^/]+\Z")
@@ -49,7 +52,7 @@ def split_step(address: str) -> tuple[str, int | None]:
 class S3Store:
     """The checkpoints below one prefix. Raises UsageError for an address that is not `s3://bucket/...`.
 
-    Every method raises DataError, UsageError or StorageError for errors of S3 (see `s3.s3_errors`).
+    Every method raises DataError, UsageError or StorageError for errors of S3 (see `s3_errors.py`).
     """
 
     def __init__(self, address: str) -> None:
@@ -68,17 +71,8 @@ class S3Store:
         return "/".join((self._prefix, *parts)) if self._prefix else "/".join(parts)
 
     def check_access(self) -> None:
-        """List, write, read and delete once, with an object of a unique name. Says which of these cannot be done."""
-        client, probe = self.client, self.key(f".check-{uuid.uuid4().hex}")
-        actions: dict[str, Callable[[], Any]] = {
-            "list": lambda: next(list_keys(client, self.bucket, self.key("step-")), None),
-            "write": lambda: client.put_object(Bucket=self.bucket, Key=probe, Body=b""),
-            "read": lambda: client.get_object(Bucket=self.bucket, Key=probe)["Body"].read(),
-            "delete": lambda: client.delete_object(Bucket=self.bucket, Key=probe),
-        }
-        for action, call in actions.items():
-            with s3_errors(f"{self.address}: cannot {action} there"):
-                call()
+        """Try everything that a run does here. Says what cannot be done, and which right it needs."""
+        check_access(self.client, self.bucket, self.key("step-"), self.address)
 
     def steps(self) -> list[int]:
         """The steps that have a manifest, newest first."""
@@ -151,7 +145,10 @@ class S3Store:
         return target
 
     def prune(self, keep: int) -> None:
-        """Delete all checkpoints except the newest `keep` and the best, and what failed attempts left behind."""
+        """Delete all checkpoints except the newest `keep` and the best, and what failed attempts left behind.
+
+        What S3 refuses to delete stays, and everything else is deleted. Then UsageError is raised.
+        """
         manifests: dict[int, Manifest] = {}
         for step in self.steps():
             try:
@@ -159,33 +156,44 @@ class S3Store:
             except DataError:
                 continue  # readers skip this step: its files are deleted below, its manifest stays for a person to see
         losses = {step: manifest.held_out_loss for step, manifest in manifests.items()}
-        deleted = steps_to_delete(losses, keep)
-        self.delete_objects(self.key(checkpoint_name(step), MANIFEST) for step in deleted)
-        # Then every file whose attempt no kept manifest names.
-        kept_attempts = {step: manifest.attempt for step, manifest in manifests.items() if step not in deleted}
+        old_steps = steps_to_delete(losses, keep)
+        refusals = self.delete_objects(self.key(checkpoint_name(step), MANIFEST) for step in old_steps)
+        # Then every file whose attempt is named by no manifest that still exists.
         with s3_errors(self.address):
             keys = [key for key, _ in list_keys(self.client, self.bucket, self.key("step-"))]
+        steps = {int(match[1]) for match in map(MANIFEST_KEY.search, keys) if match}
+        attempts = {step: manifest.attempt for step, manifest in manifests.items() if step in steps}
         data_keys = [match for match in map(DATA_KEY.search, keys) if match]
-        self.delete_objects(match.string for match in data_keys if kept_attempts.get(int(match[1])) != match[2])
-        self._abort_multipart_uploads()
+        refusals += self.delete_objects(match.string for match in data_keys if attempts.get(int(match[1])) != match[2])
+        if refusals:
+            raise UsageError(f"{len(refusals)} objects stay, the first: {refusals[0]}") from refusals[0]
 
-    def delete_objects(self, keys: Iterable[str]) -> None:
-        """Delete these objects, one after the other: some S3 servers lack the call that deletes several."""
+    def delete_objects(self, keys: Iterable[str]) -> list[UsageError]:
+        """Delete these objects, one after the other: some S3 servers lack the call that deletes several.
+
+        Returns the refusals of S3. Other errors are raised.
+        """
+        refusals = []
         for key in keys:
             self.guard()
-            with s3_errors(f"s3://{self.bucket}/{key}"):
-                self.client.delete_object(Bucket=self.bucket, Key=key)
+            try:
+                with s3_errors(f"s3://{self.bucket}/{key}"):
+                    self.client.delete_object(Bucket=self.bucket, Key=key)
+            except UsageError as error:
+                refusals.append(error)
+        return refusals
 
-    def _abort_multipart_uploads(self) -> None:
+    def abort_uploads(self) -> None:
         """Abort uploads that were killed: their parts are invisible, and S3 charges for them until they are aborted."""
         with s3_errors(self.address):
             paginator = self.client.get_paginator("list_multipart_uploads")
             for page in paginator.paginate(Bucket=self.bucket, Prefix=self.key("step-")):
                 for upload in page.get("Uploads", []):
-                    self.guard()
-                    self.client.abort_multipart_upload(
-                        Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
+                    if DATA_KEY.search(upload["Key"]):  # else it is the probe of a job that checks its access
+                        self.guard()
+                        self.client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
 
     def upload_metrics(self, path: Path) -> None:
         """Upload the run's `metrics.jsonl`, if there is one."""

@@ -2,6 +2,9 @@
 
 Training never waits for an upload. If a newer checkpoint arrives while an older one is waiting, the older one is not
 uploaded any more: the newer one replaces it. The uploader stops for good when the lease of the store is lost.
+
+A checkpoint is uploaded when its manifest is. Then follow the run's metrics and deleting what is old. If that fails, a
+warning is logged, and the upload has succeeded nevertheless.
 """
 
 import contextlib
@@ -9,6 +12,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
@@ -30,9 +34,11 @@ class Uploader:
         self._keep = keep
         self._metrics = metrics
         self._metrics_file = metrics_file
-        self._changed = threading.Condition()  # guards the five fields below
+        self._warned: set[str] = set()  # what has failed since it last succeeded; only the thread uses it
+        self._changed = threading.Condition()  # guards the six fields below
         self._waiting: Path | None = None
         self._current: Path | None = None
+        self._has_arrived = False  # whether `_current` is uploaded, and only what follows is left
         self._last_error: UserError | OSError | None = None
         self._lease_lost: LeaseLost | None = None
         self._closed = False
@@ -54,7 +60,9 @@ class Uploader:
     def finish(self, seconds: float) -> None:
         """Wait until everything submitted is uploaded, and stop.
 
-        Raises StorageError if it takes longer than `seconds` (the local copy is valid), LeaseLost if the lease is lost.
+        Raises StorageError if an upload takes longer than `seconds` (the local copy is valid), LeaseLost if the lease
+        is lost. The exit code is 1 whatever the reason is, because new credentials may come with the next process. If
+        they do not, its check of the access ends it with 2.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -65,7 +73,7 @@ class Uploader:
                 if seconds_left <= 0:
                     break
                 self._changed.wait(seconds_left)
-            unfinished = self._waiting or self._current
+            unfinished = self._waiting or (None if self._has_arrived else self._current)
             self._closed = True
             self._changed.notify_all()
             if self._lease_lost:
@@ -114,11 +122,42 @@ class Uploader:
             if self._closed:
                 return None
             self._current, self._waiting = self._waiting, None
+            self._has_arrived = False
             return self._current
 
     def _upload(self, folder: Path) -> None:
         start = time.monotonic()
         size = self._store.upload(folder)
         self._metrics.record_upload(size, time.monotonic() - start)
-        self._store.upload_metrics(self._metrics_file)
-        self._store.prune(self._keep)
+        with self._changed:
+            self._has_arrived = True
+        self._try("the metrics are not uploaded", self._upload_metrics)
+        self._try("old checkpoints are not deleted", lambda: self._store.prune(self._keep))
+        self._try("interrupted uploads are not aborted", self._store.abort_uploads)
+
+    def _upload_metrics(self) -> None:
+        """Upload the run's metrics. Retries what may be temporary, until a newer checkpoint waits."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                self._store.upload_metrics(self._metrics_file)
+                return
+            except (StorageError, OSError) as error:
+                logger.warning(f"the metrics are not uploaded yet: {error}; retrying in {pause:.0f} s")
+            with self._changed:
+                if self._changed.wait_for(lambda: self._waiting or self._closed, pause):
+                    return
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _try(self, problem: str, action: Callable[[], None]) -> None:
+        """Call `action`. If it fails, log `problem` and the reason, once until it succeeds. Raises LeaseLost."""
+        try:
+            action()
+        except LeaseLost:
+            raise
+        except (UserError, OSError) as error:
+            if problem not in self._warned:
+                logger.warning(f"{self._store.address}: {problem} ({error}); this is tried again after each upload")
+            self._warned.add(problem)
+        else:
+            self._warned.discard(problem)

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from babybert.errors import UsageError
 
@@ -90,3 +91,32 @@ def require_host(name: str, host: str) -> None:
 def require_seed(seed: int) -> None:
     """Raise `UsageError` unless `seed` fits 32 bits, which every random generator here accepts."""
     require(0 <= seed < 2**32, f"seed is {seed}; it must be from 0 to {2**32 - 1}")
+
+
+def require_http_address(name: str, url: str, example: str) -> None:
+    """Raise `UsageError` unless `url` is an address that an HTTP request can be sent to."""
+    problem = _problem_of_url(url)
+    require(not problem, f"{name} is '{url}', which has {problem}; it must look like {example}")
+
+
+def _problem_of_url(url: str) -> str:
+    """What is wrong with the URL of a server; empty if nothing is."""
+    if " " in url or not url.isprintable():
+        return "a blank or a control character"
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        host.encode("idna")
+        parts.path.encode("ascii")
+        port = parts.port
+    except ValueError as error:
+        return f"an invalid part ({error})"
+    if parts.scheme not in ("http", "https"):
+        return "another scheme than http and https"
+    if not host:
+        return "no host"
+    if port == 0:
+        return "no valid port"
+    if parts.username is not None:  # urllib would take it for a part of the host
+        return "a user name, which is not supported"
+    return ""

@@ -19,10 +19,12 @@ from babybert.config.fields import (
     require_at_least,
     require_between,
     require_host,
+    require_http_address,
     require_seed,
     require_usable_numbers,
 )
 from babybert.config.model_config import PRESETS, ModelConfig, model_config
+from babybert.s3 import split_address
 
 DEFAULT_PRESET = "tiny"
 MOST_STEPS = 99_999_999  # the names of checkpoints have eight digits
@@ -200,10 +202,8 @@ class CheckpointOptions:
             not re.fullmatch("[0-9]{9,}", self.resume),
             f"resume is '{self.resume[:20]}'; a step has at most {len(str(MOST_STEPS))} digits",
         )
-        require(
-            self.store is None or bool(re.match("s3://[^/]+", self.store)),
-            f"store is '{self.store}'; it must look like s3://bucket/prefix",
-        )
+        if self.store is not None:
+            split_address(self.store)
         every = self.checkpoint_every
         require(
             every is None
@@ -224,13 +224,28 @@ class MetricsOptions:
     metrics_port: int | None = option(
         None, "port of the metrics; none: 9109, or a free port if it is taken; 0: a free port. The port is logged"
     )
-    pushgateway: str | None = option(None, "host:port of a Prometheus Pushgateway that gets the last values at the end")
+    pushgateway: str | None = option(
+        None, "host:port or http(s):// address of a Prometheus Pushgateway that gets the last values at the end"
+    )
     tensorboard: bool = option(False, "also write the curves for TensorBoard, into the run's folder")
+
+    @property
+    def pushgateway_url(self) -> str | None:
+        """`pushgateway` with its scheme, which is http by default."""
+        if self.pushgateway is None or "://" in self.pushgateway:
+            return self.pushgateway
+        return f"http://{self.pushgateway}"
 
     def check_metrics(self) -> None:
         """Raise UsageError for values that cannot work."""
         require_at_least(self, 1, "log_every")
         require_host("metrics_host", self.metrics_host)
+        if self.pushgateway_url is not None:
+            require_http_address("pushgateway", self.pushgateway_url, "127.0.0.1:9091 or https://host/path")
+            require(
+                not set("?#") & set(self.pushgateway_url),
+                f"pushgateway is '{self.pushgateway}'; it must not have a query or a fragment",
+            )
         require(
             self.metrics_port is None or 0 <= self.metrics_port < 65536,
             f"metrics_port is {self.metrics_port}; it must be from 0 to 65535",

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from babybert.config.evaluation_config import CHECKPOINT_HELP
 from babybert.config.fields import (
@@ -11,6 +10,7 @@ from babybert.config.fields import (
     require_at_least,
     require_between,
     require_host,
+    require_http_address,
     require_usable_numbers,
 )
 
@@ -112,18 +112,7 @@ class PlaygroundConfig:
         require(
             (self.endpoint is None) != (self.checkpoint is None), "give one of --endpoint URL and --checkpoint PATH"
         )
-        require(
-            self.endpoint is None or _is_http_address(self.endpoint),
-            f"endpoint is '{self.endpoint}'; it must look like http://127.0.0.1:8080",
-        )
+        if self.endpoint is not None:
+            require_http_address("endpoint", self.endpoint, "http://127.0.0.1:8080")
         require_host("host", self.host)
         require(self.port is None or 0 <= self.port < 65536, f"port is {self.port}; it must be from 0 to 65535")
-
-
-def _is_http_address(address: str) -> bool:
-    """Whether `address` is an HTTP address with a host and, if there is one, a possible port."""
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number from 0 to 65535, or a wrong IPv6 address
-        return False

@@ -5,6 +5,7 @@ answers with status 206). The file gets its final name only after its digest was
 """
 
 import hashlib
+import http.client
 import logging
 import time
 import urllib.error
@@ -72,7 +73,7 @@ def _fetch_with_retries(source: Download, partial: Path, pause: float) -> None:
         try:
             _fetch_rest(source, partial)
             return
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
             is_refusal = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if attempt == ATTEMPTS or is_refusal:
                 received = partial.stat().st_size if partial.exists() else 0

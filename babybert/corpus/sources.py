@@ -20,7 +20,8 @@ from typing import Any
 from babybert.corpus.files import file_errors
 from babybert.errors import DataError
 from babybert.progress import Progress
-from babybert.s3 import is_s3, list_keys, make_client, s3_errors, split_address
+from babybert.s3 import is_s3, list_keys, make_client, split_address
+from babybert.s3_errors import s3_errors
 
 logger = logging.getLogger(__name__)
 

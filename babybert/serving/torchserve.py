@@ -10,6 +10,7 @@ request for QUIET_SECONDS, or until `drain_seconds` are over. Requests that take
 
 import collections
 import contextlib
+import http.client
 import importlib.util
 import json
 import logging
@@ -141,13 +142,11 @@ class TorchServe:
         if key_name:
             key = json.loads(self.key_file.read_text())[key_name]["key"]
             request.add_header("Authorization", f"Bearer {key}")
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return json.load(response)
+        return json.loads(_fetch(request, timeout))
 
     def request_count(self) -> float:
         """How many prediction requests TorchServe has received. Raises OSError."""
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as response:
-            return sum(map(float, REQUESTS_TOTAL.findall(response.read().decode())))
+        return sum(map(float, REQUESTS_TOTAL.findall(_fetch(self.metrics_url, timeout=5).decode())))
 
     def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
         """Return after QUIET_SECONDS without a new request, after `seconds`, or when `hurry` returns True."""
@@ -230,6 +229,15 @@ class TorchServe:
         raise UserError(
             f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self.last_lines()}"
         )
+
+
+def _fetch(request: urllib.request.Request | str, timeout: float) -> bytes:
+    """The body of the answer. Raises OSError, also for an answer that is not HTTP or is cut off."""
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return bytes(response.read())
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"no complete HTTP answer ({error!r})") from error
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,6 +5,7 @@ makes a GPU wait. A short job can end between two scrapes: a Pushgateway, if one
 """
 
 import functools
+import http.client
 import logging
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9109
 ANY_FREE_PORT = 0
+PUSH_SECONDS = 10.0  # for each answer of the Pushgateway
 SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -101,25 +103,30 @@ class RunMetrics:
         for candidate in candidates:
             try:
                 server, _ = start_http_server(candidate, host, self.registry)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # UnicodeError: a host name with an empty or too long part
+                reason = os_reason(error) if isinstance(error, OSError) else error
                 if candidate != candidates[-1]:
-                    logger.info(f"metrics: port {candidate} is taken ({os_reason(error)}); using a free port")
+                    logger.info(f"metrics: port {candidate} is taken ({reason}); using a free port")
                     continue
                 raise UsageError(
-                    f"metrics: cannot listen on {host}:{candidate} ({os_reason(error)}); "
-                    "choose another --metrics-port, or --no-metrics"
+                    f"metrics: cannot listen on {host}:{candidate} ({reason}); "
+                    "choose another --metrics-host or --metrics-port, or --no-metrics"
                 ) from error
             logger.info(f"metrics: http://{host}:{server.server_port}/metrics")
             return int(server.server_port)
         raise AssertionError("unreachable: the last candidate returns or raises")
 
     def push(self, gateway: str, run: str) -> None:
-        """Push the last values to a Pushgateway, grouped by the run's name. If that fails, log a warning."""
+        """Push the last values to a Pushgateway, grouped by the run's name. If that fails, log a warning.
+
+        The run is complete by then, so nothing that the server does may end it with an error.
+        """
         try:
-            group = {"run": run}
-            push_to_gateway(gateway, job="babybert_pretrain", grouping_key=group, registry=self.registry, timeout=10)
-        except (OSError, ValueError) as error:
-            logger.warning(f"{gateway}: the last metrics could not be pushed ({error})")
+            group, job = {"run": run}, "babybert_pretrain"
+            push_to_gateway(gateway, job, self.registry, grouping_key=group, timeout=PUSH_SECONDS)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning(f"{gateway}: the last metrics could not be pushed ({reason})")
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; observes how long each was waited for and how long the step on it took."""

@@ -69,8 +69,8 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
             warn_of_only_label("train", setup.loader.examples)
             warn_of_only_label("validation", setup.held_out)
         result = _train(setup, manager, metrics)
-        if result and config.pushgateway:
-            metrics.push(config.pushgateway, config.out.name)
+        if result and config.pushgateway_url:
+            metrics.push(config.pushgateway_url, config.out.name)
         return result
 
 
