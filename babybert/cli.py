@@ -15,6 +15,7 @@ from babybert import __version__, commands, config
 from babybert.config.command_line import add_flags, load_config
 from babybert.errors import EXIT_INTERRUPTED, UserError
 from babybert.logs import configure_logging
+from babybert.proxies import bypass_proxies_for_loopback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ def _add_positional_arguments(parser: argparse.ArgumentParser, command: Command)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     configure_logging()
+    bypass_proxies_for_loopback(os.environ)
     arguments = make_parser().parse_args(argv)
     command = COMMANDS[arguments.command]
     try:

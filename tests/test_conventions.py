@@ -15,7 +15,7 @@ MAX_FUNCTION_LINES = 60
 
 # A module imports from its own layer and the layers below it.
 LAYERS = (
-    {"config", "errors", "logs", "progress", "s3", "jit", "tables", "figures"},
+    {"config", "errors", "logs", "progress", "proxies", "s3", "jit", "tables", "figures"},
     {"corpus"},
     {"data"},
     {"model"},
