@@ -147,6 +147,8 @@ def _convert_scalar(value: Any, value_type: Any, where: str) -> Any:
     message = f"{where} is '{value}'; it must be {DESCRIPTIONS[value_type]}"
     if value is None or isinstance(value, (bool, dict, list)):
         raise UsageError(message)
+    if str(value) == "" and value_type in (str, Path):  # as a host it would mean every address, as a path this folder
+        raise UsageError(f"{where} is empty; give it a value or leave it out")
     try:
         return value_type(str(value))
     except ValueError:

@@ -295,7 +295,6 @@ def _listen(host: str, port: int | None) -> socket.socket:
 def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --host or --port"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name of the host cannot be encoded
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error
