@@ -61,8 +61,10 @@ logger = logging.getLogger(__name__)
 class TorchServe:
     """A running TorchServe: `with TorchServe(config, archive) as server:` serves at `server.predictions_url`.
 
-    Entering raises DataError if the archive is corrupt, UsageError if a port is taken or the serving libraries are
-    missing, StorageError if the archive cannot be copied, UserError if no worker becomes ready.
+    Raises UsageError for a host that has no IPv4 address. Entering raises DataError if the archive is corrupt,
+    UsageError if a port is taken, the temporary folder cannot be used or the serving libraries are missing,
+    StorageError if the archive cannot be copied, UserError if no worker becomes ready or TorchServe listens where it
+    was not told to.
 
     Attributes:
         config: the settings.
