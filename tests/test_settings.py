@@ -241,6 +241,12 @@ def test_a_missing_file_and_a_bad_variable_are_named(tmp_path: Path) -> None:
         pretrain_settings("--config", str(tmp_path / "nowhere.yaml"))
     with pytest.raises(UsageError, match="BABYBERT_PRETRAIN_OPTIMIZER is 'sgd'; choose one of adamw, adam"):
         pretrain_settings(environment={"BABYBERT_PRETRAIN_OPTIMIZER": "sgd"})
+    # As a host, an empty text would mean every address, and as a path the current folder.
+    with pytest.raises(UsageError, match="BABYBERT_PRETRAIN_METRICS_HOST is empty; give it a value or leave it out"):
+        pretrain_settings(environment={"BABYBERT_PRETRAIN_METRICS_HOST": ""})
+    with pytest.raises(UsageError, match="--out is empty"):
+        pretrain_settings("--out", "")
+    assert pretrain_settings(environment={"BABYBERT_PRETRAIN_STORE": ""}).store is None
 
 
 @pytest.mark.parametrize(

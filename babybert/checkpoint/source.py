@@ -7,9 +7,15 @@ verified there. A corrupt checkpoint is skipped, and logged once.
 import logging
 from pathlib import Path
 
-from babybert.checkpoint.format import checkpoint_problem, checkpoint_step, find_checkpoint, list_checkpoints
+from babybert.checkpoint.format import (
+    STEP_FOLDER,
+    checkpoint_problem,
+    checkpoint_step,
+    find_checkpoint,
+    list_checkpoints,
+)
 from babybert.checkpoint.storage import S3Store, split_step
-from babybert.errors import DataError
+from babybert.errors import DataError, NoCheckpoint
 from babybert.s3 import is_s3
 
 logger = logging.getLogger(__name__)
@@ -28,15 +34,22 @@ class CheckpointSource:
             self._store = S3Store(run_address)
 
     def find(self, folder: Path) -> Path:
-        """The checkpoint. One from S3 is downloaded into `folder`. Raises DataError when there is no valid one."""
+        """The checkpoint. One from S3 is downloaded into `folder`.
+
+        Raises NoCheckpoint for a run without a valid one, DataError if the run or the single step does not exist or is
+        corrupt, UsageError or StorageError when S3 cannot be read.
+        """
         if self._store is None:
-            return find_checkpoint(Path(self.address))
-        if self._single_step is not None:
+            path = Path(self.address)
+            if not path.is_dir() or STEP_FOLDER.match(path.resolve().name):
+                return find_checkpoint(path)
+        elif self._single_step is not None:
             return self._store.download(self._single_step, folder)
         newest = self.newer(-1, folder)
         if newest is None:
-            raise DataError(
-                f"{self.address}: no valid checkpoint there; train one with `babybert pretrain --store {self.address}`"
+            flag = "--out" if self._store is None else "--store"
+            raise NoCheckpoint(
+                f"{self.address}: no valid checkpoint there; train one with `babybert pretrain {flag} {self.address}`"
             )
         return newest
 

@@ -166,8 +166,8 @@ def _convert_number(text: str, value_type: type, where: str) -> int | float:
 
 
 def _convert_string(text: str, where: str, is_text: bool) -> str:
-    if not text:
-        raise UsageError(f"{where} is empty; give a value")
+    if not text:  # as a host it would mean every address, as a path this folder
+        raise UsageError(f"{where} is empty; give it a value or leave it out")
     if "\0" in text:
         raise UsageError(f"{where} has a NUL character; remove it")
     return convert_text(text, where) if is_text or is_s3(text) else _convert_path(text, where)

@@ -54,7 +54,9 @@ class ServeConfig:
     """Run TorchServe on a run, a checkpoint or an archive until Ctrl-C or SIGTERM."""
 
     source: str = option("runs/demo", f"{SOURCE_HELP}; or FILE.mar, or a folder with babybert.mar")
-    watch: bool = option(False, "serve each newer valid checkpoint of the run as soon as it appears")
+    watch: bool = option(
+        False, "wait for the first checkpoint of the run, and serve each newer valid one as soon as it appears"
+    )
     watch_seconds: float = option(15.0, "seconds between two looks for a newer checkpoint; each is a request to S3")
     workers: int = option(
         1, "worker processes, each with its own copy of the model and one thread; at most one per core is useful"

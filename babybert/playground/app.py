@@ -305,7 +305,6 @@ def _listen(host: str, port: int | None) -> socket.socket:
 def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise UsageError(
-            f"cannot listen on {host}:{port} ({os_reason(error)}); choose another --host or --port"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name of the host cannot be encoded
+        reason = os_reason(error) if isinstance(error, OSError) else error
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --host or --port") from error

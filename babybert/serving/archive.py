@@ -10,6 +10,7 @@ zipped again without times, and without compression, whose result differs betwee
 the SHA-256 of every file. It detects corruption; it does not authenticate the author.
 """
 
+import glob
 import hashlib
 import json
 import shutil
@@ -95,12 +96,20 @@ def pack(content: Path, handler: Path, served: dict[str, Any], out: Path) -> Pat
             model_name=MODEL_NAME,
             handler=str(handler),
             version=served["version"],
-            extra_files=str(content),
+            extra_files=_archiver_pattern(content),
             config_file=str(handler_folder() / "model-config.yaml"),
             export_path=str(scratch),
         )
         generate_model_archive(settings)
         return _make_reproducible(scratch / f"{MODEL_NAME}.mar", out / f"{MODEL_NAME}.mar", served)
+
+
+def _archiver_pattern(folder: Path) -> str:
+    """`folder` for the archiver, which reads a comma as the end of a name and expands wildcards.
+
+    A `?` stands for each comma. It could stand for any character, but the folder's own name is unique.
+    """
+    return glob.escape(str(folder.resolve())).replace(",", "?")
 
 
 def check_archive(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`babybert serve`: serve a checkpoint, a run or an archive with TorchServe until Ctrl-C or SIGTERM.
 
-A run stands for its newest valid checkpoint; with `--watch` the server follows the run (see `watcher.py`).
+A run stands for its newest valid checkpoint. With `--watch` the server waits for the first one (see `waiting.py`) and
+follows the run (see `watcher.py`).
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from babybert.errors import UserError
 from babybert.folders import temporary_folder
 from babybert.serving.archive import MODEL_NAME, write_archive
 from babybert.serving.torchserve import QUIET_SECONDS, TorchServe
+from babybert.serving.waiting import wait_for_checkpoint
 from babybert.serving.watcher import CheckpointWatcher
 
 if TYPE_CHECKING:
@@ -26,14 +28,19 @@ logger = logging.getLogger(__name__)
 
 
 def serve(config: ServeConfig) -> int:
-    """Serve until Ctrl-C or SIGTERM; returns 0 after those. Raises UserError, also if TorchServe exits unexpectedly."""
-    received_signals: list[int] = []
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda received, frame: received_signals.append(received))
+    """Serve until Ctrl-C or SIGTERM; returns 0 after those.
+
+    Before the model is served there is nothing to drain, so SIGTERM raises SystemExit(143), and Ctrl-C
+    KeyboardInterrupt. Raises UserError, also if TorchServe exits unexpectedly.
+    """
+    signal.signal(signal.SIGTERM, _end_at_once)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_folder("archive"))
-        archive, source = _open_source(config.source, folder)
+        archive, source = _open_source(config, folder)
         server = stack.enter_context(TorchServe(config, archive))
+        received_signals: list[int] = []
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signal_number, lambda received, frame: received_signals.append(received))
         _log_addresses(config, server)
         watcher = CheckpointWatcher(server, source.newer) if source and config.watch else None
         while not received_signals:
@@ -52,9 +59,14 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def _open_source(address: str, folder: Path) -> "tuple[Path, CheckpointSource | None]":
+def _end_at_once(signal_number: int, frame: object) -> None:
+    logger.info("SIGTERM: ending before a model was served")
+    raise SystemExit(128 + signal_number)
+
+
+def _open_source(config: ServeConfig, folder: Path) -> "tuple[Path, CheckpointSource | None]":
     """The archive to serve, which is written to `folder` for a checkpoint, and the source that `--watch` follows."""
-    path = Path(address)
+    path = Path(config.source)
     if (path / f"{MODEL_NAME}.mar").is_file():
         return path / f"{MODEL_NAME}.mar", None
     if path.suffix == ".mar":
@@ -62,8 +74,9 @@ def _open_source(address: str, folder: Path) -> "tuple[Path, CheckpointSource | 
     # Here, because it imports PyTorch, which serving an archive does not need.
     from babybert.checkpoint.source import CheckpointSource
 
-    source = CheckpointSource(address)
-    return write_archive(source.find(folder), folder), source
+    source = CheckpointSource(config.source)
+    checkpoint = wait_for_checkpoint(source, folder, config) if config.watch else source.find(folder)
+    return write_archive(checkpoint, folder), source
 
 
 def _log_addresses(config: ServeConfig, server: TorchServe) -> None:

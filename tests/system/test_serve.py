@@ -18,14 +18,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from conftest import S3, aws_variables
-from processes import babybert_output
-from served import JSON, ServedModel, serving, wait_for
+from deployment import ROOT
+from processes import babybert_output, start_babybert
+from served import JSON, ServedModel, serve_flags, serving, wait_for
 
 from babybert.checkpoint.storage import S3Store
+from babybert.config import ServeConfig
+from babybert.errors import UserError
 from babybert.s3 import list_keys
+from babybert.serving import torchserve_settings
 from babybert.serving.archive import write_archive
+from babybert.serving.request_schema import MAX_BODY_BYTES
+from babybert.serving.torchserve import TorchServe, free_ports
 from babybert.training.train import pretrain
 
 BODY = json.dumps({"text": "the film is [MASK] ."}).encode()
@@ -84,6 +91,44 @@ class LoadGenerator:
 def served(folder: Path, *flags: str, **environment: str) -> Iterator[ServedModel]:
     """`babybert serve` in a folder until the block is left."""
     yield from serving(folder, *flags, environment=environment)
+
+
+# The settings of another TorchServe, which TS_CONFIG_FILE names. It opens every port and turns all protection off.
+FOREIGN_SETTINGS = """
+inference_address=http://0.0.0.0:{}
+management_address=http://0.0.0.0:{}
+metrics_address=http://0.0.0.0:{}
+disable_token_authorization=true
+enable_model_api=true
+enable_envvars_config=true
+max_request_size=100000000
+"""
+
+
+def hostile_environment(folder: Path) -> dict[str, str]:
+    """Variables that TorchServe, Java or the workers read, and that change our settings or stop the server."""
+    settings = folder / "foreign.properties"
+    settings.write_text(FOREIGN_SETTINGS.format(*free_ports(3)))
+    temporary = folder / "Ü #1, 9%"
+    temporary.mkdir(exist_ok=True)
+    return {
+        "TS_CONFIG_FILE": str(settings),
+        "TS_INFERENCE_ADDRESS": "http://0.0.0.0:1",
+        "TS_DISABLE_TOKEN_AUTHORIZATION": "true",
+        "TS_OPEN_INFERENCE_PROTOCOL": "true",
+        "LOG4J_CONFIGURATION_FILE": "/dev/null",
+        "JAVA_TOOL_OPTIONS": "-Xmx1m",
+        "JDK_JAVA_OPTIONS": "--no-such-option",
+        "_JAVA_OPTIONS": "-Dmodel_server_home=/nowhere",
+        "CLASSPATH": "/nowhere",
+        "LOCAL_RANK": "1",
+        "RANK": "x",
+        **dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9"),
+        "no_proxy": "",
+        "NO_PROXY": "",
+        "LC_ALL": "C",
+        "TMPDIR": str(temporary),
+    }
 
 
 def served_version(server: ServedModel) -> str:
@@ -175,8 +220,9 @@ def test_a_second_signal_ends_it_at_once(archive: Path) -> None:
 
 
 def test_with_tokens_only_requests_with_a_token_are_answered(archive: Path) -> None:
-    with served(archive.parent, "babybert.mar", "--token-auth", TMPDIR=str(archive.parent)) as server:
-        (key_file,) = archive.parent.glob("babybert-serve-*/key_file.json")
+    environment = hostile_environment(archive.parent)
+    with served(archive.parent, "babybert.mar", "--token-auth", **environment) as server:
+        (key_file,) = Path(environment["TMPDIR"]).glob("babybert-serve-*/key_file.json")
         assert key_file.stat().st_mode & 0o077 == 0
         key = json.loads(key_file.read_text())["inference"]["key"]
         for path, body in (("/predictions/babybert", BODY), ("/ping", None)):
@@ -189,15 +235,85 @@ def test_with_tokens_only_requests_with_a_token_are_answered(archive: Path) -> N
 
 
 def test_management_listens_on_loopback_only_and_no_model_can_be_registered(archive: Path) -> None:
-    with served(archive.parent, ".", "--host=0.0.0.0", "--workers=2") as server:  # a folder with an archive
+    environment = hostile_environment(archive.parent)
+    # A folder with an archive.
+    with served(archive.parent, ".", "--host=0.0.0.0", "--workers=2", **environment) as server:
         assert [worker["status"] for worker in server.model()["workers"]] == ["READY", "READY"]
         paths = {server.inference_port: "/ping", server.management_port: "/models", server.metrics_port: "/metrics"}
         for address, (port, path) in itertools.product(own_addresses(), paths.items()):
             expected = None if port == server.management_port else 200
             assert status_of(f"http://{address}:{port}{path}") == expected
         url = f"http://127.0.0.1:{server.management_port}/models?url={archive.name}"
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError, match="405"):
             urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30)
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(server.url, b"x" * (MAX_BODY_BYTES + 1), timeout=30)
+        variables = psutil.Process(server.worker_ids()[0]).environ()
+        assert not set(variables) & set(environment) - {"TMPDIR", "LC_ALL"}
+
+
+def test_a_server_that_does_not_use_our_settings_is_stopped(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchserve_settings, "PASSED_ON", ("*",))
+    monkeypatch.setenv("TS_CONFIG_FILE", hostile_environment(tmp_path)["TS_CONFIG_FILE"])
+    inference, management, metrics = free_ports(3)
+    config = ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics)
+    server = TorchServe(config, archive)
+    with pytest.raises(UserError, match=r"TorchServe listens on 0\.0\.0\.0:.*, where it was not told to"), server:
+        pytest.fail("it was accepted")
+    assert server.process.poll() is not None
+
+
+def test_it_waits_for_the_first_checkpoint(small: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Probes see a server that is alive but not ready. The environment has a proxy, which no request may go to."""
+    folder = tmp_path_factory.mktemp("wait")  # a short name: the paths of sockets are limited
+    run = folder / "run"
+    run.mkdir()
+    environment = hostile_environment(folder)
+    ports, flags = serve_flags()
+    child = start_babybert(
+        "serve", "run", "--watch", "--watch-seconds=0.5", *flags, folder=folder, environment=environment
+    )
+    try:
+        line = child.wait_for_line("waiting for the first checkpoint")
+        assert "run: no valid checkpoint there; train one with `babybert pretrain --out run`" in line
+        server = ServedModel(child, folder, *ports)
+        assert (status_of(f"http://127.0.0.1:{ports[0]}/ping"), server.ask({"text": "[MASK]"}).status) == (200, 503)
+        assert not is_ready(ports[1])
+        pretrain(small(max_steps=4, out=run))
+        child.wait_for_line("POST")
+        assert is_ready(ports[1])
+        assert server.ask({"text": "[MASK]"}).headers["x-babybert-version"].startswith("4-")
+        for url in (f"file://{folder}/x.mar", f"http://127.0.0.1:{ports[0]}/x.mar"):
+            request = urllib.request.Request(f"http://127.0.0.1:{ports[1]}/models?url={url}", method="POST")
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(request, timeout=30)
+        pretrain(small(max_steps=8, out=run))
+        wait_for(lambda: served_version(server).startswith("8-"), 60)
+        assert child.output.count("waiting") == 1
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 0
+    finally:
+        child.kill()
+
+
+def is_ready(management_port: int) -> bool:
+    """What the command `ready` of the serving image says."""
+    variables = {**os.environ, "BABYBERT_SERVE_MANAGEMENT_PORT": str(management_port), "http_proxy": "127.0.0.1:9"}
+    command = [sys.executable, str(ROOT / "docker" / "ready.py")]
+    return subprocess.run(command, env=variables, capture_output=True, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_waiting_at_once(tmp_path: Path, signal_number: int, code: int) -> None:
+    child = start_babybert("serve", ".", "--watch", *serve_flags()[1], folder=tmp_path, environment={})
+    try:
+        child.wait_for_line("waiting for the first checkpoint")
+        child.send_signal(signal_number)
+        assert child.wait(5) == code
+    finally:
+        child.kill()
 
 
 def own_addresses() -> list[str]:
