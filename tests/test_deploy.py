@@ -3,7 +3,7 @@
 import argparse
 import copy
 import dataclasses
-import importlib
+import importlib.util
 import re
 import stat
 import sys
@@ -315,10 +315,61 @@ def test_the_nodes_find_each_other() -> None:
     assert flags["nproc-per-node"] == container["resources"]["limits"]["nvidia.com/gpu"]
     name = jobset["metadata"]["name"]
     assert flags["master-addr"] == f"{name}-{node['name']}-0-0.{name}"
-    assert {"name": "rendezvous", "containerPort": int(flags["master-port"])} in container["ports"]
+    assert {"name": "rendezvous", "containerPort": int(flags["master-port"]), "protocol": "TCP"} in container["ports"]
     settings = run_settings(resources, "pretrain")
+    # The grace period covers the time in which torchrun waits for its processes, and that covers the last upload.
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert 60 * settings.upload_minutes < int(flags["shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
     assert settings.parallel == "ddp"
     assert settings.store, "the nodes share no disk"
+
+
+def jobset_action(jobset: Resource, exit_code: int, container: str = "pretrain", disrupted: bool = False) -> str:
+    """What the JobSet does after a pod has ended, with the Job controller's reasons and messages."""
+    (node,) = jobset["replicatedJobs"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(node["template"]["spec"]["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"  # any other action would start a single pod again
+        if disrupted and "onPodConditions" in rule:
+            what = "Pod ml/node has condition DisruptionTarget"
+        elif exit_code in rule.get("onExitCodes", {}).get("values", []):
+            what = f"Container {container} for pod ml/node failed with exit code {exit_code}"
+        else:
+            continue
+        reason, message = "PodFailurePolicy", f"{what} matching FailJob rule at index {index}"
+        break
+    for rule in jobset["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+            return str(rule["action"])
+    return "RestartJobSet"  # the default, which counts
+
+
+def test_a_jobset_restarts_by_the_exit_codes() -> None:
+    jobset = only(rendered("overlays/multinode"), "JobSet")["spec"]
+    for container in ("prepare", "pretrain"):
+        for code in (errors.EXIT_USAGE, errors.EXIT_DATA):
+            assert jobset_action(jobset, code, container) == "FailJobSet"
+            assert jobset_action(jobset, code, container, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
+    for code in (errors.EXIT_INTERRUPTED, 128 + 15):
+        assert jobset_action(jobset, code) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert jobset_action(jobset, 1, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
+    for code in (1, 23, 128 + 9):
+        assert jobset_action(jobset, code) == "RestartJobSet"
+    assert jobset["failurePolicy"]["maxRestarts"] > 0
+    assert jobset["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
+
+
+def test_kubernetes_accepts_the_job_of_the_jobset() -> None:
+    """There is no schema of a JobSet here, but it holds the spec of a Job."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    jobset = only(rendered("overlays/multinode"), "JobSet")
+    (node,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, **node["template"]}
+    for version in KUBERNETES:
+        kubernetes_validate.validate(job, version, strict=True)
+    module, *_ = node["template"]["spec"]["template"]["spec"]["containers"][0]["command"][-1:]
+    assert importlib.util.find_spec(module), module
 
 
 def test_compose_refers_to_things_that_exist() -> None:
