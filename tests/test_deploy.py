@@ -194,6 +194,13 @@ def run_settings(resources: list[Resource], command: str) -> Any:
         return load_config(config_class, command, parser.parse_args([f"--config={path}"]), {})
 
 
+def serve_settings(variables: dict[str, str]) -> ServeConfig:
+    """The settings that `babybert serve` reads from these variables."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ServeConfig)
+    return load_config(ServeConfig, "serve", parser.parse_args([]), variables)
+
+
 def test_every_setting_of_the_config_map_exists(overlay: list[Resource]) -> None:
     prepared, run = run_settings(overlay, "prepare"), run_settings(overlay, "pretrain")
     assert prepared.out == run.data
@@ -401,11 +408,13 @@ def test_compose_refers_to_things_that_exist() -> None:
     assert services["pretrain"]["profiles"] == ["cpu"]
     assert services["pretrain-gpu"]["profiles"] == ["gpu"]
     assert "COMPOSE_PROFILES=cpu" in (ROOT / "docker/.env").read_text()
-    targets = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
-    assert [(scrape["job_name"], scrape["static_configs"][0]["targets"]) for scrape in targets] == [
-        ("babybert-pretrain", ["pretrain:9109"]),
-        ("babybert-serve", ["serve:8082"]),
-    ]
+    scrapes = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    training, serving = sorted(scrapes, key=lambda scrape: str(scrape["job_name"]))
+    assert (training["job_name"], serving["job_name"]) == ("babybert-pretrain", "babybert-serve")
+    (lookup,) = training["dns_sd_configs"]
+    assert (lookup["names"], lookup["port"]) == (["pretrain"], 9109)
+    assert serving["static_configs"] == [{"targets": [f"serve:{ServeConfig().metrics_port}"]}]
+    assert services["pretrain-gpu"]["networks"]["default"]["aliases"] == lookup["names"]
     store = next(
         argument.removeprefix("--store=")
         for argument in services["pretrain"]["command"]
@@ -420,6 +429,42 @@ def test_compose_refers_to_things_that_exist() -> None:
     page: Any = load_config(config_class, command, parser.parse_args(flags), {})
     assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
     assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
+
+
+def test_compose_serves_each_newer_checkpoint() -> None:
+    variables = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["serve"]["environment"]
+    assert serve_settings(variables).watch
+    assert serve_settings(variables).watch_seconds <= 30
+
+
+def test_compose_restarts_what_ends() -> None:
+    """After a crash each service comes back. The jobs are restarted after a failure only."""
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    jobs = {"prepare", "pretrain", "pretrain-gpu"}
+    for name, service in services.items():
+        assert service["restart"] == ("on-failure:3" if name in jobs else "unless-stopped"), name
+
+
+# The VOLUMEs of the images that are not built here, and where Grafana keeps its database.
+VOLUMES = {"seaweedfs": ["/data"], "prometheus": ["/prometheus"], "grafana": ["/var/lib/grafana"]}
+
+
+def test_compose_names_all_volumes() -> None:
+    """A volume without a name is new after each `down` and `up`: its content is lost, and its space is not freed."""
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    used = set()
+    for name, service in compose["services"].items():
+        image = service["image"].rpartition("/")[2].partition(":")[0]
+        if image in DOCKERFILES:
+            declared = re.search(r"^VOLUME (.*)$", DOCKERFILES[image].read_text(), re.M)
+            paths = yaml.safe_load(declared[1]) if declared else []
+        else:
+            paths = VOLUMES[image]
+        mounts = dict(volume.split(":")[1::-1] for volume in service.get("volumes", []))
+        for path in paths:
+            assert mounts.get(path) in compose["volumes"], (name, path)
+        used |= set(mounts.values()) & set(compose["volumes"])
+    assert used == set(compose["volumes"])
 
 
 @pytest.mark.parametrize("path", DOCKERFILES.values(), ids=DOCKERFILES)
