@@ -4,10 +4,12 @@ import argparse
 import copy
 import dataclasses
 import importlib.util
+import json
 import re
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,125 @@ def test_a_gpu_is_requested_where_it_is_used(overlay: list[Resource]) -> None:
             continue
         asks = "nvidia.com/gpu" in template["spec"]["containers"][0]["resources"]["limits"]
         assert asks == (run_settings(overlay, "pretrain").device == "cuda"), name
+
+
+CPU_OF_A_SMALL_NODE = 1.5  # of two CPUs; Kubernetes' own pods need the rest
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number, such as 500m and 2Gi."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    return float(number) * (units[unit] if unit else 1)
+
+
+def requested(resources: list[Resource], resource: str) -> float:
+    """What all pods request together at their highest number, with those that a rollout adds."""
+    total = 0.0
+    for name, template in pod_templates(resources).items():
+        kind, _, short_name = name.partition("/")
+        spec = only(resources, kind, short_name)["spec"]
+        pods = spec.get("replicas", 1)
+        if kind == "Deployment":
+            scalers = [each["spec"] for each in resources if each["kind"] == "HorizontalPodAutoscaler"]
+            pods = max(
+                [pods, *(each["maxReplicas"] for each in scalers if each["scaleTargetRef"]["name"] == short_name)]
+            )
+            pods += spec["strategy"].get("rollingUpdate", {}).get("maxSurge", 0)
+        running, starting = (
+            [quantity(container["resources"]["requests"][resource]) for container in template["spec"].get(key, [])]
+            for key in ("containers", "initContainers")
+        )
+        total += pods * max([sum(running), *starting])
+    return total
+
+
+def test_the_local_overlay_fits_a_small_node() -> None:
+    """Otherwise a pod that is replaced may not find the room that another one, such as one of a rollout, has taken."""
+    resources = rendered("overlays/local")
+    assert requested(resources, "cpu") <= CPU_OF_A_SMALL_NODE
+    assert requested(resources, "memory") <= 3 * 2**30
+    stated = search(r"together request ([\d.]+) CPU", (ROOT / "k8s/overlays/local/kustomization.yaml").read_text())
+    assert requested(resources, "cpu") == pytest.approx(float(stated))
+
+
+def test_the_local_overlay_serves_each_newer_checkpoint() -> None:
+    assert serve_settings(only(rendered("overlays/local"), "ConfigMap", "babybert-serve")["data"]).watch
+
+
+def unwritten_defaults(value: Any, schema: Resource, definitions: Resource, within_one: bool = False) -> Iterator[str]:
+    """Fields which the API server sets where server-side apply compares whole items of a list, by their paths.
+
+    A list of the type "map" is merged by its keys. Every other list (`within_one`) has one owner and one value.
+    """
+    while "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if isinstance(value, dict):
+        for name, field in schema.get("properties", {}).items():
+            if name in value:
+                for path in unwritten_defaults(value[name], field, definitions, within_one):
+                    yield f"{name}.{path}"
+            elif within_one and re.search(r"[Dd]efaults? (is|to) ", field.get("description", "")):
+                yield name
+    if isinstance(value, list):
+        keys = schema.get("x-kubernetes-list-map-keys", [])
+        for item in value:
+            yield from (key for key in keys if key not in item)
+            yield from unwritten_defaults(item, schema["items"], definitions, within_one or not keys)
+
+
+def schema_of(resource: Resource) -> tuple[Resource, Resource]:
+    """The schema of a resource in the newest version of Kubernetes, and all definitions."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    folder = Path(kubernetes_validate.__file__).parent / f"kubernetes-json-schema/v{KUBERNETES[-1]}.0-local"
+    definitions = json.loads((folder / "_definitions.json").read_text())["$defs"]
+    group, _, version = resource["apiVersion"].rpartition("/")
+    wanted = {"group": group, "version": version, "kind": resource["kind"]}
+    (schema,) = [each for each in definitions.values() if wanted in each.get("x-kubernetes-group-version-kind", [])]
+    return schema, definitions
+
+
+def test_what_identifies_an_item_of_a_list_is_written_out(overlay: list[Resource]) -> None:
+    """Otherwise `kubectl apply --server-side` after `kubectl apply` conflicts with the values set by the API server."""
+    for resource in overlay:
+        if resource["kind"] == "JobSet":  # holds a Job
+            resource = {"apiVersion": "batch/v1", "kind": "Job", **resource["spec"]["replicatedJobs"][0]["template"]}
+        assert list(unwritten_defaults(resource, *schema_of(resource))) == [], resource["kind"]
+
+
+def test_a_default_that_identifies_an_item_is_noticed() -> None:
+    policy = only(written("serve.yaml"), "NetworkPolicy")
+    del policy["spec"]["ingress"][0]["ports"][0]["protocol"]
+    assert list(unwritten_defaults(policy, *schema_of(policy))) == ["spec.ingress.ports.protocol"]
+    service = only(written("serve.yaml"), "Service")
+    del service["spec"]["ports"][0]["protocol"]
+    assert list(unwritten_defaults(service, *schema_of(service))) == ["spec.ports.protocol"]
+
+
+def test_the_limit_range_of_the_docs_allows_all_pods() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    block = search(r"^(    apiVersion: v1\n    kind: LimitRange\n(?:    .*\n)+)", text)
+    limits = yaml.safe_load(block)
+    kubernetes_validate.validate(limits, KUBERNETES[-1], strict=True)
+    default = quantity(limits["spec"]["limits"][0]["default"]["cpu"])
+    for path in OVERLAYS:
+        for name, template in pod_templates(rendered(path)).items():
+            for container in containers(template):
+                assert quantity(container["resources"]["requests"]["cpu"]) <= default, (path, name)
+
+
+def test_the_command_that_changes_a_run_is_named_where_it_is_needed() -> None:
+    for path, kind, file in (
+        ("k8s/pretrain-job.yaml", "job", "-f k8s/pretrain-job.yaml"),
+        ("k8s/overlays/multinode/jobset.yaml", "jobset", "-k k8s/overlays/multinode"),
+        ("docs/deploy.md", "job", "-f k8s/pretrain-job.yaml"),
+    ):
+        text = re.sub(r"\n#? +", " ", (ROOT / path).read_text(encoding="utf-8"))
+        command = (
+            f"kubectl delete {kind} babybert-pretrain --cascade=foreground --ignore-not-found && kubectl apply {file}"
+        )
+        assert command in text, path
 
 
 def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) -> None:
