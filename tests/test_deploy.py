@@ -421,9 +421,10 @@ def test_the_server_reads_the_store_of_the_run(overlay: list[Resource]) -> None:
     assert store in (None, only(overlay, "ConfigMap", "babybert-serve")["data"]["BABYBERT_MODEL_URI"])
 
 
-def test_the_kueue_overlay_suspends_the_job() -> None:
+def test_the_kueue_overlay_names_a_queue() -> None:
+    """Kueue owns the field `suspend`: a second `kubectl apply` must not set it."""
     job = only(rendered("overlays/kueue"), "Job")
-    assert job["spec"]["suspend"] is True
+    assert "suspend" not in job["spec"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
 
 
