@@ -7,7 +7,7 @@ WEB := .venv/.web
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-web goldens lint types soak fuzz bench bench-learning bench-serving \
-	images test-images lint-deploy lock monitoring tutorial pictures check format clean
+	images test-images test-compose lint-deploy lock monitoring tutorial pictures check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -73,6 +73,9 @@ images: ## build both container images with docker or podman and print their siz
 
 test-images: $(DEPLOY) images ## run the images as a user would, and the Job's pod with podman
 	$(BIN)/python -m pytest tests/images.py
+
+test-compose: $(DEPLOY) images ## run docker/compose.yaml as a whole, with docker or podman, as root
+	$(BIN)/python -m pytest tests/compose.py
 
 lint-deploy: $(DEPLOY) ## check Dockerfiles, manifests and alerts, and that they agree with each other
 	$(BIN)/python -m pytest tests/test_deploy.py tests/test_alerts.py

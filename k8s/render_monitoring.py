@@ -37,11 +37,19 @@ def render() -> str:
 def resources() -> list[dict[str, Any]]:
     """The monitors, the alerts and the dashboards."""
     endpoint = {"port": "metrics", "interval": "15s"}
+    # Only a process that should answer is a target: not a pod that prepares or loads, nor the other nodes of a JobSet.
+    relabelings = [
+        {"sourceLabels": ["__meta_kubernetes_pod_ready"], "regex": "true", "action": "keep"},
+        {
+            "sourceLabels": ["__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index"],
+            "regex": "[1-9][0-9]*",
+            "action": "drop",
+        },
+    ]
+    training = {"jobLabel": "app.kubernetes.io/name", "podMetricsEndpoints": [{**endpoint, "relabelings": relabelings}]}
     monitors = [
         # jobLabel gives the series the `job` label that rules and dashboards select by, the same as with compose
-        _resource(
-            "PodMonitor", "babybert-pretrain", {"jobLabel": "app.kubernetes.io/name", "podMetricsEndpoints": [endpoint]}
-        ),
+        _resource("PodMonitor", "babybert-pretrain", training),
         _resource("ServiceMonitor", "babybert-serve", {"jobLabel": "app.kubernetes.io/name", "endpoints": [endpoint]}),
     ]
     for monitor in monitors:

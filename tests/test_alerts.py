@@ -5,21 +5,23 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deployment import ROOT, alerts, need, run_program
+from deployment import OVERLAYS, ROOT, alerts, need, only, pod_templates, rendered, run_program, written
 
 from babybert.training.metrics import RunMetrics
 
 RULES = sorted((ROOT / "docker/prometheus/rules").glob("*.yaml"))
+RULE_TESTS = sorted((ROOT / "docker/prometheus/tests").glob("*.yaml"))
 # Published by Prometheus itself and by kube-state-metrics.
-EXTERNAL_METRICS = {"up", "kube_job_failed", "kube_deployment_status_replicas_available"}
+EXTERNAL_METRICS = {"up", "kube_job_failed", "kube_job_owner", "kube_deployment_status_replicas_available"}
 METRIC_NAME = re.compile(r"\b(?:babybert[\w:]*|ts_\w+|Requests\w+|kube_\w+|up)\b(?=[{\[ ]|$)")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in RULES])
 @pytest.mark.slow
-def test_alerts_fire_and_stay_silent(name: str) -> None:
+@pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_and_stay_silent(path: Path) -> None:
+    """Each alert for itself, and whole lives of a system, in which a healthy one has no alert at any time."""
     promtool = need("promtool", "on Debian: apt-get install prometheus")
-    done = run_program(promtool, "test", "rules", ROOT / f"docker/prometheus/tests/{name}.yaml")
+    done = run_program(promtool, "test", "rules", path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -31,12 +33,46 @@ def test_prometheus_accepts_the_configuration(path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def is_target(pod: dict[str, str]) -> bool:
+    """Whether the PodMonitor's relabelings keep a pod with these labels of Prometheus' service discovery."""
+    endpoint = only(written("monitoring.yaml"), "PodMonitor")["spec"]["podMetricsEndpoints"][0]
+    for rule in endpoint["relabelings"]:
+        (label,) = rule["sourceLabels"]
+        matches = re.fullmatch(rule["regex"], pod.get(label, "")) is not None
+        if matches != {"keep": True, "drop": False}[rule["action"]]:
+            return False
+    return True
+
+
+def test_only_a_process_that_should_answer_is_a_target() -> None:
+    """Otherwise BabyBertTrainingDown would fire for a run that prepares, loads or has ended."""
+    ready, index = (
+        "__meta_kubernetes_pod_ready",
+        "__meta_kubernetes_pod_label_batch_kubernetes_io_job_completion_index",
+    )
+    assert is_target({ready: "true"})
+    assert not is_target({ready: "false"})  # the init container, or the startup probe has not passed
+    assert is_target({ready: "true", index: "0"})  # rank 0 of a JobSet runs there
+    for node in ("1", "10"):
+        assert not is_target({ready: "true", index: node})
+    for overlay in OVERLAYS:
+        for name, template in pod_templates(rendered(overlay)).items():
+            if name.endswith("babybert-pretrain"):
+                (container,) = template["spec"]["containers"]
+                assert "startupProbe" in container, overlay  # without it, a pod is ready while it loads
+                assert "readinessProbe" not in container, overlay  # with it, a pod that hangs would be no target
+    scrapes = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    (training,) = [scrape for scrape in scrapes if scrape["job_name"] == "babybert-pretrain"]
+    assert "static_configs" not in training
+    assert training["dns_sd_configs"][0]["names"] == ["pretrain"]
+
+
 def test_each_alert_is_tested_both_ways() -> None:
     fires: set[str] = set()
     silent: set[str] = set()
-    for path in (ROOT / "docker/prometheus/tests").glob("*.yaml"):
+    for path in RULE_TESTS:
         for test in yaml.safe_load(path.read_text())["tests"]:
-            for check in test["alert_rule_test"]:
+            for check in test.get("alert_rule_test", []):
                 (fires if check["exp_alerts"] else silent).add(check["alertname"])
     assert fires == silent == {rule["alert"] for rule in alerts()}
 

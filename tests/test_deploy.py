@@ -3,12 +3,13 @@
 import argparse
 import copy
 import dataclasses
-import importlib
+import importlib.util
+import json
 import re
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,13 @@ def run_settings(resources: list[Resource], command: str) -> Any:
         return load_config(config_class, command, parser.parse_args([f"--config={path}"]), {}, COMMANDS)
 
 
+def serve_settings(variables: Mapping[str, str]) -> ServeConfig:
+    """The settings that `babybert serve` reads from these variables."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ServeConfig)
+    return load_config(ServeConfig, "serve", parser.parse_args([]), variables, COMMANDS)
+
+
 def test_every_setting_of_the_config_map_exists(overlay: list[Resource]) -> None:
     prepared, run = run_settings(overlay, "prepare"), run_settings(overlay, "pretrain")
     assert prepared.out == run.data
@@ -262,6 +270,121 @@ def test_a_gpu_is_requested_where_it_is_used(overlay: list[Resource]) -> None:
         assert asks == (run_settings(overlay, "pretrain").device == "cuda"), name
 
 
+CPU_OF_A_SMALL_NODE = 1.5  # of two CPUs; Kubernetes' own pods need the rest
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity as a number, such as 500m and 2Gi."""
+    units = {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    return float(number) * (units[unit] if unit else 1)
+
+
+def requested(resources: list[Resource], resource: str) -> float:
+    """What all pods request together at their highest number, with those that a rollout adds."""
+    total = 0.0
+    for name, template in pod_templates(resources).items():
+        kind, _, short_name = name.partition("/")
+        spec = only(resources, kind, short_name)["spec"]
+        pods = spec.get("replicas", 1)
+        if kind == "Deployment":
+            scalers = [each["spec"] for each in resources if each["kind"] == "HorizontalPodAutoscaler"]
+            pods = max(
+                [pods, *(each["maxReplicas"] for each in scalers if each["scaleTargetRef"]["name"] == short_name)]
+            )
+            pods += spec["strategy"].get("rollingUpdate", {}).get("maxSurge", 0)
+        running, starting = (
+            [quantity(container["resources"]["requests"][resource]) for container in template["spec"].get(key, [])]
+            for key in ("containers", "initContainers")
+        )
+        total += pods * max([sum(running), *starting])
+    return total
+
+
+def test_the_local_overlay_fits_a_small_node() -> None:
+    """Otherwise a pod that is replaced may not find the room that another one, such as one of a rollout, has taken."""
+    resources = rendered("overlays/local")
+    assert requested(resources, "cpu") <= CPU_OF_A_SMALL_NODE
+    assert requested(resources, "memory") <= 3 * 2**30
+    stated = search(r"together request ([\d.]+) CPU", (ROOT / "k8s/overlays/local/kustomization.yaml").read_text())
+    assert requested(resources, "cpu") == pytest.approx(float(stated))
+
+
+def unwritten_defaults(value: Any, schema: Resource, definitions: Resource, within_one: bool = False) -> Iterator[str]:
+    """Fields which the API server sets where server-side apply compares whole items of a list, by their paths.
+
+    A list of the type "map" is merged by its keys. Every other list (`within_one`) has one owner and one value.
+    """
+    while "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if isinstance(value, dict):
+        for name, field in schema.get("properties", {}).items():
+            if name in value:
+                for path in unwritten_defaults(value[name], field, definitions, within_one):
+                    yield f"{name}.{path}"
+            elif within_one and re.search(r"[Dd]efaults? (is|to) ", field.get("description", "")):
+                yield name
+    if isinstance(value, list):
+        keys = schema.get("x-kubernetes-list-map-keys", [])
+        for item in value:
+            yield from (key for key in keys if key not in item)
+            yield from unwritten_defaults(item, schema["items"], definitions, within_one or not keys)
+
+
+def schema_of(resource: Resource) -> tuple[Resource, Resource]:
+    """The schema of a resource in the newest version of Kubernetes, and all definitions."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    folder = Path(kubernetes_validate.__file__).parent / f"kubernetes-json-schema/v{KUBERNETES[-1]}.0-local"
+    definitions = json.loads((folder / "_definitions.json").read_text())["$defs"]
+    group, _, version = resource["apiVersion"].rpartition("/")
+    wanted = {"group": group, "version": version, "kind": resource["kind"]}
+    (schema,) = [each for each in definitions.values() if wanted in each.get("x-kubernetes-group-version-kind", [])]
+    return schema, definitions
+
+
+def test_what_identifies_an_item_of_a_list_is_written_out(overlay: list[Resource]) -> None:
+    """Otherwise `kubectl apply --server-side` after `kubectl apply` conflicts with the values set by the API server."""
+    for resource in overlay:
+        if resource["kind"] == "JobSet":  # holds a Job
+            resource = {"apiVersion": "batch/v1", "kind": "Job", **resource["spec"]["replicatedJobs"][0]["template"]}
+        assert list(unwritten_defaults(resource, *schema_of(resource))) == [], resource["kind"]
+
+
+def test_a_default_that_identifies_an_item_is_noticed() -> None:
+    policy = only(written("serve.yaml"), "NetworkPolicy")
+    del policy["spec"]["ingress"][0]["ports"][0]["protocol"]
+    assert list(unwritten_defaults(policy, *schema_of(policy))) == ["spec.ingress.ports.protocol"]
+    service = only(written("serve.yaml"), "Service")
+    del service["spec"]["ports"][0]["protocol"]
+    assert list(unwritten_defaults(service, *schema_of(service))) == ["spec.ports.protocol"]
+
+
+def test_the_limit_range_of_the_docs_allows_all_pods() -> None:
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    block = search(r"^(    apiVersion: v1\n    kind: LimitRange\n(?:    .*\n)+)", text)
+    limits = yaml.safe_load(block)
+    kubernetes_validate.validate(limits, KUBERNETES[-1], strict=True)
+    default = quantity(limits["spec"]["limits"][0]["default"]["cpu"])
+    for path in OVERLAYS:
+        for name, template in pod_templates(rendered(path)).items():
+            for container in containers(template):
+                assert quantity(container["resources"]["requests"]["cpu"]) <= default, (path, name)
+
+
+def test_the_command_that_changes_a_run_is_named_where_it_is_needed() -> None:
+    for path, kind, file in (
+        ("k8s/pretrain-job.yaml", "job", "-f k8s/pretrain-job.yaml"),
+        ("k8s/overlays/multinode/jobset.yaml", "jobset", "-k k8s/overlays/multinode"),
+        ("docs/deploy.md", "job", "-f k8s/pretrain-job.yaml"),
+    ):
+        text = re.sub(r"\n#? +", " ", (ROOT / path).read_text(encoding="utf-8"))
+        command = (
+            f"kubectl delete {kind} babybert-pretrain --cascade=foreground --ignore-not-found && kubectl apply {file}"
+        )
+        assert command in text, path
+
+
 def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) -> None:
     for name, template in pod_templates(overlay).items():
         for container in containers(template):
@@ -284,20 +407,13 @@ def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) 
 def test_a_server_without_a_checkpoint_is_alive_but_not_ready(overlay: list[Resource]) -> None:
     """It waits for the first checkpoint, and meanwhile answers /ping (serving/waiting.py)."""
     variables = only(overlay, "ConfigMap", "babybert-serve")["data"]
-    assert settings_of_server(variables).watch
+    assert serve_settings(variables).watch
     deployment = only(overlay, "Deployment", "babybert-serve")["spec"]
     (container,) = deployment["template"]["spec"]["containers"]
     for probe in ("startupProbe", "livenessProbe"):
         assert container[probe]["httpGet"] == {"path": "/ping", "port": "http"}
     assert container["readinessProbe"]["exec"] == {"command": ["ready"]}
     assert deployment["progressDeadlineSeconds"] >= 3600
-
-
-def settings_of_server(variables: Mapping[str, str]) -> ServeConfig:
-    """What `babybert serve` makes of the variables of its container."""
-    parser = argparse.ArgumentParser()
-    add_flags(parser, ServeConfig)
-    return load_config(ServeConfig, "serve", parser.parse_args([]), variables, COMMANDS)
 
 
 def test_the_job_manifest_is_self_contained() -> None:
@@ -315,9 +431,10 @@ def test_the_server_reads_the_store_of_the_run(overlay: list[Resource]) -> None:
     assert store in (None, only(overlay, "ConfigMap", "babybert-serve")["data"]["BABYBERT_MODEL_URI"])
 
 
-def test_the_kueue_overlay_suspends_the_job() -> None:
+def test_the_kueue_overlay_names_a_queue() -> None:
+    """Kueue owns the field `suspend`: a second `kubectl apply` must not set it."""
     job = only(rendered("overlays/kueue"), "Job")
-    assert job["spec"]["suspend"] is True
+    assert "suspend" not in job["spec"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
 
 
@@ -337,10 +454,61 @@ def test_the_nodes_find_each_other() -> None:
     assert flags["nproc-per-node"] == container["resources"]["limits"]["nvidia.com/gpu"]
     name = jobset["metadata"]["name"]
     assert flags["master-addr"] == f"{name}-{node['name']}-0-0.{name}"
-    assert {"name": "rendezvous", "containerPort": int(flags["master-port"])} in container["ports"]
+    assert {"name": "rendezvous", "containerPort": int(flags["master-port"]), "protocol": "TCP"} in container["ports"]
     settings = run_settings(resources, "pretrain")
+    # The grace period covers the time in which torchrun waits for its processes, and that covers the last upload.
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert 60 * settings.upload_minutes < int(flags["shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
     assert settings.parallel == "ddp"
     assert settings.store, "the nodes share no disk"
+
+
+def jobset_action(jobset: Resource, exit_code: int, container: str = "pretrain", disrupted: bool = False) -> str:
+    """What the JobSet does after a pod has ended, with the Job controller's reasons and messages."""
+    (node,) = jobset["replicatedJobs"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(node["template"]["spec"]["podFailurePolicy"]["rules"]):
+        assert rule["action"] == "FailJob"  # any other action would start a single pod again
+        if disrupted and "onPodConditions" in rule:
+            what = "Pod ml/node has condition DisruptionTarget"
+        elif exit_code in rule.get("onExitCodes", {}).get("values", []):
+            what = f"Container {container} for pod ml/node failed with exit code {exit_code}"
+        else:
+            continue
+        reason, message = "PodFailurePolicy", f"{what} matching FailJob rule at index {index}"
+        break
+    for rule in jobset["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(pattern, message) for pattern in patterns):
+            return str(rule["action"])
+    return "RestartJobSet"  # the default, which counts
+
+
+def test_a_jobset_restarts_by_the_exit_codes() -> None:
+    jobset = only(rendered("overlays/multinode"), "JobSet")["spec"]
+    for container in ("prepare", "pretrain"):
+        for code in (errors.EXIT_USAGE, errors.EXIT_DATA):
+            assert jobset_action(jobset, code, container) == "FailJobSet"
+            assert jobset_action(jobset, code, container, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
+    for code in (errors.EXIT_INTERRUPTED, 128 + 15):
+        assert jobset_action(jobset, code) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert jobset_action(jobset, 1, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
+    for code in (1, 23, 128 + 9):
+        assert jobset_action(jobset, code) == "RestartJobSet"
+    assert jobset["failurePolicy"]["maxRestarts"] > 0
+    assert jobset["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
+
+
+def test_kubernetes_accepts_the_job_of_the_jobset() -> None:
+    """There is no schema of a JobSet here, but it holds the spec of a Job."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")
+    jobset = only(rendered("overlays/multinode"), "JobSet")
+    (node,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "node"}, **node["template"]}
+    for version in KUBERNETES:
+        kubernetes_validate.validate(job, version, strict=True)
+    module, *_ = node["template"]["spec"]["template"]["spec"]["containers"][0]["command"][-1:]
+    assert importlib.util.find_spec(module), module
 
 
 def test_compose_refers_to_things_that_exist() -> None:
@@ -372,11 +540,13 @@ def test_compose_refers_to_things_that_exist() -> None:
     assert services["pretrain"]["profiles"] == ["cpu"]
     assert services["pretrain-gpu"]["profiles"] == ["gpu"]
     assert "COMPOSE_PROFILES=cpu" in (ROOT / "docker/.env").read_text()
-    targets = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
-    assert [(scrape["job_name"], scrape["static_configs"][0]["targets"]) for scrape in targets] == [
-        ("babybert-pretrain", ["pretrain:9109"]),
-        ("babybert-serve", ["serve:8082"]),
-    ]
+    scrapes = yaml.safe_load((ROOT / "docker/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    training, serving = sorted(scrapes, key=lambda scrape: str(scrape["job_name"]))
+    assert (training["job_name"], serving["job_name"]) == ("babybert-pretrain", "babybert-serve")
+    (lookup,) = training["dns_sd_configs"]
+    assert (lookup["names"], lookup["port"]) == (["pretrain"], 9109)
+    assert serving["static_configs"] == [{"targets": [f"serve:{ServeConfig().metrics_port}"]}]
+    assert services["pretrain-gpu"]["networks"]["default"]["aliases"] == lookup["names"]
     store = next(
         argument.removeprefix("--store=")
         for argument in services["pretrain"]["command"]
@@ -384,7 +554,6 @@ def test_compose_refers_to_things_that_exist() -> None:
     )
     variables = services["serve"]["environment"]
     assert store == variables["BABYBERT_MODEL_URI"]
-    assert settings_of_server(variables).watch
     assert services["serve"]["healthcheck"]["test"] == ["CMD", "ready"]
     for name in ("seaweedfs", "pretrain", "serve", "playground", "grafana"):
         hosts = services[name]["environment"]["NO_PROXY"].split(",")
@@ -397,6 +566,42 @@ def test_compose_refers_to_things_that_exist() -> None:
     page: Any = load_config(config_class, command, parser.parse_args(flags), {}, COMMANDS)
     assert (page.endpoint, page.run) == (f"http://serve:{ServeConfig().inference_port}", store)
     assert services["playground"]["ports"] == [f"127.0.0.1:{page.port}:{page.port}"]
+
+
+def test_compose_serves_each_newer_checkpoint() -> None:
+    variables = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]["serve"]["environment"]
+    assert serve_settings(variables).watch
+    assert serve_settings(variables).watch_seconds <= 30
+
+
+def test_compose_restarts_what_ends() -> None:
+    """After a crash each service comes back. The jobs are restarted after a failure only."""
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    jobs = {"prepare", "pretrain", "pretrain-gpu"}
+    for name, service in services.items():
+        assert service["restart"] == ("on-failure:3" if name in jobs else "unless-stopped"), name
+
+
+# The VOLUMEs of the images that are not built here, and where Grafana keeps its database.
+VOLUMES = {"seaweedfs": ["/data"], "prometheus": ["/prometheus"], "grafana": ["/var/lib/grafana"]}
+
+
+def test_compose_names_all_volumes() -> None:
+    """A volume without a name is new after each `down` and `up`: its content is lost, and its space is not freed."""
+    compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    used = set()
+    for name, service in compose["services"].items():
+        image = service["image"].rpartition("/")[2].partition(":")[0]
+        if image in DOCKERFILES:
+            declared = re.search(r"^VOLUME (.*)$", DOCKERFILES[image].read_text(), re.M)
+            paths = yaml.safe_load(declared[1]) if declared else []
+        else:
+            paths = VOLUMES[image]
+        mounts = dict(volume.split(":")[1::-1] for volume in service.get("volumes", []))
+        for path in paths:
+            assert mounts.get(path) in compose["volumes"], (name, path)
+        used |= set(mounts.values()) & set(compose["volumes"])
+    assert used == set(compose["volumes"])
 
 
 @pytest.mark.parametrize("path", DOCKERFILES.values(), ids=DOCKERFILES)

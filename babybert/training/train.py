@@ -121,6 +121,8 @@ def _train(run: TrainingSetup, manager: CheckpointManager | None, metrics: RunMe
                 is_last = ends_early or bool(stop) or state.step == plan.total_steps
                 newest_checkpoint = _save(run, manager, reporter, scores, is_last) or newest_checkpoint
             ends_early = context.any_rank(ends_early or bool(stop))
+        if context.any_rank(bool(stop)) and not stop:
+            stop.received = signal.SIGTERM  # of another process: the run is not complete here, either
 
     if not manager:
         return None
