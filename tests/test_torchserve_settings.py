@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ def test_only_named_variables_are_passed_on() -> None:
 def test_a_host_that_is_no_ipv4_address_is_refused(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--host", host, "x.mar"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"babybert serve: error: --host {host}: not an IPv4 address, nor a name with one (")
+    assert re.match(
+        r"babybert serve: error: (--host \S+: not an IPv4 address, nor a name|host is '\S+'; it must be)", line
+    )
+    assert host in line
 
 
 def test_hosts_are_resolved() -> None:
