@@ -156,9 +156,8 @@ def s3_errors(address: str, right: str = "") -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError, Boto3Error, ResponseParserError) as error:
         raise user_error(address, error, right) from error
-    except RecursionError as error:  # botocore asks a server that redirects everything for the bucket's region, forever
-        problem = f"{WRONG_REGION.problem} or at another endpoint; {WRONG_REGION.advice}"
-        raise UsageError(f"{address}: {problem}") from error
+    except RecursionError as error:
+        raise _error_of_endless_redirect(address) from error
     except (S3DownloadFailedError, S3ValidationError) as error:  # the object changed while it was downloaded
         raise StorageError(f"{address}: {_one_line(error)}; try again") from error
 
@@ -174,6 +173,9 @@ def user_error(address: str, error: Exception, right: str = "") -> UserError:
     from botocore.exceptions import ClientError
 
     cause: Any = error
+    # Where the stack ends is a matter of chance. botocore reports what ends inside of a request as an error of it.
+    if isinstance(getattr(error, "kwargs", {}).get("error"), RecursionError):
+        return _error_of_endless_redirect(address)
     if isinstance(error, RetriesExceededError):
         cause = error.last_exception
     elif isinstance(error, S3UploadFailedError) and error.__context__:
@@ -182,6 +184,11 @@ def user_error(address: str, error: Exception, right: str = "") -> UserError:
         return _error_of_answer(address, cause, right)
     meaning = _meaning_of_exception(cause)
     return meaning.error_class(f"{address}: {_one_line(cause)}; {meaning.advice}")
+
+
+def _error_of_endless_redirect(address: str) -> UsageError:
+    """botocore asks a server that redirects everything for the bucket's region, forever."""
+    return UsageError(f"{address}: {WRONG_REGION.problem} or at another endpoint; {WRONG_REGION.advice}")
 
 
 def _error_of_answer(address: str, error: "ClientError", right: str) -> UserError:

@@ -108,6 +108,7 @@ EXCEPTIONS: list[tuple[Exception, int]] = [
     (exceptions.ConnectionClosedError(endpoint_url="x"), RETRY),
     (exceptions.HTTPClientError(error=OSError("reset")), RETRY),
     (exceptions.HTTPClientError(error=ValueError("not a valid host or port")), EXIT_USAGE),
+    (exceptions.HTTPClientError(error=RecursionError("maximum recursion depth exceeded")), EXIT_USAGE),
     (exceptions.ResponseStreamingError(error="x"), RETRY),
     (exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2), RETRY),
     (exceptions.FlexibleChecksumError(error_msg="x"), RETRY),
