@@ -25,9 +25,9 @@ def need(program: str, hint: str) -> str:
     return path
 
 
-def run_program(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run an external program with a time limit and capture its output."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+def run_program(*command: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run an external program with a time limit and capture its output. `env` replaces its environment."""
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=SECONDS)
 
 
 def rendered(overlay: str) -> list[Resource]:

@@ -348,13 +348,15 @@ def pod(engine: Engine, s3: S3) -> Iterator[PlayPod]:
         config = copy.deepcopy(only(resources, "ConfigMap", "babybert-pretrain"))
         settings = yaml.safe_load(config["data"]["run.yaml"])
         settings["prepare"]["demo_documents"] = 80
-        settings["pretrain"] |= {"store": f"s3://{s3.bucket}/run", "width": 8, "heads": 2, "epochs": 1, **changes}
+        store = changes.pop("store", f"s3://{s3.bucket}/run")
+        settings["pretrain"] |= {"width": 8, "heads": 2, "epochs": 1, **changes}
         config["data"]["run.yaml"] = yaml.safe_dump(settings)
         template = copy.deepcopy(only(resources, "Job")["spec"]["template"])
         spec = template["spec"] | {"hostNetwork": True}
         variables = {
             **container_variables(),
             "OMP_NUM_THREADS": "1",
+            "BABYBERT_PRETRAIN_STORE": store,
             "BABYBERT_PRETRAIN_METRICS_PORT": str(free_ports(1)[0]),
         }
         for container in spec["initContainers"] + spec["containers"]:

@@ -426,9 +426,35 @@ def test_the_job_manifest_is_self_contained() -> None:
         assert (ROOT / "k8s" / name).resolve() == ROOT / "k8s/base" / name
 
 
-def test_the_server_reads_the_store_of_the_run(overlay: list[Resource]) -> None:
-    store = run_settings(overlay, "pretrain").store
-    assert store in (None, only(overlay, "ConfigMap", "babybert-serve")["data"]["BABYBERT_MODEL_URI"])
+def test_the_run_and_the_server_use_the_store_of_the_secret(overlay: list[Resource]) -> None:
+    """All containers get the Secret. The image of the server serves its BABYBERT_PRETRAIN_STORE."""
+    assert run_settings(overlay, "pretrain").store is None
+    assert "BABYBERT_MODEL_URI" not in only(overlay, "ConfigMap", "babybert-serve")["data"]
+    for name, template in pod_templates(overlay).items():
+        for container in containers(template):
+            sources = [source.get("secretRef") for source in container["envFrom"]]
+            assert "babybert-s3" in [source["name"] for source in sources if source], (name, container["name"])
+    for secret in [resource for resource in overlay if resource["kind"] == "Secret"]:
+        assert secret["stringData"]["BABYBERT_PRETRAIN_STORE"].startswith("s3://")
+
+
+def test_a_job_without_the_secret_ends_at_once(overlay: list[Resource]) -> None:
+    """Its first container exits with 2 and says which command is missing."""
+    (template,) = [pod for name, pod in pod_templates(overlay).items() if "pretrain" in str(name)]
+    first = template["spec"]["initContainers"][0]
+    assert first["command"][0] == "/bin/sh"
+    command = [*first["command"], *first["args"]]
+    done = run_program(*command, env={})
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "kubectl create secret generic babybert-s3" in done.stderr
+    assert run_program(*command, env={"BABYBERT_PRETRAIN_STORE": "s3://bucket/run"}).returncode == 0
+
+
+def test_the_job_trains_on_real_reviews() -> None:
+    resources = written("pretrain-job.yaml")
+    assert run_settings(resources, "prepare").corpus == "imdb"
+    run = run_settings(resources, "pretrain")
+    assert (run.preset, run.device, run.parallel) == ("baby", "cuda", "dp")
 
 
 def test_the_kueue_overlay_names_a_queue() -> None:
@@ -460,7 +486,6 @@ def test_the_nodes_find_each_other() -> None:
     pod = node["template"]["spec"]["template"]["spec"]
     assert 60 * settings.upload_minutes < int(flags["shutdown-timeout"]) < pod["terminationGracePeriodSeconds"]
     assert settings.parallel == "ddp"
-    assert settings.store, "the nodes share no disk"
 
 
 def jobset_action(jobset: Resource, exit_code: int, container: str = "pretrain", disrupted: bool = False) -> str:
