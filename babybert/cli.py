@@ -31,12 +31,13 @@ class Command:
 NUMBER_OF_VALUES = {"runs": "+", "path": "?"}  # `info --ops` needs no path; other arguments have one value
 SENTENCES = {"sentence_a": "the first sentence", "sentence_b": "the second sentence"}
 SOURCE = {"source": "the same as --source"}
+CHECKPOINT = {"checkpoint": "the same as --checkpoint"}
 COMMANDS = {
     "prepare": Command(config.PrepareConfig, commands.run_prepare),
     "pretrain": Command(config.PretrainConfig, commands.run_pretrain),
-    "evaluate": Command(config.EvaluateConfig, commands.run_evaluate),
-    "probe": Command(config.ProbeConfig, commands.run_probe),
-    "look": Command(config.LookConfig, commands.run_look),
+    "evaluate": Command(config.EvaluateConfig, commands.run_evaluate, CHECKPOINT),
+    "probe": Command(config.ProbeConfig, commands.run_probe, CHECKPOINT),
+    "look": Command(config.LookConfig, commands.run_look, CHECKPOINT),
     "explain": Command(config.ExplainConfig, commands.run_explain, SENTENCES),
     "info": Command(
         config.InfoConfig,

@@ -83,31 +83,68 @@ def run_pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
 
 def run_evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
     """`babybert evaluate`."""
-    from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
-    from babybert.data.dataset import open_dataset
-    from babybert.evaluation.report import report
+    from babybert.evaluation.blimp_report import format_blimp, plot_blimp
     from babybert.evaluation.report_figures import plot_report
     from babybert.evaluation.report_table import format_report
     from babybert.figures import figure_paths, open_pyplot
-    from babybert.model.device import pick_device
 
     if config.plot:
         open_pyplot()  # these two fail before the work, not after it
         figure_paths(config.plot, "--plot")
+    results = _score_blimp(config) if config.blimp else _score_held_out(config)
+    format_results, plot_results = (format_blimp, plot_blimp) if config.blimp else (format_report, plot_report)
+    if config.json:
+        print_json(results)
+    else:
+        print(f"{results['checkpoint']}\n{format_results(results)}")
+    if config.plot:
+        for path in plot_results(results, config.plot):
+            print(path, file=sys.stderr)
+    return 0
+
+
+def _score_held_out(config: EvaluateConfig) -> dict[str, Any]:
+    """The scores on the held-out pairs."""
+    from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
+    from babybert.data.dataset import open_dataset
+    from babybert.evaluation.report import report
+    from babybert.model.device import pick_device
+
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
     dataset = open_dataset(config.data)
     model, tokenizer = load_model(folder)
     check_same_vocabulary(folder, tokenizer, dataset)
     results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
-    if config.json:
-        print_json({"checkpoint": str(folder), **results})
+    return {"checkpoint": str(folder), **results}
+
+
+def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
+    """The scores on BLiMP's minimal pairs."""
+    from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
+    from babybert.config.evaluation_config import TOKENS_PER_PAIR
+    from babybert.corpus.minimal_pairs import read_minimal_pairs
+    from babybert.data.dataset import open_dataset
+    from babybert.evaluation.blimp import evaluate_blimp
+    from babybert.evaluation.pseudo_log_likelihood import uses_bf16
+    from babybert.model.device import pick_device
+
+    assert config.blimp is not None
+    device = pick_device(config.device)
+    folder = find_checkpoint(config.checkpoint)
+    pairs = read_minimal_pairs(config.blimp)
+    model, tokenizer = load_model(folder)
+    train, left_out = None, []
+    if config.data.exists():
+        dataset = open_dataset(config.data)
+        check_same_vocabulary(folder, tokenizer, dataset)
+        train = dataset.examples("train")
     else:
-        print(f"{folder}\n{format_report(results)}")
-    if config.plot:
-        for path in plot_report(results, config.plot):
-            print(path, file=sys.stderr)
-    return 0
+        left_out = [f"the unigram and bigram baselines: {config.data}: no such folder; give the data with --data"]
+    bf16 = uses_bf16(config.precision, model, device)
+    batch_positions = config.batch_size * TOKENS_PER_PAIR
+    results = evaluate_blimp(model.to(device), tokenizer, pairs, train, device, bf16, batch_positions)
+    return {"checkpoint": str(folder), "blimp": config.blimp, **results, "left_out": left_out}
 
 
 def run_probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:

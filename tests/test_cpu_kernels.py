@@ -281,6 +281,16 @@ def test_the_feed_forward_equals_float64_autograd_with_the_same_mask(
     assert_close(ours, reference, 1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_feed_forward_leaves_its_inputs_as_they_are(rows: int) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(rows, 8), torch.randn(16, 8), torch.randn(16), torch.randn(8, 16), torch.randn(8)]
+    before = [tensor.clone() for tensor in inputs]
+    y = CpuFeedForward.apply(*inputs, 0.0, torch.zeros(2, dtype=torch.int64))
+    assert all(torch.equal(*pair) for pair in zip(inputs, before, strict=True))
+    assert torch.equal(y, CpuFeedForward.apply(*inputs, 0.0, torch.zeros(2, dtype=torch.int64)))
+
+
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(

@@ -12,25 +12,56 @@ from babybert.config.fields import (
     require_usable_numbers,
 )
 
+TOKENS_PER_PAIR = 64  # in a batch of minimal pairs
 CHECKPOINT_HELP = "a run (its newest valid checkpoint) or one checkpoint"
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a checkpoint on held-out pairs, next to chance and the unigram, bigram and word-overlap baselines."""
+    """Score a checkpoint on held-out pairs or on BLiMP, next to baselines that need no model."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
-    data: Path = option(Path("data/demo"), "folder that `babybert prepare` wrote")
+    data: Path = option(
+        Path("data/demo"),
+        "folder that `babybert prepare` wrote; with --blimp, only for the unigram and bigram baselines, which are left "
+        "out if there is no such folder",
+    )
+    blimp: str | None = option(
+        None,
+        "score BLiMP's minimal pairs instead of the held-out pairs: its folder, a .tar.gz or .zip of it, or an s3:// "
+        "address",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "of the encoder with --blimp; auto: bf16 where it is much faster (width 256 or more, on a GPU or a CPU with "
+        "AMX). Held-out pairs are scored in fp32",
+    )
     max_pairs: int | None = option(None, "score only this many held-out pairs")
-    batch_size: int = option(64, "pairs per batch; changes the speed, not the result")
+    batch_size: int = option(
+        64,
+        f"pairs per batch; with --blimp as many tokens as in such pairs ({TOKENS_PER_PAIR} each); changes the speed, "
+        "not the result",
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU if there is one")
-    plot: Path | None = option(None, "draw calibration, and loss by frequency and position, as PATH.png and PATH.svg")
+    plot: Path | None = option(
+        None,
+        "draw calibration, and loss by frequency and position, as PATH.png and PATH.svg; with --blimp, accuracy by "
+        "phenomenon",
+    )
     json: bool = option(False, "print JSON instead of tables")
 
     def __post_init__(self) -> None:
         require_usable_numbers(self)
         require(self.max_pairs is None or self.max_pairs >= 1, f"max_pairs is {self.max_pairs}; it must be at least 1")
         require_at_least(self, 1, "batch_size")
+        require(
+            self.blimp is None or self.max_pairs is None,
+            "max_pairs is for held-out pairs; --blimp scores all of its pairs: leave one of them out",
+        )
+        require(
+            self.blimp is not None or self.precision == "auto",
+            f"precision is {self.precision}; it is for --blimp only, because held-out pairs are scored in fp32",
+        )
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def read_json_texts(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) ->
     encoding = encoding_of(content)
     start: bytes = cast(Any, content).peek(START_BYTES)[:START_BYTES]
     is_array = start.decode(encoding, "ignore").lstrip().startswith("[")
-    values = _read_array(path, content, encoding) if is_array else _read_lines(path, content, bad_rows)
+    values = _read_array(path, content, encoding) if is_array else read_json_lines(path, content, bad_rows)
     for where, value in values:
         if not isinstance(value, tuple):
             bad_rows.report(f"{where}: not a JSON object")
@@ -50,10 +50,10 @@ def read_json_texts(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) ->
             yield where, texts[0]
 
 
-def _read_lines(path: Path, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
-    """Yield the value on each line."""
+def read_json_lines(name: Path | str, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    """Yield where each line is, for messages, and its value. Blank lines are skipped; an object is a tuple of pairs."""
     for line_number, line in enumerate(utf8_lines(content), 1):
-        where = f"{path}: line {line_number}"
+        where = f"{name}: line {line_number}"
         try:
             text = line.decode().strip()
             value = DECODER.decode(text) if text else None

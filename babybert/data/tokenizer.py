@@ -171,6 +171,12 @@ class Tokenizer:
         """Return the id of exactly this token, or None if it is not in the vocabulary."""
         return self._backend.token_to_id(token)
 
+    def continuation_flags(self) -> np.ndarray:
+        """Return which tokens (V, bool) continue the word of the token before them: WordPiece's `##` pieces."""
+        if not self._is_wordpiece:
+            return np.zeros(self.size, bool)
+        return np.array([token.startswith("##") for token in self.tokens(range(self.size))])
+
     def join(self, tokens: Iterable[str]) -> str:
         """Join tokens with spaces; the pieces of a word are put together."""
         text = " ".join(tokens)

@@ -110,16 +110,31 @@ def bootstrap(statistics: dict[str, Statistic], pairs: int, seed: int = 0) -> di
     A resample in which a statistic is NaN (one that drew no positive pair, say) does not count for its interval.
     """
     rng = np.random.default_rng(seed)
-    resamples = int(np.clip(MOST_DRAWS // max(pairs, 1), FEWEST_RESAMPLES, MOST_RESAMPLES))
-    value_RS = np.empty((resamples, len(statistics)))
+    value_RS = np.empty((resample_count(pairs), len(statistics)))
     for value_S in value_RS:
         weight_P = np.bincount(rng.integers(pairs, size=pairs), minlength=pairs).astype(float)
         value_S[:] = [statistic(weight_P) for statistic in statistics.values()]
-    tail = 100 * (1 - LEVEL) / 2
     all_once_P = np.ones(pairs)
-    intervals = {}
-    for (name, statistic), value_R in zip(statistics.items(), value_RS.T, strict=True):
-        defined = value_R[~np.isnan(value_R)]
-        low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) else (float("nan"), float("nan"))
-        intervals[name] = Interval(statistic(all_once_P), float(low), float(high))
-    return intervals
+    return {
+        name: percentile_interval(statistic(all_once_P), value_R)
+        for (name, statistic), value_R in zip(statistics.items(), value_RS.T, strict=True)
+    }
+
+
+def resample_count(pairs: int) -> int:
+    """How many resamples of `pairs` pairs are drawn."""
+    return int(np.clip(MOST_DRAWS // max(pairs, 1), FEWEST_RESAMPLES, MOST_RESAMPLES))
+
+
+def percentile_interval(value: float, value_R: np.ndarray) -> Interval:
+    """The range that holds LEVEL of the resampled values, without those that are NaN."""
+    tail = 100 * (1 - LEVEL) / 2
+    defined = value_R[~np.isnan(value_R)]
+    low, high = np.percentile(defined, [tail, 100 - tail]) if len(defined) else (float("nan"), float("nan"))
+    return Interval(value, float(low), float(high))
+
+
+def resampled_means(value_PS: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """The means (R, S) over the pairs of each resample."""
+    pairs = len(value_PS)
+    return np.stack([value_PS[rng.integers(pairs, size=pairs)].mean(0) for _ in range(resamples)])

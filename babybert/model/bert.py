@@ -124,13 +124,16 @@ class BabyBert(nn.Module):
         x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
         return self.dropout(self.encoder_norm(x_BTD))
 
-    def hidden_at(self, ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor) -> Tensor:
+    def hidden_at(self, ids_BT: Tensor, segments_BT: Tensor, query_M: Tensor, has_padding: bool = True) -> Tensor:
         """Hidden states (M, D) at the query positions alone: b x T + t for position t of pair b.
 
         None of them may be padding. In the last layer all tokens have keys and values, but what follows attention is
-        computed for the query positions only.
+        computed for the query positions only. Without padding (`has_padding=False`) it is faster.
         """
-        packed = PackedBatch.from_mask(ids_BT != PAD)
+        if has_padding:
+            packed = PackedBatch.from_mask(ids_BT != PAD)
+        else:
+            packed = PackedBatch.without_padding(ids_BT.shape, ids_BT.device)
         x_ND = self._embed_packed(ids_BT, segments_BT, packed)
         *first_layers, last_layer = self.encoder.layers
         for layer in first_layers:

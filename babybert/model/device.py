@@ -10,3 +10,10 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no GPU is visible to PyTorch; check the driver, or use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products are much faster in bf16: on a CPU with AMX, and on GPUs that support it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -20,6 +20,14 @@ class PackedBatch:
     index_N: Tensor  # position of each token in the flattened batch, b x T + t (int64, ascending)
     cu_seqlens: Tensor  # cumulative lengths (B + 1, int64): pair b has tokens cu_seqlens[b] to cu_seqlens[b + 1]
     shape: torch.Size  # (B, T)
+    is_full: bool = False  # known to have no padding: packing is a change of the shape, and attention needs no mask
+
+    @classmethod
+    def without_padding(cls, shape: torch.Size, device: torch.device) -> "PackedBatch":
+        """A batch whose rows are all full."""
+        rows, length = shape
+        index_N = torch.arange(rows * length, device=device)
+        return cls(index_N, torch.arange(rows + 1, device=device) * length, shape, is_full=True)
 
     @classmethod
     def from_mask(cls, mask_BT: Tensor) -> "PackedBatch":
@@ -35,9 +43,12 @@ class PackedBatch:
 
     def pack(self, x: Tensor) -> Tensor:
         """The tokens' entries (N, ...) of a padded batch (B, T, ...)."""
-        return x.flatten(0, 1)[self.index_N]
+        x_ND = x.flatten(0, 1)
+        return x_ND if self.is_full else x_ND[self.index_N]
 
     def unpack(self, x_ND: Tensor) -> Tensor:
         """The padded batch (B, T, D), with zeros where there is no token."""
+        if self.is_full:
+            return x_ND.view(*self.shape, -1)
         flat = x_ND.new_zeros(self.shape.numel(), x_ND.shape[1]).index_copy(0, self.index_N, x_ND)
         return flat.view(*self.shape, -1)

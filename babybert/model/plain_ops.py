@@ -35,8 +35,8 @@ def attention(qkv_N3D: Tensor, packed: PackedBatch, heads: int, dropout_p: float
     `qkv_N3D` holds queries, keys and values side by side. Dropout applies to the weights, after the softmax.
     """
     q, k, v = packed.unpack(qkv_N3D).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    mask_BT = packed.to_mask()
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BT[:, None, None], dropout_p=dropout_p)
+    mask = None if packed.is_full else packed.to_mask()[:, None, None]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     return packed.pack(out.transpose(1, 2).flatten(2))
 
 
