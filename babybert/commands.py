@@ -196,6 +196,7 @@ def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
     """`babybert explain`."""
     from babybert.checkpoint.format import find_checkpoint, load_model
     from babybert.evaluation.explain import explain, format_explanation, untrained
+    from babybert.evaluation.preference import compare_sentences, format_preference
 
     sentences = _sentences(arguments)
     if config.checkpoint:
@@ -205,11 +206,16 @@ def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
     else:
         model, tokenizer = untrained(*sentences, config.seed)
         model_name = f"untrained, of the reference's sizes (weights of seed {config.seed})"
-    results = explain(model, tokenizer, *sentences, config.is_next, config.seed)
+    if config.preference:
+        results = compare_sentences(model.set_kernels("plain"), tokenizer, *sentences)
+        text = format_preference(results, model_name)
+    else:
+        results = explain(model, tokenizer, *sentences, config.is_next, config.seed)
+        text = format_explanation(results, model_name)
     if config.json:
         print_json({"model": model_name, **results})
     else:
-        print(format_explanation(results, model_name))
+        print(text)
     return 0
 
 

@@ -30,11 +30,18 @@ from babybert.cli import main
 from babybert.config import ModelConfig, PlaygroundConfig
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.look import attention_weights
+from babybert.evaluation.preference import compare_sentences
 from babybert.model.bert import BabyBert
 from babybert.playground import app, backends
 from babybert.playground.app import LOOPBACK, PAGE, open_sources
 from babybert.playground.backends import ApiResponse, EndpointBackend, EndpointDown, LocalBackend
-from babybert.playground.inspection import MAX_MAP_POSITIONS, inspect_text, nearest_words
+from babybert.playground.inspection import (
+    MAX_MAP_POSITIONS,
+    MAX_SCORED_TOKENS,
+    inspect_text,
+    nearest_words,
+    preferred_sentence,
+)
 from babybert.playground.run_history import RunHistory, evenly_spaced
 from babybert.serving.predictor import Predictor
 from babybert.serving.torchserve import free_ports
@@ -182,6 +189,25 @@ def test_a_text_that_cannot_be_inspected_says_why(predictor: Predictor) -> None:
     assert nearest_words(predictor, "tank") == {"word": "tank", "known": False, "neighbours": []}
     with pytest.raises(UsageError, match="empty"):
         nearest_words(predictor, "")
+
+
+def test_which_sentence_is_preferred(predictor: Predictor) -> None:
+    answer = preferred_sentence(predictor, "Mary rides near the desert.", "Mary rides the near desert.")
+    expected = compare_sentences(
+        predictor.model, predictor.tokenizer, "Mary rides near the desert.", "Mary rides the near desert."
+    )
+    assert {**answer, "verdict": ""} == {**expected, "verdict": ""}
+    assert answer["verdict"].startswith(f"The model prefers {expected['preferred'].upper()}, by ")
+    invalid: list[tuple[tuple[Any, Any], str]] = [
+        ((" ", "mary"), "empty"),
+        (("mary", ""), "'sentence_b' is empty"),
+        (("mary", 7), "must be a string"),
+        (("mary", "[MASK]"), "special token"),
+        (("mary " * (MAX_SCORED_TOKENS + 1), "mary"), f"sentence A has {MAX_SCORED_TOKENS + 1} tokens"),
+    ]
+    for arguments, message in invalid:
+        with pytest.raises(UsageError, match=message):
+            preferred_sentence(predictor, *arguments)
 
 
 def test_the_page_shows_paths_that_are_not_utf_8(predictor: Predictor, tmp_path: Path) -> None:

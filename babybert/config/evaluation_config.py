@@ -122,6 +122,11 @@ class ExplainConfig:
     checkpoint: Path | None = option(
         None, f"{CHECKPOINT_HELP}; without it, an untrained model of the reference's sizes"
     )
+    preference: bool = option(
+        False,
+        "instead, score A and B as two versions of one sentence: which one the model prefers, and the "
+        "log-probability of each token",
+    )
     is_next: bool = option(True, "the label: B follows A")
     seed: int = option(0, "seed of the masks, and of the weights without a checkpoint")
     json: bool = option(False, "print JSON")

@@ -63,7 +63,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 NO_INSPECTION = (
-    "Only an endpoint was given, and the HTTP API does not expose tokens, attention or embeddings. "
+    "Only an endpoint was given, and the HTTP API does not expose tokens, their scores, attention or embeddings. "
     "Start the page with --checkpoint PATH to see them."
 )
 NO_RUN = (
@@ -159,6 +159,7 @@ def make_app(sources: PlaygroundSources, host: str) -> Starlette:
         routes += [
             Route("/api/inside", _post(partial(_inspect, backend)), methods=["POST"]),
             Route("/api/neighbours", _post(partial(_nearest, backend)), methods=["POST"]),
+            Route("/api/preference", _post(partial(_prefer, backend)), methods=["POST"]),
         ]
     if sources.run:
         run = sources.run
@@ -214,6 +215,13 @@ def _nearest(backend: LocalBackend, body: bytes, content_type: str) -> ApiRespon
     from babybert.playground.inspection import nearest_words
 
     return ApiResponse(200, nearest_words(backend.predictor, **_parse_body(body, content_type, ("word",))))
+
+
+def _prefer(backend: LocalBackend, body: bytes, content_type: str) -> ApiResponse:
+    from babybert.playground.inspection import preferred_sentence
+
+    arguments = _parse_body(body, content_type, ("sentence_a", "sentence_b"))
+    return ApiResponse(200, preferred_sentence(backend.predictor, **arguments))
 
 
 def _parse_body(body: bytes, content_type: str, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How a checkpoint reads a text: tokens, segments and attention; and the nearest neighbours of a word.
+"""How a checkpoint reads a text: tokens, segments and attention; the score of each token; the neighbours of a word.
 
 Shapes: T positions, L layers, B texts, H heads.
 """
@@ -11,10 +11,12 @@ from babybert.config import LookConfig
 from babybert.data.tokenizer import UNK
 from babybert.errors import UsageError
 from babybert.evaluation.look import attention_weights, encode, neighbours
+from babybert.evaluation.preference import compare_sentences, verdict
 from babybert.serving.predictor import Predictor
 from babybert.serving.request_schema import NextSentence, quoted
 
 MAX_MAP_POSITIONS = 64  # of a heat map: nobody reads more than 4,096 cells
+MAX_SCORED_TOKENS = 64  # of a sentence: each token takes a pass of the model
 NEIGHBOUR_CANDIDATES = LookConfig().among  # neighbours are searched among so many of the most frequent tokens
 
 
@@ -68,6 +70,13 @@ def nearest_words(predictor: Predictor, word: Any) -> dict[str, Any]:
     _require_texts(word)
     (result,) = neighbours(predictor.model, predictor.tokenizer, (word,), NEIGHBOUR_CANDIDATES)
     return result
+
+
+def preferred_sentence(predictor: Predictor, sentence_a: Any, sentence_b: Any) -> dict[str, Any]:
+    """The comparison of two sentences by `compare_sentences`, and its `verdict` in words. Raises UsageError."""
+    _require_texts(sentence_a, sentence_b)
+    comparison = compare_sentences(predictor.model, predictor.tokenizer, sentence_a, sentence_b, MAX_SCORED_TOKENS)
+    return {**comparison, "verdict": verdict(comparison)}
 
 
 def _describe_tokens(

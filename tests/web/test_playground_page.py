@@ -7,6 +7,7 @@ model that was trained on the whole demo.
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ from babybert.checkpoint.format import checkpoint_step, find_checkpoint, list_ch
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.prepare import prepare
 from babybert.evaluation.look import attention_weights, neighbours
+from babybert.evaluation.preference import compare_sentences
 from babybert.playground.run_history import evenly_spaced
 from babybert.serving.predictor import Predictor
 from babybert.serving.request_schema import NextSentence
@@ -245,6 +247,40 @@ def test_does_b_follow_a(visit: Visit, page_and_model: tuple[str, Query]) -> Non
     expect(meter.locator(".number")).to_have_text(percent(answer["probability"]))
 
 
+def test_which_sentence_the_model_prefers(visit: Visit, checkpoint_page: str, predictor: Predictor) -> None:
+    page = visit(checkpoint_page)
+    a, b = "Mary rides near the desert.", "Mary xyzzies the near desert."
+    form = page.locator("#prefers-form")
+    form.get_by_label("Sentence A").fill(a)
+    form.get_by_label("Sentence B").fill(b)
+    comparison = compare_sentences(predictor.model, predictor.tokenizer, a, b)
+    preferred = comparison["preferred"].upper()
+    expect(send(page, "prefers")).to_have_text(
+        f"The model prefers {preferred}, by {comparison['difference']:.4f} nats."
+    )
+    titles = page.locator("#prefers-result h3").all_text_contents()
+    for name, sentence, title in zip("AB", comparison["sentences"], titles, strict=True):
+        mark = " (preferred)" if name == preferred else ""
+        assert title == f"Sentence {name}: {minus(sentence['score'])}{mark}"
+        entries = page.get_by_role("list", name=f"Tokens of sentence {name} with their scores").locator("li").all()
+        for entry, token in zip(entries, sentence["tokens"], strict=True):
+            shown = f"{token['source']} (unknown word)" if token["unknown"] else token["token"]
+            assert entry.locator(".name").text_content() == shown
+            assert entry.locator(".value").text_content() == minus(token["log_probability"])
+            hint = entry.get_attribute("title")
+            assert hint.startswith(f"{percent(math.exp(token['log_probability']))} given the rest of the sentence")
+            assert ("in sentence" in hint) == (token["other"] is not None)
+    form.get_by_label("Sentence B").fill("Mary rides [MASK].")
+    send(page, "prefers")
+    expect(page.locator("#prefers-form .error")).to_contain_text("400: 'sentence_b' has the special token [MASK]")
+    expect(page.locator("#prefers-result li")).to_have_count(0)
+
+
+def minus(value: float) -> str:
+    """A score as the page writes it."""
+    return f"{value:z.2f}".replace("-", "\u2212")
+
+
 def test_how_the_model_sees_it(visit: Visit, checkpoint_page: str, predictor: Predictor) -> None:
     page = visit(checkpoint_page)
     form = page.locator("#sees-form")
@@ -288,6 +324,8 @@ def test_what_an_endpoint_does_not_expose_is_hidden_with_the_reason(
     send(page, "follows")
     version = server.ask({"text": "[MASK]"}).headers["x-babybert-version"]
     expect(page.locator("#version")).to_have_text(f"The last answer came from version {version}.")
+    expect(page.locator("#prefers-why")).to_contain_text("Start the page with --checkpoint PATH")
+    expect(page.locator("#prefers form")).to_be_hidden()
     expect(page.locator("#sees-why")).to_contain_text("Start the page with --checkpoint PATH")
     expect(page.locator("#learned-why")).to_contain_text("Start the page with --run PATH")
     expect(page.locator("#sees form, #learned form").first).to_be_hidden()
@@ -377,13 +415,14 @@ def test_the_keyboard_is_enough(visit: Visit, checkpoint_page: str) -> None:
     page = visit(checkpoint_page)
     focused = "document.activeElement.id || document.activeElement.textContent"
     order = []
-    for _ in range(11):
+    for _ in range(12):
         page.keyboard.press("Tab")
         order.append(page.evaluate(focused))
         if order[-1] == "fill-text":
             page.keyboard.press("Control+A")
             page.keyboard.type("Mary rides near the [MASK].")
-    links = ["Skip to the content", "Fill in", "Does B follow A?", "How the model sees it", "How it learned"]
+    links = ["Skip to the content", "Fill in", "Does B follow A?", "Which sentence does the model prefer?"]
+    links += ["How the model sees it", "How it learned"]
     assert order == [*links, "fill-text", "fill-insert", "fill-hide", "fill-count", "fill-targets", "Fill in"]
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
@@ -408,7 +447,8 @@ def violations(page: Page) -> list[Any]:
 def test_it_is_accessible(visit: Visit, checkpoint_page: str, viewport: dict[str, int], scheme: str) -> None:
     page = visit(checkpoint_page, viewport, scheme)
     page.locator("#sees-a").fill("The sheriff rides near the xyzzy.")
-    for name in ("fill", "follows", "sees", "near", "learned"):
+    page.locator("#prefers-b").fill("The sheriff xyzzies near the desert.")
+    for name in ("fill", "follows", "prefers", "sees", "near", "learned"):
         expect(send(page, name)).to_have_text(re.compile(r"\d"))
     page.locator("#fill-masks button").first.click()
     page.mouse.move(0, 0)
@@ -429,7 +469,7 @@ def take_pictures(page: Page, kind: str) -> None:
 
     page.evaluate("document.activeElement.blur()")
     sections = {
-        "desk-light": ("fill", "learned"),
+        "desk-light": ("fill", "prefers", "learned"),
         "desk-dark": ("sees",),
         "phone-light": ("follows",),
         "phone-dark": ("fill",),

@@ -5,6 +5,7 @@ import { find, plural } from "./dom.js";
 import { startFill } from "./fill.js";
 import { startFollows } from "./follows.js";
 import { startLearned } from "./learned.js";
+import { startPrefers } from "./prefers.js";
 import { startSees } from "./sees.js";
 
 function sizes(inside) {
@@ -24,6 +25,7 @@ async function start() {
   startFollows();
   const about = await ask("about");
   find("about").textContent = about.name + sizes(about.inside);
+  startPrefers(about);
   startSees(about);
   startLearned(about);
   await banner.look();
