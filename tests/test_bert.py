@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,8 @@ def test_order_and_segments_matter(bert: BabyBert) -> None:
         ({"heads": 3}, "shared by 3 heads"),
         ({"layers": 0}, "from 1 to"),
         ({"dropout": 1.0}, "dropout"),
+        ({"norm": "both"}, "norm is 'both'; choose one of post, pre"),
+        ({"activation": "tanh"}, "activation is 'tanh'; choose one of relu, gelu"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, Any], message: str) -> None:
@@ -102,7 +105,29 @@ def test_impossible_sizes_are_refused(sizes: dict[str, Any], message: str) -> No
         model_config("baby", 30, **sizes)
 
 
+def test_a_tied_decoder_is_the_table_of_token_embeddings() -> None:
+    tied, untied = (BabyBert(replace(SMALL, tie_decoder=tie)) for tie in (True, False))
+    assert tied.mlm_decoder.weight is tied.embedding.token_embedding.embedding.weight
+    sizes = [sum(parameter.numel() for parameter in bert.parameters()) for bert in (tied, untied)]
+    assert sizes[1] - sizes[0] == 30 * 8
+
+
+@torch.no_grad()
+def test_normal_weights_are_smaller_before_a_residual_sum() -> None:
+    model = BabyBert(ModelConfig(vocab_size=30, width=64, heads=4, layers=8, feed_forward=256, norm="pre"))
+    tables = model.embedding.token_embedding.embedding.weight.clone(), model.mlm_decoder.weight
+    model.initialize_normal()
+    assert torch.equal(model.embedding.token_embedding.embedding.weight, tables[0])
+    for layer in model.encoder.layers:
+        for matrix in (layer.self_attn.in_proj_weight, layer.linear1.weight):
+            assert float(matrix.std()) == pytest.approx(0.02, rel=0.05)
+        for matrix in (layer.self_attn.out_proj.weight, layer.linear2.weight):
+            assert float(matrix.std()) == pytest.approx(0.02 / 4, rel=0.05)
+
+
 def test_presets() -> None:
+    assert model_config("small", 30).norm == model_config("medium", 30).norm == "pre"
+    assert model_config("mini", 30).norm == "post"
     assert model_config("mini", 30).width == 128
     assert model_config("tiny", 30, width=32).width == 32
     with pytest.raises(UsageError, match="unknown preset 'huge'; choose one of baby, tiny, mini"):

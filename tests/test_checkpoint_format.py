@@ -39,6 +39,12 @@ SCORES = {"mlm_loss": 4.5, "nsp_loss": 0.5}
 Run = tuple[Path, BabyBert, torch.optim.Optimizer, PretrainConfig]
 
 
+def optimizer_steps(bert: BabyBert, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        torch.stack([(parameter**2).sum() for parameter in bert.parameters()]).sum().backward()
+        optimizer.step()
+
+
 def state_of(step: int, epoch: int = 0, batch: int = 0, scores: dict[str, float] | None = None) -> CheckpointState:
     return CheckpointState(step, epoch, batch, 1.5, 2, "tokenizer digest", {"lr": 0.1}, "data digest", scores)
 
@@ -50,8 +56,7 @@ def run(small: Callable[..., PretrainConfig], demo: Dataset) -> Run:
     bert = new_model(config, config.sizes(demo.tokenizer.size), demo.token_counts())
     optimizer = make_optimizer(bert, config)
     for step in (1, 2, 3):
-        torch.stack([(parameter**2).sum() for parameter in bert.parameters()]).sum().backward()
-        optimizer.step()
+        optimizer_steps(bert, optimizer, 1)
         save_checkpoint(config.out, state_of(step, batch=step, scores=SCORES), bert, demo.tokenizer, optimizer)
     return config.out, bert, optimizer, config
 
@@ -73,6 +78,28 @@ def test_a_saved_checkpoint_is_loaded_as_it_was(run: Run, demo: Dataset) -> None
     for saved, parameter in zip(bert.parameters(), loaded.parameters(), strict=True):
         assert torch.equal(saved, parameter)
         assert torch.equal(optimizer.state[saved]["exp_avg_sq"], loaded_optimizer.state[parameter]["exp_avg_sq"])
+
+
+def test_a_tied_model_is_saved_with_one_table_and_goes_on_with_the_same_bits(
+    small: Callable[..., PretrainConfig], demo: Dataset, tmp_path: Path
+) -> None:
+    config = small(tie_decoder=True, norm="pre", activation="gelu", initial_weights="normal")
+    bert = new_model(config, config.sizes(demo.tokenizer.size), demo.token_counts())
+    optimizer = make_optimizer(bert, config)
+    optimizer_steps(bert, optimizer, 2)
+    folder = save_checkpoint(tmp_path, state_of(2), bert, demo.tokenizer, optimizer)
+    table_bytes = 4 * bert.mlm_decoder.weight.numel()
+    assert (folder / "model.safetensors").stat().st_size < 4 * sum(p.numel() for p in bert.parameters()) + table_bytes
+    loaded, _ = load_model(folder)
+    assert loaded.config == bert.config
+    assert loaded.mlm_decoder.weight is loaded.embedding.token_embedding.embedding.weight
+    resumed = make_optimizer(loaded, config)
+    load_optimizer(folder, resumed)
+    bert.zero_grad()
+    optimizer_steps(bert, optimizer, 1)
+    optimizer_steps(loaded, resumed, 1)
+    for name, tensor in bert.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])

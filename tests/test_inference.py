@@ -26,8 +26,7 @@ pytestmark = pytest.mark.no_cover  # tracing makes numba's compiler several time
 
 def small(width: int = 10, vocabulary: int = SMALLEST_VOCABULARY + 5) -> BabyBert:
     torch.manual_seed(1)
-    sizes = {"heads": 2, "layers": 2, "feed_forward": UNITS + 3, "max_positions": 40}
-    return BabyBert(ModelConfig(vocab_size=vocabulary, width=width, **sizes))
+    return BabyBert(ModelConfig(vocabulary, width, heads=2, layers=2, feed_forward=UNITS + 3, max_positions=40))
 
 
 @pytest.mark.slow

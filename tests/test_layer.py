@@ -15,6 +15,8 @@ from babybert.training.train import pretrain
 SIZES: dict[str, dict[str, Any]] = {
     "narrow": {"width": 10, "feed_forward": 300},
     "wide": {"width": 96, "heads": 1, "feed_forward": 64},
+    "pre-norm": {"width": 10, "feed_forward": 300, "norm": "pre", "activation": "gelu", "tie_decoder": True},
+    "wide pre-norm": {"width": 96, "feed_forward": 64, "norm": "pre", "activation": "gelu"},
 }
 
 
@@ -40,6 +42,15 @@ def test_packed_tokens_have_the_hidden_states_and_gradients_of_a_padded_batch(si
         results.append([hidden.detach(), *gradients])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_hidden_states_at_chosen_positions_are_those_of_all(sizes: str) -> None:
+    bert = BabyBert(ModelConfig(vocab_size=90, dropout=0.0, **SIZES[sizes]))
+    ids_BT, segments_BT = ids_with_padding_anywhere()
+    query_M = (ids_BT.flatten() % 5 == 1).nonzero().squeeze(1)
+    hidden_MD = bert(ids_BT, segments_BT).flatten(0, 1)[query_M]
+    torch.testing.assert_close(bert.hidden_at(ids_BT, segments_BT, query_M), hidden_MD, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_a_function_of_the_seed() -> None:

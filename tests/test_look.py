@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -30,8 +30,10 @@ def predictor(demo: Dataset) -> Predictor:
     )
 
 
-def test_attention_weights_times_values_are_the_output_of_the_layer(predictor: Predictor) -> None:
-    model = predictor.model
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_attention_weights_times_values_are_the_output_of_the_layer(norm: Literal["post", "pre"]) -> None:
+    torch.manual_seed(0)
+    model = BabyBert(ModelConfig(vocab_size=40, width=8, heads=2, layers=3, feed_forward=16, norm=norm)).eval()
     ids_BT = torch.tensor([[CLS, 9, 20, MASK, 7, SEP], [CLS, 30, 8, SEP, PAD, PAD]])
     segments_BT = (ids_BT != PAD).long()
     with torch.inference_mode():
@@ -40,12 +42,15 @@ def test_attention_weights_times_values_are_the_output_of_the_layer(predictor: P
         assert (weights_LBHTT[:, 1, :, :, 4:] == 0).all()  # nobody looks at padding
         x_BTD = model.embedding(ids_BT, segments_BT, torch.arange(6))
         for layer, weights_BHTT in zip(model.encoder.layers, weights_LBHTT, strict=True):
-            attend = layer.self_attn
-            values_BTD = F.linear(x_BTD, attend.in_proj_weight[16:], attend.in_proj_bias[16:])
+            attend, is_pre = layer.self_attn, norm == "pre"
+            input_BTD = layer.norm1(x_BTD) if is_pre else x_BTD
+            values_BTD = F.linear(input_BTD, attend.in_proj_weight[16:], attend.in_proj_bias[16:])
             values_BHTd = values_BTD.view(2, 6, 2, 4).transpose(1, 2)
             attended_BTD = attend.out_proj((weights_BHTT @ values_BHTd).transpose(1, 2).flatten(2))
-            x_BTD = layer.norm1(x_BTD + attended_BTD)
-            x_BTD = layer.norm2(x_BTD + layer.linear2(layer.linear1(x_BTD).relu()))
+            x_BTD = x_BTD + attended_BTD if is_pre else layer.norm1(x_BTD + attended_BTD)
+            input_BTD = layer.norm2(x_BTD) if is_pre else x_BTD
+            x_BTD = x_BTD + layer.linear2(layer.linear1(input_BTD).relu())
+            x_BTD = x_BTD if is_pre else layer.norm2(x_BTD)
         hidden_BTD = model(ids_BT, segments_BT)
         assert torch.allclose(model.encoder_norm(x_BTD)[segments_BT == 1], hidden_BTD[segments_BT == 1], atol=1e-5)
 

@@ -176,7 +176,7 @@ def picked(device: str, kernels: ops.Kernels, width: int = 10, vocabulary: int =
         weight1_FD, weight_VD = torch.empty(9, width, device=device), torch.empty(vocabulary, width, device=device)
         candidates = (
             ops.attention_candidates(qkv_N3D, 2, 0.1, kernels),
-            ops.feed_forward_candidates(x_ND, weight1_FD, 0.1, kernels),
+            ops.feed_forward_candidates(x_ND, weight1_FD, 0.1, "relu", kernels),
             ops.dropout_candidates(x_ND, 0.1, kernels),
             ops.mlm_head_candidates(x_ND, weight_VD, kernels),
         )

@@ -62,6 +62,19 @@ def test_training_beats_the_unigram_baseline(small: Small) -> None:
     assert scores.mlm_loss < scores.mlm_unigram_loss - 0.1 < scores.mlm_chance_loss
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tie_decoder", [False, True])
+def test_a_pre_norm_network_of_four_layers_learns_from_the_first_steps(small: Small, tie_decoder: bool) -> None:
+    """The shape of `small` and `medium`, at a small width."""
+    shape = {"norm": "pre", "activation": "gelu", "initial_weights": "normal", "dropout": 0.0, "layers": 4}
+    config = small(**shape, width=32, heads=4, feed_forward=128, lr=3e-3, masking="dynamic", log_every=1,
+                   tie_decoder=tie_decoder, epochs=100, max_steps=150, validation_pairs=20)  # fmt: skip
+    scores = scores_of(config)
+    assert scores.mlm_loss < scores.mlm_unigram_loss - 0.1
+    losses = [line["mlm_loss"] for line in read_metrics(config.out / "metrics.jsonl") if line["split"] == "train"]
+    assert max(losses) < scores.mlm_unigram_loss + 1
+
+
 def test_training_starts_at_the_unigram_baseline(small: Small) -> None:
     scores = scores_of(small(max_steps=1, lr=1e-9))
     assert scores.mlm_loss == pytest.approx(scores.mlm_unigram_loss, abs=0.05)

@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
+# A tied model has one table under two names. It is stored once, as token embedding.
+EMBEDDING_TABLE, DECODER_TABLE = "embedding.token_embedding.embedding.weight", "mlm_decoder.weight"
 MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FILES = (*MODEL_FILES, TRAINING, STATE)
 STEP_FOLDER = re.compile(r"step-([0-9]{8})\Z")
@@ -190,6 +192,8 @@ def save_checkpoint(
 def save_model(folder: Path, model: BabyBert, tokenizer: Tokenizer) -> None:
     """Write `MODEL_FILES` into `folder`. Weights have the module's own names, without the prefix of a wrapper."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_decoder:
+        del weights[DECODER_TABLE]
     save_file(weights, folder / WEIGHTS)
     (folder / SIZES).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)
@@ -308,8 +312,11 @@ def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
     model = BabyBert(config)
     try:
         # Not `load_file`, which opens only paths that are UTF-8.
-        model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        weights = load((folder / WEIGHTS).read_bytes())
+        if config.tie_decoder:
+            weights[DECODER_TABLE] = weights[EMBEDDING_TABLE]
+        model.load_state_dict(weights)
+    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{folder / WEIGHTS}: not the weights of this model ({reason})") from error
     return model, tokenizer

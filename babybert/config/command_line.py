@@ -114,7 +114,7 @@ def _convert(value: Any, value_type: Any, where: str, is_text: bool) -> Any:
     Args:
         is_text: the value is read as text, not as a path or address.
     """
-    if isinstance(value_type, types.UnionType):
+    if _is_union(value_type):
         if value is None or value in ("", "none"):
             return None
         value_type = _without_none(value_type)
@@ -196,6 +196,11 @@ def _shown(value: Any) -> str:
     return f"'{text}'" if len(text) <= MOST_SHOWN else f"'{text[:MOST_SHOWN]}...'"
 
 
+def _is_union(value_type: Any) -> bool:
+    """Whether the type is `X | None`. With a Literal for X, Python makes a `typing.Union` of it."""
+    return typing.get_origin(value_type) in (types.UnionType, typing.Union)
+
+
 def _without_none(value_type: Any) -> Any:
     """`X` for `X | None`."""
     return next(choice for choice in typing.get_args(value_type) if choice is not type(None))
@@ -203,7 +208,7 @@ def _without_none(value_type: Any) -> Any:
 
 def _metavar(value_type: Any) -> str:
     """What stands for a flag's value in the help text."""
-    if isinstance(value_type, types.UnionType):
+    if _is_union(value_type):
         value_type = _without_none(value_type)
     if typing.get_origin(value_type) is Literal:
         return "|".join(typing.get_args(value_type))

@@ -1,7 +1,7 @@
-"""The sizes of a network, and the named presets."""
+"""The sizes and the shape of a network, and the named presets."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from babybert.config.fields import option, require, require_between
 
@@ -12,7 +12,7 @@ MOST_LAYERS = 1_000
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one network."""
+    """The sizes and the shape of one network. Checkpoints of earlier versions have the fields up to `max_positions`."""
 
     vocab_size: int = option(147_161, "tokens, including the five special ones: IMDB has 147,156 words")
     width: int = option(10, "size of a hidden state; the reference's value")
@@ -21,6 +21,11 @@ class ModelConfig:
     feed_forward: int = option(2048, "hidden units of each feed-forward; PyTorch's default, which the reference keeps")
     dropout: float = option(0.1, "the BERT paper's value")
     max_positions: int = option(512, "longest input in tokens, special tokens included: rows of the sinusoidal table")
+    norm: Literal["post", "pre"] = option(
+        "post", "post: layer norms after each residual sum, as in the reference; pre: before each sublayer"
+    )
+    activation: Literal["relu", "gelu"] = option("relu", "of the feed-forward; the reference has PyTorch's default")
+    tie_decoder: bool = option(False, "whether the MLM decoder is the table of token embeddings")
 
     def __post_init__(self) -> None:
         require(self.vocab_size > 5, f"vocab_size is {self.vocab_size}; it must be above 5, the special tokens")
@@ -30,8 +35,11 @@ class ModelConfig:
         require(self.width % self.heads == 0, f"width {self.width} cannot be shared by {self.heads} heads")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")
         require(self.max_positions >= 8, f"max_positions is {self.max_positions}; it must be at least 8")
+        require(self.norm in ("post", "pre"), f"norm is '{self.norm}'; choose one of post, pre")
+        require(self.activation in ("relu", "gelu"), f"activation is '{self.activation}'; choose one of relu, gelu")
 
 
+PRE_NORM: dict[str, Any] = {"norm": "pre", "activation": "gelu", "dropout": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     # The reference's sizes.
     "baby": {"width": 10, "layers": 2, "heads": 2, "feed_forward": 2048},
@@ -39,6 +47,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"width": 64, "layers": 2, "heads": 4, "feed_forward": 128, "dropout": 0.0},
     # Useful on real text, at ten minutes an epoch of IMDB on two cores. Made for WordPiece, whose vocabulary is small.
     "mini": {"width": 128, "layers": 2, "heads": 4, "feed_forward": 512, "dropout": 0.0},
+    # For real use, with WordPiece. Four or more of the reference's post-norm layers do not learn; pre-norm layers do.
+    "small": {"width": 256, "layers": 4, "heads": 4, "feed_forward": 1024, **PRE_NORM},
+    "medium": {"width": 384, "layers": 6, "heads": 6, "feed_forward": 1536, **PRE_NORM},
 }
 
 

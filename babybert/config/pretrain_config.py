@@ -41,16 +41,23 @@ class ModelOptions:
     heads: int | None = option(None, "replaces the preset's value")
     feed_forward: int | None = option(None, "replaces the preset's value")
     dropout: float | None = recipe_option(None, "replaces the preset's value")
+    norm: Literal["post", "pre"] | None = option(
+        None, "replaces the preset's value: layer norms after each residual sum, or before each sublayer"
+    )
+    activation: Literal["relu", "gelu"] | None = option(None, "replaces the preset's value, of the feed-forward")
+    tie_decoder: bool = option(False, "use the table of token embeddings as MLM decoder: fewer parameters")
     init_decoder_bias: bool = recipe_option(
         True, "initialize the MLM bias with log word frequencies: the loss starts at the unigram baseline"
     )
-    initial_weights: Literal["xavier", "mimetic"] = recipe_option(
-        "xavier", "xavier: random; mimetic: tokens first attend to similar tokens, better from mini's width on"
+    initial_weights: Literal["xavier", "mimetic", "normal"] = recipe_option(
+        "xavier",
+        "xavier: random; mimetic: tokens first attend to similar tokens, better from mini's width on; "
+        "normal: small random weights, smaller with more layers, for pre-norm networks",
     )
 
     def sizes(self, vocab_size: int) -> ModelConfig:
         """The network's sizes for this vocabulary. Raises UsageError if they do not fit together."""
-        names = ("width", "layers", "heads", "feed_forward", "dropout")
+        names = ("width", "layers", "heads", "feed_forward", "dropout", "norm", "activation", "tie_decoder")
         return model_config(self.preset, vocab_size, **{name: getattr(self, name) for name in names})
 
     def check_model(self) -> None:
@@ -269,6 +276,8 @@ PRESET_RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "initial_weights": "mimetic",
     },
+    "small": {"lr": 1e-3, "initial_weights": "normal"},
+    "medium": {"lr": 7e-4, "initial_weights": "normal"},
 }
 
 # The course's notebook, except for its data: PyTorch's Adam, no word frequencies, masks drawn once.

@@ -145,8 +145,9 @@ def attention_weights(model: BabyBert, ids_BT: Tensor, segments_BT: Tensor) -> T
     x_BTD = model.embedding(ids_BT, segments_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
     layer_weights = []
     for layer in model.encoder.layers:
+        input_BTD = layer.norm1(x_BTD) if layer.norm_first else x_BTD
         _, weights_BHTT = layer.self_attn(
-            x_BTD, x_BTD, x_BTD, key_padding_mask=padding_BT, need_weights=True, average_attn_weights=False
+            input_BTD, input_BTD, input_BTD, key_padding_mask=padding_BT, need_weights=True, average_attn_weights=False
         )
         layer_weights.append(weights_BHTT)
         x_BTD = layer(x_BTD, src_key_padding_mask=padding_BT)

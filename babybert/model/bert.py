@@ -1,7 +1,8 @@
-"""The network: a post-norm Transformer encoder with one head for each objective, module for module the reference's.
+"""The network: a Transformer encoder with one head for each objective, module for module the reference's.
 
-Its modules are PyTorch's layers. At the reference's sizes 97 % of the 3,177,689 parameters are in two tables of 147,161
-x 10, the token embedding and the MLM decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
+Its modules are PyTorch's layers. They are post-norm, as the reference's are, or pre-norm, as `ModelConfig` says. At the
+reference's sizes 97 % of the 3,177,689 parameters are in two tables of 147,161 x 10, the token embedding and the MLM
+decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
 
 Shapes: B pairs, T positions, D width, V vocabulary, N packed tokens or masked positions, M query positions.
 """
@@ -18,6 +19,7 @@ from babybert.model.layer import Dropout, EncoderLayer
 from babybert.model.packing import PackedBatch
 
 MIMETIC_GAIN = 0.7  # with more, a token attends to little but itself; tried: 0.7 and 1
+NORMAL_STD = 0.02  # of the BERT paper's initial weights
 SEGMENTS = 3  # 0 padding, 1 `[CLS] A [SEP]`, 2 `B [SEP]`
 
 
@@ -78,12 +80,14 @@ class BabyBert(nn.Module):
         width, dropout = config.width, config.dropout
         self.config = config
         self.embedding = BertEmbedding(config)
-        layer = EncoderLayer(width, config.heads, config.feed_forward, dropout)
+        layer = EncoderLayer(width, config.heads, config.feed_forward, dropout, config.norm, config.activation)
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.encoder_norm = nn.LayerNorm(width)
         self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(dropout), nn.Linear(width, 2))
         self.mlm_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.mlm_decoder = nn.Linear(width, config.vocab_size)
+        if config.tie_decoder:
+            self.mlm_decoder.weight = self.embedding.token_embedding.embedding.weight
         self.dropout = Dropout(dropout)
         self._initialize()
 
@@ -96,6 +100,21 @@ class BabyBert(nn.Module):
         nn.init.normal_(self.embedding.token_embedding.embedding.weight, std=self.config.width**-0.5)
         nn.init.normal_(self.embedding.segment_embedding.weight, std=self.config.width**-0.5)
         nn.init.zeros_(self.mlm_decoder.bias)
+
+    @torch.no_grad()
+    def initialize_normal(self) -> None:
+        """Start with small normal weights, for pre-norm networks. Embeddings keep their size.
+
+        A pre-norm network adds the output of 2 L sublayers to its residual stream. Their last matrices are scaled by
+        1 / sqrt(2 L), so that the stream keeps its size with any number of layers (Radford et al., 2019).
+        """
+        tables = {self.embedding.token_embedding.embedding.weight, self.embedding.segment_embedding.weight}
+        for parameter in self.parameters():
+            if parameter.dim() > 1 and parameter not in tables:
+                nn.init.normal_(parameter, std=NORMAL_STD)
+        for layer in self.encoder.layers:
+            for matrix in (layer.self_attn.out_proj.weight, layer.linear2.weight):
+                matrix.div_(math.sqrt(2 * self.config.layers))
 
     @torch.no_grad()
     def initialize_mimetic(self) -> None:

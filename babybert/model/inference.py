@@ -33,7 +33,9 @@ class InferenceModel:
         self._top_tokens = ops.compile_top_tokens(model.mlm_decoder, model.parameters(), threads) if compiled else None
         if self._top_tokens is not None:
             for layer in model.encoder.layers:
-                layer.compiled_feed_forward = ops.compile_feed_forward(layer.linear1, layer.linear2)
+                layer.compiled_feed_forward = ops.compile_feed_forward(
+                    layer.linear1, layer.linear2, layer.activation_name
+                )
 
     @property
     def uses_compiled_kernels(self) -> bool:

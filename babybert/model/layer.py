@@ -25,13 +25,17 @@ class Dropout(nn.Dropout):
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
-    """`nn.TransformerEncoderLayer`, post-norm and batch first, with `forward_packed` in addition to `forward`."""
+    """`nn.TransformerEncoderLayer`, batch first, with `forward_packed` in addition to `forward`."""
 
     kernels: ops.Kernels = "auto"
     compiled_feed_forward: Callable[[Tensor], Tensor] | None = None  # set by `InferenceModel`
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout_p: float) -> None:
-        super().__init__(width, heads, hidden, dropout_p, batch_first=True)
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout_p: float, norm: str = "post", activation: str = "relu"
+    ) -> None:
+        norm_first = norm == "pre"
+        super().__init__(width, heads, hidden, dropout_p, activation, batch_first=True, norm_first=norm_first)
+        self.activation_name = activation
         self.dropout = Dropout(dropout_p)
         self.dropout1 = Dropout(dropout_p)
         self.dropout2 = Dropout(dropout_p)
@@ -44,16 +48,24 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         if self.compiled_feed_forward is not None:
             return self.compiled_feed_forward(x)
         dropout_p = self.dropout.p if self.training else 0.0
-        y_ND = ops.feed_forward(x.flatten(0, -2), self.linear1, self.linear2, dropout_p, self.kernels)
+        x_ND = x.flatten(0, -2)
+        y_ND = ops.feed_forward(x_ND, self.linear1, self.linear2, dropout_p, self.activation_name, self.kernels)
         return self.dropout2(y_ND.view(x.shape))
 
     def forward_packed(self, x_ND: Tensor, packed: PackedBatch, query_M: Tensor | None = None) -> Tensor:
         """The layer's output for packed tokens (N, D), or for the query positions among them alone (M, D)."""
+        attended_ND = self._attend_packed(self.norm1(x_ND) if self.norm_first else x_ND, packed)
+        if query_M is not None:
+            x_ND, attended_ND = x_ND[query_M], attended_ND[query_M]
+        x_ND = x_ND + self.dropout1(self.self_attn.out_proj(attended_ND))
+        if self.norm_first:
+            return x_ND + self._ff_block(self.norm2(x_ND))
+        x_ND = self.norm1(x_ND)
+        return self.norm2(x_ND + self._ff_block(x_ND))
+
+    def _attend_packed(self, x_ND: Tensor, packed: PackedBatch) -> Tensor:
+        """What each token gathers from its pair (N, D), before the projection."""
         attention = self.self_attn
         qkv_N3D = F.linear(x_ND, attention.in_proj_weight, attention.in_proj_bias)
         dropout_p = attention.dropout if self.training else 0.0
-        attended_ND = ops.attention(qkv_N3D, packed, attention.num_heads, dropout_p, self.kernels)
-        if query_M is not None:
-            x_ND, attended_ND = x_ND[query_M], attended_ND[query_M]
-        x_ND = self.norm1(x_ND + self.dropout1(attention.out_proj(attended_ND)))
-        return self.norm2(x_ND + self._ff_block(x_ND))
+        return ops.attention(qkv_N3D, packed, attention.num_heads, dropout_p, self.kernels)

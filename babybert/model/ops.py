@@ -116,22 +116,28 @@ def attention(qkv_N3D: Tensor, packed: PackedBatch, heads: int, dropout_p: float
 
 
 def feed_forward_candidates(
-    x_ND: Tensor, weight1_FD: Tensor, dropout_p: float, kernels: Kernels = "auto"
+    x_ND: Tensor, weight1_FD: Tensor, dropout_p: float, activation: str = "relu", kernels: Kernels = "auto"
 ) -> Candidates:
     """The implementations of `feed_forward` for such inputs."""
     candidates: Candidates = {}
+    with_relu = {"ReLU": activation == "relu"}
     if cpu := _cpu_kernels(x_ND.device, kernels):
-        candidates["cpu_feed_forward"] = cpu.feed_forward.requirements(x_ND, weight1_FD, dropout_p)
+        candidates["cpu_feed_forward"] = {**cpu.feed_forward.requirements(x_ND, weight1_FD, dropout_p), **with_relu}
     if triton := _triton_kernels("triton_feed_forward", x_ND.device, kernels):
-        candidates["triton_feed_forward"] = triton.requirements(x_ND, weight1_FD)
+        candidates["triton_feed_forward"] = {**triton.requirements(x_ND, weight1_FD), **with_relu}
     return {**candidates, TORCH: {}}
 
 
 def feed_forward(
-    x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, dropout_p: float, kernels: Kernels = "auto"
+    x_ND: Tensor,
+    linear1: nn.Linear,
+    linear2: nn.Linear,
+    dropout_p: float,
+    activation: str = "relu",
+    kernels: Kernels = "auto",
 ) -> Tensor:
-    """`dropout(relu(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D); see `plain_ops.feed_forward`."""
-    implementation = pick(feed_forward_candidates(x_ND, linear1.weight, dropout_p, kernels))
+    """`dropout(activation(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D); see `plain_ops.feed_forward`."""
+    implementation = pick(feed_forward_candidates(x_ND, linear1.weight, dropout_p, activation, kernels))
     weights = linear1.weight, linear1.bias, linear2.weight, linear2.bias
     if implementation == "cpu_feed_forward":
         cpu = _cpu_kernels(x_ND.device, kernels)
@@ -140,7 +146,7 @@ def feed_forward(
         triton = _triton_kernels("triton_feed_forward", x_ND.device, kernels)
         return triton.TritonFeedForward.apply(_as_autocast(x_ND), *weights, dropout_p, draw_seed(x_ND.device))
     # The plain form, except that its dropout may use a kernel: that one has fewer requirements.
-    return linear2(dropout(F.relu(linear1(x_ND)), dropout_p, kernels))
+    return linear2(dropout(plain_ops.ACTIVATIONS[activation](linear1(x_ND)), dropout_p, kernels))
 
 
 def dropout_candidates(x: Tensor, dropout_p: float, kernels: Kernels = "auto") -> Candidates:
@@ -247,10 +253,14 @@ def compile_top_tokens(decoder: nn.Linear, weights: Iterable[Tensor], threads: i
     return cpu.TopTokensKernel(decoder.weight, decoder.bias, threads)
 
 
-def compile_feed_forward(linear1: nn.Linear, linear2: nn.Linear) -> Callable[[Tensor], Tensor] | None:
-    """A feed-forward kernel without dropout, for models that `compile_top_tokens` supports; None for wider layers."""
+def compile_feed_forward(linear1: nn.Linear, linear2: nn.Linear, activation: str) -> Callable[[Tensor], Tensor] | None:
+    """A feed-forward kernel without dropout, for models that `compile_top_tokens` supports.
+
+    None for wider layers and for those without ReLU.
+    """
     cpu: Any = _load_cpu_kernels("cpu_top_tokens")
-    return cpu.FeedForwardKernel(linear1, linear2) if linear1.in_features <= cpu.WIDEST_FEED_FORWARD else None
+    is_supported = activation == "relu" and linear1.in_features <= cpu.WIDEST_FEED_FORWARD
+    return cpu.FeedForwardKernel(linear1, linear2) if is_supported else None
 
 
 def top_tokens(

@@ -52,7 +52,11 @@ def _operations(
         heads = f"{config.heads} heads of {width // config.heads}, {phase}"
         yield "attention", heads, ops.attention_candidates(qkv_N3D, config.heads, dropout_p, kernels)
         units = f"{width} -> {config.feed_forward}, {phase}"
-        yield "feed_forward", units, ops.feed_forward_candidates(x_ND, weight1_FD, dropout_p, kernels)
+        yield (
+            "feed_forward",
+            units,
+            ops.feed_forward_candidates(x_ND, weight1_FD, dropout_p, config.activation, kernels),
+        )
     yield "dropout", f"width {width}", ops.dropout_candidates(x_ND, DROPOUT, kernels)
     table = f"width {width}, {vocab:,} tokens"
     hidden_ND = _placeholder(device, MASKED, width)

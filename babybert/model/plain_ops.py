@@ -6,7 +6,7 @@ Shapes: B pairs, T positions, N packed tokens or masked positions, D width, V vo
 targets, C rows of a chunk or columns of a block, J blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from babybert.model.packing import PackedBatch
 NO_TARGET = -1  # marks a row without a target: it has no loss
 CHUNK = 2**24  # logits at a time: 64 MB of fp32; with fewer, the weight's gradient is read and written too often
 MASKS_PER_SLICE = 8  # 5 MB of the baby's logits, and as much of their softmax: they stay in the cache
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 TOPK_BLOCK = 256  # columns of a block in `blockwise_topk`: about the square root of V
 
 
@@ -40,9 +41,11 @@ def attention(qkv_N3D: Tensor, packed: PackedBatch, heads: int, dropout_p: float
     return packed.pack(out.transpose(1, 2).flatten(2))
 
 
-def feed_forward(x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, dropout_p: float) -> Tensor:
-    """`dropout(relu(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D)."""
-    return linear2(F.dropout(F.relu(linear1(x_ND)), dropout_p))
+def feed_forward(
+    x_ND: Tensor, linear1: nn.Linear, linear2: nn.Linear, dropout_p: float, activation: str = "relu"
+) -> Tensor:
+    """`dropout(activation(x @ W1.T + b1)) @ W2.T + b2` of rows (N, D); the activation is "relu" or "gelu"."""
+    return linear2(F.dropout(ACTIVATIONS[activation](linear1(x_ND)), dropout_p))
 
 
 def mlm_head_loss(

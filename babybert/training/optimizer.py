@@ -43,6 +43,7 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     """
     decoder = bert.mlm_decoder
     embedding = bert.embedding.token_embedding.embedding
+    tables = [] if embedding.weight is decoder.weight else [embedding.weight]  # tied: it is the decoder's
     special = {decoder.weight, decoder.bias, embedding.weight}
     others = [parameter for parameter in bert.parameters() if parameter not in special]
     matrices = [parameter for parameter in others if parameter.dim() > 1]
@@ -57,7 +58,7 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     groups = [
         group([decoder.weight], config.decoder_lr_factor, config.decoder_epsilon, matrix_decay),
         group([decoder.bias], 1.0, config.decoder_epsilon, vector_decay),
-        group([embedding.weight], config.embedding_lr_factor, ADAM_EPSILON, matrix_decay),
+        group(tables, config.embedding_lr_factor, ADAM_EPSILON, matrix_decay),
         group(matrices, 1.0, ADAM_EPSILON, matrix_decay),
         group(vectors, 1.0, ADAM_EPSILON, vector_decay),
     ]

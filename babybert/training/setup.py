@@ -101,6 +101,8 @@ def new_model(config: PretrainConfig, sizes: ModelConfig, counts_V: np.ndarray) 
     bert = BabyBert(sizes)
     if config.initial_weights == "mimetic":
         bert.initialize_mimetic()
+    elif config.initial_weights == "normal":
+        bert.initialize_normal()
     if config.init_decoder_bias:
         bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probs(counts_V)))
     return bert

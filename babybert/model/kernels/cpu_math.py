@@ -32,7 +32,7 @@ GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio: neighbouring columns get 
 
 
 @intrinsic
-def _float_of_bits(typing_context: Any, bits: Any) -> Any:
+def float_of_bits(typing_context: Any, bits: Any) -> Any:
     """The fp32 number with these 32 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -42,7 +42,7 @@ def _float_of_bits(typing_context: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def _bits_of_float(typing_context: Any, value: Any) -> Any:
+def bits_of_float(typing_context: Any, value: Any) -> Any:
     """The 32 bits of an fp32 number."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -63,7 +63,7 @@ def exp(x):
     power = np.float32(C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5)))))
     # numba's sum and shift of int32 are int64, which processors without AVX-512 convert to floats one by one. The casts
     # keep them at 32 bits.
-    return _float_of_bits(np.int32(_bits_of_float(power) + np.int32(np.int32(whole) << np.int32(23))))
+    return float_of_bits(np.int32(bits_of_float(power) + np.int32(np.int32(whole) << np.int32(23))))
 
 
 @njit(inline="always", fastmath=True)
