@@ -32,8 +32,7 @@ def pieces() -> Tokenizer:
 
 def make_model(vocab_size: int, layers: int = 2, width: int = 16) -> BabyBert:
     torch.manual_seed(0)
-    sizes = {"width": width, "heads": 2, "layers": layers, "feed_forward": 32}
-    model = BabyBert(ModelConfig(vocab_size=vocab_size, **sizes))
+    model = BabyBert(ModelConfig(vocab_size=vocab_size, width=width, heads=2, layers=layers, feed_forward=32))
     with torch.no_grad():
         model.mlm_decoder.bias.normal_()
     return model
