@@ -14,6 +14,7 @@ Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from babybert.data.tokenizer import PAD
@@ -38,8 +39,14 @@ def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: 
         index_N = chosen.nonzero().squeeze(1)
     labels_N = labels_BT.flatten()[index_N]
     targets_N = labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
-    transformed_ND = model.mlm_transform(hidden_BTD.flatten(0, 1)[index_N])
-    return ops.mlm_head_loss(transformed_ND, decoder.weight, decoder.bias, targets_N, with_rank, model.kernels)
+    return _mlm_loss_of(model, hidden_BTD.flatten(0, 1)[index_N], targets_N, with_rank)
+
+
+def _mlm_loss_of(model: BabyBert, hidden_ND: Tensor, targets_N: Tensor, with_rank: bool = False) -> HeadLoss:
+    """Sum of the MLM cross entropies of hidden states at N positions, and the number of targets."""
+    decoder, weights = model.mlm_decoder, model.bf16_weights
+    inputs = model.mlm_transform(hidden_ND), decoder.weight, decoder.bias, targets_N
+    return ops.mlm_head_loss(*inputs, with_rank, model.kernels, weights)
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
@@ -107,9 +114,18 @@ class PretrainingModel(nn.Module):
 
     def forward(self, ids_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, is_next_B: Tensor) -> dict[str, Tensor]:
         """The fields of `LossSums` as tensors of shape (1,)."""
-        hidden_BTD = self.bert(ids_BT, segments_BT)
-        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT)
-        nsp_logits_B2 = self.bert.nsp_logits(hidden_BTD)
+        bert = self.bert
+        if ops.narrows_last_layer(ids_BT.device, bert.config.norm, bert.kernels):
+            (pairs, positions), labels = ids_BT.shape, labels_BT.flatten()
+            masked_N = (labels != IGNORED).nonzero().squeeze(1)
+            first_B = torch.arange(0, pairs * positions, positions)
+            hidden_MD = bert.hidden_at(ids_BT, segments_BT, torch.cat([first_B, masked_N]))
+            mlm = _mlm_loss_of(bert, hidden_MD[pairs:], labels[masked_N])
+            nsp_logits_B2 = bert.nsp_head(hidden_MD[:pairs])
+        else:
+            hidden_BTD = bert(ids_BT, segments_BT)
+            mlm = mlm_loss(bert, hidden_BTD, labels_BT)
+            nsp_logits_B2 = bert.nsp_logits(hidden_BTD)
         correct = (nsp_logits_B2.argmax(-1) == is_next_B).sum()
         return {
             "mlm_sum": mlm.loss_sum.reshape(1),
