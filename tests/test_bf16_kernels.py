@@ -17,7 +17,7 @@ from babybert.model.bert import BabyBert, keep_bf16_weights
 from babybert.model.bf16_weights import Bf16Weights
 from babybert.model.kernels import cpu_bf16_head
 from babybert.model.kernels.cpu_bf16_activation import activate, activate_backward
-from babybert.model.kernels.cpu_bf16_attention import attend, attend_backward, make_buckets
+from babybert.model.kernels.cpu_bf16_attention import Buckets, attend, attend_backward
 from babybert.model.kernels.cpu_bf16_encoder import NARROWEST
 from babybert.model.kernels.cpu_bf16_head import CpuBf16HeadLoss
 from babybert.model.kernels.cpu_bf16_norm import add_norm, add_norm_backward
@@ -106,8 +106,8 @@ def test_attention_equals_float64_autograd(dropout_p: float) -> None:
     heads, width, lengths = 2, 32, [33, 7, 16, 1, 40, 5]
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)])
     qkv_N3D, bias_3D = torch.randn(sum(lengths), 3 * width).bfloat16(), torch.randn(3 * width)
-    d_out_ND, buckets = torch.randn(sum(lengths), width).bfloat16(), make_buckets(cu_seqlens)
-    assert [bucket.positions for bucket in buckets] == [16, 48]
+    d_out_ND, buckets = torch.randn(sum(lengths), width).bfloat16(), Buckets.of(cu_seqlens)
+    assert buckets.positions_B.tolist() == [16, 16, 16, 16, 48, 48]
     out_ND, saved = attend(qkv_N3D, bias_3D, buckets, heads, dropout_p, SEED_2)
     ones_ND = torch.ones(sum(lengths), 3 * width).bfloat16()
     zero_3D = torch.zeros(3 * width)
@@ -117,15 +117,16 @@ def test_attention_equals_float64_autograd(dropout_p: float) -> None:
     if dropout_p:
         again_ND, _ = attend(qkv_N3D, bias_3D, buckets, heads, dropout_p, SEED_2)
         assert torch.equal(out_ND, again_ND)
-    d_qkv_N3D, d_bias_3D = attend_backward(d_out_ND, saved, buckets, dropout_p, SEED_2)
+    d_qkv_N3D, d_bias_3D = attend_backward(d_out_ND, saved, buckets, heads, dropout_p, SEED_2)
     # Dropout of the weights is read off what the kernels kept for the backward.
     leaf_N3D, leaf_3D = leaf(qkv_N3D), leaf(bias_3D)
     kept = {}
-    for bucket, of_bucket in zip(buckets, saved, strict=True):
-        for g, first in enumerate(bucket.first_G):
-            length = int(bucket.length_G[g])
-            dropped, weights = (x[g, :, :length, :length].double() for x in of_bucket[:2:-1])
-            kept[int(first)] = torch.where(dropped > 0, 1 / (1 - dropout_p), 0.0) if dropout_p else weights * 0 + 1
+    views = [buckets.views(x_X, None, heads) for x_X in (saved.weights_X, saved.dropped_X)]
+    weights_B, dropped_B = ([x for view in each for x in view.unflatten(0, (-1, heads))] for each in views)
+    for first, length, weights, dropped in zip(buckets.first_B, buckets.length_B, weights_B, dropped_B, strict=True):
+        assert (weights[:, length:] == 0).all()
+        assert (weights[:, :, length:] == 0).all()
+        kept[int(first)] = torch.where(dropped > 0, 1 / (1 - dropout_p), 0.0).double()[:, :length, :length]
     rows = []
     for first, end in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
         q, k, v = (leaf_N3D[first:end] + leaf_3D).view(end - first, 3, heads, -1).permute(1, 2, 0, 3)
@@ -147,7 +148,7 @@ def test_the_head_equals_float64_autograd(chunk: int, scale: float, monkeypatch:
     bias_V, targets_N = torch.randn(201), torch.randint(0, 201, (23,))
     ours = [x.float().requires_grad_() for x in (hidden_ND, weight_VD, bias_V)]
     head: Any = CpuBf16HeadLoss
-    loss, rank_N = head.apply(*ours, targets_N, Bf16Weights(), True)
+    loss, rank_N = head.apply(*ours, targets_N, Bf16Weights(), True, True)
     (loss * -0.3).backward()
     exact = [leaf(x) for x in (hidden_ND, weight_VD, bias_V)]
     logits_NV = exact[0] @ exact[1].T + exact[2]
@@ -288,7 +289,11 @@ def test_the_encoder_and_the_head_need_autocast() -> None:
         assert ops.pick(ops.encoder_candidates(x_ND[:0])) == "torch"
 
 
-def test_packed_tokens_of_an_empty_pair_have_no_bucket() -> None:
+def test_a_pair_without_tokens_changes_nothing() -> None:
     packed = PackedBatch.from_mask(torch.tensor([[True, True, False], [False, False, False]]))
-    (bucket,) = make_buckets(packed.cu_seqlens)
-    assert (bucket.first_G.tolist(), bucket.length_G.tolist(), bucket.positions) == ([0], [2], 16)
+    buckets = Buckets.of(packed.cu_seqlens)
+    assert buckets.positions_B.tolist() == [0, 16]
+    qkv_N3D, zero_3D = torch.randn(2, 48).bfloat16(), torch.zeros(48)
+    out_ND, _ = attend(qkv_N3D, zero_3D, buckets, 1, 0.0, SEED_2)
+    alone_ND, _ = attend(qkv_N3D, zero_3D, Buckets.of(torch.tensor([0, 2])), 1, 0.0, SEED_2)
+    assert torch.equal(out_ND, alone_ND)

@@ -267,7 +267,7 @@ def mlm_head_loss(
         loss_sum, rank_N = cpu.narrow_head.CpuNarrowHeadLoss.apply(*inputs, with_rank)
     elif implementation == "cpu_bf16_head":
         of_table = weights or Bf16Weights()
-        loss_sum, rank_N = cpu.bf16_head.CpuBf16HeadLoss.apply(*inputs, of_table, torch.is_grad_enabled())
+        loss_sum, rank_N = cpu.bf16_head.CpuBf16HeadLoss.apply(*inputs, of_table, with_rank, torch.is_grad_enabled())
     elif implementation == "cpu_wide_head":
         loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(*inputs, torch.is_grad_enabled())
     elif implementation == "triton_head":

@@ -20,7 +20,7 @@ from torch import Tensor
 from babybert.model.bf16_weights import Bf16Weights
 from babybert.model.kernels import Requirements
 from babybert.model.kernels.cpu_bf16_activation import activate, activate_backward
-from babybert.model.kernels.cpu_bf16_attention import Attended, Bucket, attend, attend_backward, make_buckets
+from babybert.model.kernels.cpu_bf16_attention import Attended, Buckets, attend, attend_backward
 from babybert.model.kernels.cpu_bf16_norm import AddNorm, NormGradients, add_norm, add_norm_backward
 
 PARAMETERS_OF_LAYER = 12
@@ -56,7 +56,7 @@ class SavedLayer:
 
     input_ND: Tensor
     attended_ND: Tensor
-    attention: list[Attended]
+    attention: Attended
     seeds_42: Tensor
     middle_ND: Tensor = field(init=False)  # the input of the feed-forward
     a_NF: Tensor = field(init=False)
@@ -98,7 +98,7 @@ class CpuBf16Encoder(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         layers, outer_norm, norms = _split(parameters, shape.is_pre)
-        buckets, saved, outer = make_buckets(cu_seqlens), [], None
+        buckets, saved, outer = Buckets.of(cu_seqlens), [], None
         stream_ND = x_ND.detach()
         if shape.is_pre:
             stream_ND, n_ND, outer = add_norm(stream_ND, None, outer_norm, True)
@@ -168,7 +168,7 @@ def _layer(
     n_ND: Tensor,
     layer: LayerWeights,
     norms: list[Norm],
-    buckets: list[Bucket],
+    buckets: Buckets,
     query_M: Tensor | None,
     shape: EncoderShape,
     weights: Bf16Weights,
@@ -214,7 +214,9 @@ def _layer_backward(
     if query_M is not None:
         d_attended_ND = _at_rows(d_attended_ND, query_M, context.rows)
         d_stream_ND = _at_rows(d_stream_ND, query_M, context.rows)
-    d_qkv_N3D, d_qkv_bias = attend_backward(d_attended_ND, saved.attention, buckets, shape.dropout_p, saved.seeds_42[0])
+    d_qkv_N3D, d_qkv_bias = attend_backward(
+        d_attended_ND, saved.attention, buckets, shape.heads, shape.dropout_p, saved.seeds_42[0]
+    )
     d_qkv, d_input_ND = _weight_gradient(d_qkv_N3D, saved.input_ND), d_qkv_N3D @ weights.of(layer.qkv)
     gradients = LayerWeights(
         d_qkv, d_qkv_bias, d_projection, first.bias_D, d_linear1, d_bias1, d_linear2, second.bias_D

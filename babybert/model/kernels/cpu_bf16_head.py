@@ -55,7 +55,7 @@ def _exponentials(z, vocab, top):
 
 def _make(width: int, cache: bool) -> tuple[Any]:
     @njit(parallel=True, fastmath=True, cache=cache)
-    def losses(z_CV, bias_V, target_C, loss_C, rank_C, d_bias_TV, with_gradients):
+    def losses(z_CV, bias_V, target_C, loss_C, rank_C, d_bias_TV, with_rank, with_gradients):
         (threads, vocab), rows = d_bias_TV.shape, z_CV.shape[0]
         for thread in prange(threads):
             lanes, z, d_bias = aligned(LANES), aligned(vocab), d_bias_TV[thread]
@@ -63,8 +63,9 @@ def _make(width: int, cache: bool) -> tuple[Any]:
                 target = target_C[c]
                 top = _logits(z_CV[c], bias_V, z, lanes)
                 target_logit, above = z[target], np.int32(0)
-                for v in range(vocab):
-                    above += np.int32(z[v] > target_logit)
+                if with_rank:
+                    for v in range(vocab):
+                        above += np.int32(z[v] > target_logit)
                 total = _exponentials(z, vocab, top)
                 loss_C[c], rank_C[c] = np.float64(top) + np.log(total) - np.float64(target_logit), above
                 if with_gradients:
@@ -94,7 +95,7 @@ def requirements(hidden_ND: Tensor, weight_VD: Tensor) -> Requirements:
 
 
 class CpuBf16HeadLoss(torch.autograd.Function):
-    """Sum of the cross entropies (0-dim, fp32), and the targets' ranks."""
+    """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (zeros unless asked for)."""
 
     @staticmethod
     def forward(
@@ -104,6 +105,7 @@ class CpuBf16HeadLoss(torch.autograd.Function):
         bias_V: Tensor,
         targets_N: Tensor,
         weights: Bf16Weights,
+        with_rank: bool,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         context.dtype = hidden_ND.dtype
@@ -118,7 +120,9 @@ class CpuBf16HeadLoss(torch.autograd.Function):
             chunk = slice(first, first + rows)
             z_CV = F.linear(hidden_ND[chunk], table_VD)
             outputs = loss_N[chunk], rank_N[chunk], d_bias_TV.numpy()
-            losses(bits_array(z_CV), bias_V.detach().numpy(), targets_N[chunk].numpy(), *outputs, with_gradients)
+            losses(
+                bits_array(z_CV), bias_V.detach().numpy(), targets_N[chunk].numpy(), *outputs, with_rank, with_gradients
+            )
             if with_gradients:
                 d_hidden_ND[chunk] = z_CV @ table_VD
                 d_chunk_VD = z_CV.t() @ hidden_ND[chunk]
@@ -134,4 +138,4 @@ class CpuBf16HeadLoss(torch.autograd.Function):
         d_hidden_ND, d_weight_VD, d_bias_V = context.gradients
         context.gradients = ()
         d_hidden_ND = (d_hidden_ND * d_loss).to(context.dtype)
-        return d_hidden_ND, d_weight_VD.mul_(d_loss), d_bias_V.mul_(d_loss), None, None, None
+        return d_hidden_ND, d_weight_VD.mul_(d_loss), d_bias_V.mul_(d_loss), None, None, None, None
