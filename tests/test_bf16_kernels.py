@@ -20,6 +20,7 @@ from babybert.model.kernels.cpu_bf16_activation import activate, activate_backwa
 from babybert.model.kernels.cpu_bf16_attention import Buckets, attend, attend_backward
 from babybert.model.kernels.cpu_bf16_encoder import NARROWEST
 from babybert.model.kernels.cpu_bf16_head import CpuBf16HeadLoss
+from babybert.model.kernels.cpu_bf16_math import round_up
 from babybert.model.kernels.cpu_bf16_norm import add_norm, add_norm_backward
 from babybert.model.loss import PretrainingModel
 from babybert.model.packing import PackedBatch
@@ -107,7 +108,7 @@ def test_attention_equals_float64_autograd(dropout_p: float) -> None:
     cu_seqlens = torch.tensor([0, *np.cumsum(lengths)])
     qkv_N3D, bias_3D = torch.randn(sum(lengths), 3 * width).bfloat16(), torch.randn(3 * width)
     d_out_ND, buckets = torch.randn(sum(lengths), width).bfloat16(), Buckets.of(cu_seqlens)
-    assert buckets.positions_B.tolist() == [16, 16, 16, 16, 48, 48]
+    assert buckets.sizes == [(4, 16), (2, 48)]
     out_ND, saved = attend(qkv_N3D, bias_3D, buckets, heads, dropout_p, SEED_2)
     ones_ND = torch.ones(sum(lengths), 3 * width).bfloat16()
     zero_3D = torch.zeros(3 * width)
@@ -157,6 +158,9 @@ def test_the_head_equals_float64_autograd(chunk: int, scale: float, monkeypatch:
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=ROUNDING * max(1.0, scale / 10))
     for one, other in zip(ours, exact, strict=True):
         assert distance(gradient(one), gradient(other)) < (2 if scale < 1 else 8) * ROUNDING
+    skipped, _ = head.apply(*ours, targets_N.index_fill(0, torch.arange(1, 23), -1), Bf16Weights(), True, False)
+    alone, _ = head.apply(ours[0][:1], *ours[1:], targets_N[:1], Bf16Weights(), True, False)
+    assert float(skipped) == pytest.approx(float(alone), rel=1e-6)
     above_N = (logits_NV > logits_NV.gather(1, targets_N[:, None])).sum(1)
     assert (rank_N - above_N).abs().max() <= 3  # logits of two words may be equal after rounding
 
@@ -252,6 +256,29 @@ def test_weights_are_cast_once_a_step_and_follow_the_optimizer() -> None:
     assert losses[0] > losses[1] > losses[2]
 
 
+@pytest.mark.parametrize(
+    ("count", "bits", "expected"), [(0, 4, 0), (1, 4, 1), (15, 4, 15), (17, 4, 18), (2926, 5, 2944)]
+)
+def test_shapes_are_rounded_up_to_few_numbers(count: int, bits: int, expected: int) -> None:
+    assert round_up(count, bits) == expected
+
+
+def test_empty_pairs_fill_buckets_and_zeros_fill_rows() -> None:
+    """Nine pairs lie in a bucket for ten, and rows beyond the tokens get zeros."""
+    torch.manual_seed(0)
+    qkv_N3D, zero_3D = torch.randn(32, 48).bfloat16(), torch.zeros(48)
+    cu_seqlens = torch.arange(0, 28, 3)
+    buckets = Buckets.of(cu_seqlens)
+    assert buckets.sizes == [(10, 16)]
+    out_ND, saved = attend(qkv_N3D, zero_3D, buckets, 1, 0.0, SEED_2)
+    d_qkv_N3D, _ = attend_backward(torch.ones_like(out_ND), saved, buckets, 1, 0.0, SEED_2)
+    for index, first in enumerate(cu_seqlens[:-1].tolist()):
+        alone_ND, _ = attend(qkv_N3D[first : first + 3], zero_3D, Buckets.of(torch.tensor([0, 3])), 1, 0.0, SEED_2)
+        assert torch.equal(out_ND[first : first + 3], alone_ND), index
+    assert (out_ND[27:] == 0).all()
+    assert (d_qkv_N3D[27:] == 0).all()
+
+
 # Which implementation is picked
 
 
@@ -292,7 +319,7 @@ def test_the_encoder_and_the_head_need_autocast() -> None:
 def test_a_pair_without_tokens_changes_nothing() -> None:
     packed = PackedBatch.from_mask(torch.tensor([[True, True, False], [False, False, False]]))
     buckets = Buckets.of(packed.cu_seqlens)
-    assert buckets.positions_B.tolist() == [0, 16]
+    assert buckets.sizes == [(1, 16)]
     qkv_N3D, zero_3D = torch.randn(2, 48).bfloat16(), torch.zeros(48)
     out_ND, _ = attend(qkv_N3D, zero_3D, buckets, 1, 0.0, SEED_2)
     alone_ND, _ = attend(qkv_N3D, zero_3D, Buckets.of(torch.tensor([0, 2])), 1, 0.0, SEED_2)

@@ -49,6 +49,21 @@ def _mlm_loss_of(model: BabyBert, hidden_ND: Tensor, targets_N: Tensor, with_ran
     return ops.mlm_head_loss(*inputs, with_rank, model.kernels, weights)
 
 
+def _masked_positions(ids_BT: Tensor, labels_BT: Tensor, model: BabyBert) -> tuple[Tensor, Tensor]:
+    """The chosen positions (N) of the flattened batch, and their labels.
+
+    Other tokens, without a target, may follow them, so that N is a number of rows that the head prefers.
+    """
+    is_chosen_BT = labels_BT != IGNORED
+    is_other_BT = (ids_BT != PAD) & ~is_chosen_BT
+    is_other_BT[:, 0] = False  # `[CLS]`, which is asked for in any case
+    chosen_N, other_N = (flags_BT.flatten().nonzero().squeeze(1) for flags_BT in (is_chosen_BT, is_other_BT))
+    rows = ops.preferred_rows(len(chosen_N), model.mlm_decoder.weight, model.kernels)
+    index_N = torch.cat([chosen_N, other_N[: rows - len(chosen_N)]])
+    labels_N = labels_BT.flatten()[index_N]
+    return index_N, labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
+
+
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
     """Sum over pairs of `-log softmax(logits)[is_next]`. A pair whose label is -1 is left out."""
     logits_B2 = logits_B2.float()  # under autocast they are bf16
@@ -116,12 +131,11 @@ class PretrainingModel(nn.Module):
         """The fields of `LossSums` as tensors of shape (1,)."""
         bert = self.bert
         if ops.narrows_last_layer(ids_BT.device, bert.config.norm, bert.kernels):
-            (pairs, positions), labels = ids_BT.shape, labels_BT.flatten()
-            masked_N = (labels != IGNORED).nonzero().squeeze(1)
-            first_B = torch.arange(0, pairs * positions, positions)
-            hidden_MD = bert.hidden_at(ids_BT, segments_BT, torch.cat([first_B, masked_N]))
-            mlm = _mlm_loss_of(bert, hidden_MD[pairs:], labels[masked_N])
-            nsp_logits_B2 = bert.nsp_head(hidden_MD[:pairs])
+            first_B = torch.arange(len(ids_BT)) * ids_BT.shape[1]
+            index_N, targets_N = _masked_positions(ids_BT, labels_BT, bert)
+            hidden_MD = bert.hidden_at(ids_BT, segments_BT, torch.cat([first_B, index_N]))
+            mlm = _mlm_loss_of(bert, hidden_MD[len(first_B) :], targets_N)
+            nsp_logits_B2 = bert.nsp_head(hidden_MD[: len(first_B)])
         else:
             hidden_BTD = bert(ids_BT, segments_BT)
             mlm = mlm_loss(bert, hidden_BTD, labels_BT)

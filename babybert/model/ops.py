@@ -154,6 +154,14 @@ def narrows_last_layer(device: torch.device, norm: str, kernels: Kernels) -> boo
     return packs_tokens(device, kernels) and (norm == "pre" or torch.is_autocast_enabled(device.type))
 
 
+def preferred_rows(count: int, weight_VD: Tensor, kernels: Kernels) -> int:
+    """How many rows `mlm_head_loss` should get for so many targets: products of some shapes are compiled already."""
+    cpu = _cpu_kernels(weight_VD.device, kernels)
+    if cpu is None or not torch.is_autocast_enabled(weight_VD.device.type):
+        return count
+    return int(cpu.bf16_encoder.round_up(count, cpu.bf16_encoder.ROW_BITS))
+
+
 def attention_candidates(qkv_N3D: Tensor, heads: int, dropout_p: float, kernels: Kernels = "auto") -> Candidates:
     """The implementations of `attention` for such inputs."""
     candidates: Candidates = {}
@@ -229,7 +237,7 @@ def mlm_head_candidates(
     candidates: Candidates = {}
     if cpu := _cpu_kernels(hidden_ND.device, kernels):
         targets = {"a target in every row": every_row_has_target}
-        candidates["cpu_bf16_head"] = {**cpu.bf16_head.requirements(hidden_ND, weight_VD), **targets}
+        candidates["cpu_bf16_head"] = cpu.bf16_head.requirements(hidden_ND, weight_VD)
         candidates["cpu_narrow_head"] = {**cpu.narrow_head.requirements(hidden_ND, weight_VD), **targets}
         candidates["cpu_wide_head"] = {**cpu.wide_head.requirements(hidden_ND, weight_VD), **targets}
     if triton := _triton_kernels("triton_head", hidden_ND.device, kernels):

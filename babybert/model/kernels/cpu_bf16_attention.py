@@ -9,6 +9,7 @@ Shapes: B pairs, sorted by length, N tokens of all pairs, D width of all heads, 
 positions of a bucket, C width of a head, X numbers of all buckets, S parts of the width, T threads.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from babybert.jit import compile_kernels
-from babybert.model.kernels.cpu_bf16_math import bits_array, narrow, widen
+from babybert.model.kernels.cpu_bf16_math import bits_array, narrow, round_up, widen
 from babybert.model.kernels.cpu_math import aligned, bits_of, dropout_constants, exp, row_key, threads_for
 
 STEP = 16  # lengths of buckets are its multiples: the numbers of a 512-bit vector
@@ -32,14 +33,27 @@ class Buckets:
     first_B: np.ndarray  # each pair's first token among the packed ones
     length_B: np.ndarray  # its tokens
     positions_B: np.ndarray  # of its bucket, a multiple of STEP
+    sizes: list[tuple[int, int]]  # pairs and positions of each bucket
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> "Buckets":
-        """Sort the pairs by their length, rounded up to a multiple of STEP."""
+        """Sort the pairs by their length, rounded up to a multiple of STEP. Empty pairs round their numbers up."""
         first_B, length_B = cu_seqlens[:-1].numpy(), cu_seqlens.diff().numpy()
         positions_B = -(-length_B // STEP) * STEP
-        order_B = np.argsort(positions_B, kind="stable")
-        return cls(first_B[order_B], length_B[order_B], positions_B[order_B])
+        lengths, pairs = np.unique(positions_B[positions_B > 0], return_counts=True)
+        sizes = [
+            (round_up(count, 3), positions) for count, positions in zip(pairs.tolist(), lengths.tolist(), strict=True)
+        ]
+        empty = [size - count for (size, _), count in zip(sizes, pairs.tolist(), strict=True)]
+        order = [np.flatnonzero(positions_B == positions) for positions in lengths]
+        fill = [np.zeros(count, np.int64) for count in empty]
+
+        def in_buckets(x_B: np.ndarray) -> np.ndarray:
+            return np.concatenate(
+                [part for rows, zeros in zip(order, fill, strict=True) for part in (x_B[rows], zeros)]
+            )
+
+        return cls(in_buckets(first_B), in_buckets(length_B), np.repeat(lengths, [size for size, _ in sizes]), sizes)
 
     def starts(self, columns: int | np.ndarray, heads: int) -> np.ndarray:
         """Where each pair begins in a buffer of its heads' (L, columns), and where the last one ends (B + 1)."""
@@ -48,9 +62,9 @@ class Buckets:
     def views(self, x_X: Tensor, columns: int | None, heads: int) -> Iterator[Tensor]:
         """Each bucket (G x H, L, columns) of a buffer; None stands for L columns."""
         begin = 0
-        for positions, pairs in zip(*np.unique(self.positions_B, return_counts=True), strict=True):
-            shape = int(pairs) * heads, int(positions), columns or int(positions)
-            end = begin + int(np.prod(shape))
+        for pairs, positions in self.sizes:
+            shape = pairs * heads, positions, columns or positions
+            end = begin + math.prod(shape)
             yield x_X[begin:end].view(shape)
             begin = end
 
@@ -127,7 +141,7 @@ def _make_copies(head_width: int, cache: bool) -> tuple[Any, Any]:
 
     @njit(parallel=True, fastmath=True, cache=cache)
     def scatter(x_SX, first_B, length_B, positions_B, start_B, x_ND, sum_TD, threads):
-        """Copy buckets back to tokens, part beside part, and add the rows up."""
+        """Copy buckets back to tokens, part beside part, and add the rows up. Rows of no token are left as they are."""
         (parts, _), pairs = x_SX.shape, len(first_B)
         heads = x_ND.shape[1] // (parts * C)
         for thread in prange(threads):
@@ -227,6 +241,7 @@ class _Batch:
         """Buckets as rows of tokens (N, S x D, bf16), and the sum of these rows (fp32)."""
         width = len(x_SX) * self.heads * self.head_width
         x_ND, sum_TD = torch.empty(rows, width, dtype=torch.bfloat16), torch.zeros(self._threads, width)
+        x_ND[int(self.buckets.length_B.sum()) :] = 0
         arrays = *self._pairs, self._start_B, bits_array(x_ND), sum_TD.numpy()
         self._scatter(bits_array(x_SX), *arrays, self._threads)
         return x_ND, sum_TD.sum(0)

@@ -21,9 +21,11 @@ from babybert.model.bf16_weights import Bf16Weights
 from babybert.model.kernels import Requirements
 from babybert.model.kernels.cpu_bf16_activation import activate, activate_backward
 from babybert.model.kernels.cpu_bf16_attention import Attended, Buckets, attend, attend_backward
+from babybert.model.kernels.cpu_bf16_math import round_up
 from babybert.model.kernels.cpu_bf16_norm import AddNorm, NormGradients, add_norm, add_norm_backward
 
 PARAMETERS_OF_LAYER = 12
+ROW_BITS = 5  # significant bits of the number of rows: at most 6 % of them are filled with zeros
 NARROWEST = 128  # below, the kernels in fp32 are as fast (benchmarks/pretrain.py)
 
 
@@ -99,7 +101,8 @@ class CpuBf16Encoder(torch.autograd.Function):
     ) -> Tensor:
         layers, outer_norm, norms = _split(parameters, shape.is_pre)
         buckets, saved, outer = Buckets.of(cu_seqlens), [], None
-        stream_ND = x_ND.detach()
+        stream_ND = F.pad(x_ND.detach(), (0, 0, 0, round_up(len(x_ND), ROW_BITS) - len(x_ND)))
+        context.padded_rows = len(stream_ND)
         if shape.is_pre:
             stream_ND, n_ND, outer = add_norm(stream_ND, None, outer_norm, True)
         else:
@@ -114,12 +117,14 @@ class CpuBf16Encoder(torch.autograd.Function):
         context.layers, context.saved, context.outer = layers, saved, outer
         context.buckets, context.shape, context.weights = buckets, shape, weights
         context.query_M, context.rows = query_M, len(x_ND)
-        return n_ND
+        return n_ND if query_M is not None else n_ND[: len(x_ND)]
 
     @staticmethod
     def backward(context: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         is_pre, layers = context.shape.is_pre, context.layers
         d_n_ND, d_stream_ND, outer = d_outputs[0].contiguous(), None, None
+        if context.query_M is None:
+            d_n_ND = F.pad(d_n_ND, (0, 0, 0, context.padded_rows - context.rows))
         of_layers: list[LayerWeights] = []
         of_norms: list[tuple[Tensor, Tensor]] = []  # of all sums, the last one first
         if not is_pre:
@@ -143,7 +148,7 @@ class CpuBf16Encoder(torch.autograd.Function):
         gradients: list[Tensor] = []
         for index, of_layer in enumerate(of_layers[::-1]):
             gradients += [*of_layer, *of_norms[2 * index], *of_norms[2 * index + 1]]
-        return d_x_ND, None, None, None, None, *gradients, *of_norms[-1]
+        return d_x_ND[: context.rows], None, None, None, None, *gradients, *of_norms[-1]
 
 
 Norm = tuple[Tensor, Tensor]  # weight and shift
@@ -212,8 +217,8 @@ def _layer_backward(
     d_attended_ND = first.y_ND @ weights.of(layer.projection)
     d_projection, d_stream_ND = _weight_gradient(first.y_ND, saved.attended_ND), first.x_ND
     if query_M is not None:
-        d_attended_ND = _at_rows(d_attended_ND, query_M, context.rows)
-        d_stream_ND = _at_rows(d_stream_ND, query_M, context.rows)
+        d_attended_ND = _at_rows(d_attended_ND, query_M, context.padded_rows)
+        d_stream_ND = _at_rows(d_stream_ND, query_M, context.padded_rows)
     d_qkv_N3D, d_qkv_bias = attend_backward(
         d_attended_ND, saved.attention, buckets, shape.heads, shape.dropout_p, saved.seeds_42[0]
     )

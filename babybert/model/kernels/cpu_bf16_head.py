@@ -61,6 +61,10 @@ def _make(width: int, cache: bool) -> tuple[Any]:
             lanes, z, d_bias = aligned(LANES), aligned(vocab), d_bias_TV[thread]
             for c in range(rows * thread // threads, rows * (thread + 1) // threads):
                 target = target_C[c]
+                if target < 0:
+                    loss_C[c], rank_C[c] = 0.0, 0
+                    z_CV[c] = 0
+                    continue
                 top = _logits(z_CV[c], bias_V, z, lanes)
                 target_logit, above = z[target], np.int32(0)
                 if with_rank:
@@ -95,7 +99,10 @@ def requirements(hidden_ND: Tensor, weight_VD: Tensor) -> Requirements:
 
 
 class CpuBf16HeadLoss(torch.autograd.Function):
-    """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (zeros unless asked for)."""
+    """Sum of the cross entropies (0-dim, fp32), and the targets' ranks (zeros unless asked for).
+
+    Rows whose target is negative have loss 0 and no gradient.
+    """
 
     @staticmethod
     def forward(

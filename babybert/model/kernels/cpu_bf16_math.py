@@ -34,3 +34,13 @@ def bits_array(x: Tensor) -> Any:
     """A contiguous bf16 tensor's memory as a numpy array of 16-bit integers."""
     assert x.dtype == torch.bfloat16
     return x.detach().view(torch.uint16).numpy()
+
+
+def round_up(count: int, bits: int = 4) -> int:
+    """The next number with at most so many significant bits.
+
+    oneDNN compiles a product for each shape, in a millisecond or more, and keeps the latest 1,024 or more of them. So
+    all shapes that differ from batch to batch are rounded up, and the rest is filled with zeros.
+    """
+    step = 1 << max(0, count.bit_length() - bits)
+    return -(-count // step) * step
