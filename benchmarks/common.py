@@ -20,6 +20,7 @@ from babybert.data.loader import Batch, Loader
 from babybert.data.table import Examples
 from babybert.model.bert import BabyBert
 from babybert.model.loss import PretrainingModel
+from babybert.model.ops import bf16_wins
 from babybert.training.distributed import DistributedContext
 from babybert.training.lr_schedule import learning_rate
 from babybert.training.optimizer import make_optimizer
@@ -80,8 +81,9 @@ class TrainingStep:
 
     @classmethod
     def of(cls, bert: BabyBert, config: PretrainConfig, device: torch.device = CPU) -> "TrainingStep":
-        """The step of `bert`, which is on `device`, with a new optimizer; bfloat16 on a GPU."""
-        context = DistributedContext("single", device, bf16=device.type == "cuda")
+        """The step of `bert`, which is on `device`, with a new optimizer, in the precision that `config` asks for."""
+        is_picked = config.precision == "auto" and bf16_wins(device, bert.config.width, config.kernels)
+        context = DistributedContext("single", device, bf16=config.precision == "bf16" or is_picked)
         return cls(bert, PretrainingModel(bert), make_optimizer(bert, config), context, config)
 
     def __call__(self, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """Speed and memory of whole training steps, compared with three peers on the same batches and with the roofline.
 
     python benchmarks/pretrain.py --data data/imdb        # three minutes on two cores; needs `pip install '.[bench]'`
+    python benchmarks/pretrain.py --data data/imdb-wordpiece --wide        # mini, small and medium, also in bf16
 
 A step is making the batch, forward, backward, clipping and optimizer. The variants take turns, and medians are
 compared. Memory is the peak of a separate process that runs steps of one variant only. Prints tables, writes JSON and
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from common import seconds_of, write_json
-from roofline import Rates, measure_rates, roofline_seconds
+from roofline import Rates, flops_of_step, measure_rates, roofline_seconds
 from step_variants import VARIANTS, Step, make_step, truncated_batches
 
 from babybert.config import model_config
@@ -28,6 +29,7 @@ from babybert.data.loader import Batch
 Case = dict[str, Any]
 ALL_VARIANTS: tuple[str, ...] = ("reference", "hugging face", "plain", "ours")
 PLAIN_AND_OURS, OURS = ALL_VARIANTS[2:], ALL_VARIANTS[3:]
+WIDE_VARIANTS = ("hugging face", "hugging face bf16", "plain", "plain bf16", "ours")
 
 
 def main() -> None:
@@ -44,6 +46,9 @@ def main() -> None:
         action="store_true",
         help="measure torch.compile too, where plain PyTorch is measured; takes some minutes more",
     )
+    parser.add_argument(
+        "--wide", action="store_true", help="measure the wide presets, also in bf16; for data of WordPiece tokens"
+    )
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the cases to run")
     parser.add_argument(
         "--memory-of", nargs=4, metavar=("VARIANT", "PRESET", "BATCH", "POSITIONS"), help=argparse.SUPPRESS
@@ -59,17 +64,18 @@ def main() -> None:
         f"{1e-9 * rates.exponentials:.2f} G exp/s, {1e-9 * rates.bytes:.1f} GB/s"
     )
     measured = []
-    for case_number, case in enumerate(cases(device)):
+    for case_number, case in enumerate(wide_cases() if options.wide else cases(device)):
         if options.only is None or case_number in options.only:
             if options.compile and "plain" in case["variants"]:
                 case["variants"] += ("compiled",)
             measured.append(measure(dataset, options, device, rates, case))
             print_case(case_number, measured[-1], len(dataset.examples("train")))
     result = {"machine": describe(device), "rates": vars(rates), "cases": measured}
-    json_path = write_json(options.out / "pretrain.json", result)
+    name = "pretrain-wide" if options.wide else "pretrain"
+    json_path = write_json(options.out / f"{name}.json", result)
     print_growth(measured)
-    draw(measured, options.out / "pretrain.svg")
-    print(f"written: {json_path}, {options.out}/pretrain.svg")
+    draw(measured, options.out / f"{name}.svg")
+    print(f"written: {json_path}, {options.out}/{name}.svg")
 
 
 def cases(device: torch.device) -> list[Case]:
@@ -107,13 +113,22 @@ def cases(device: torch.device) -> list[Case]:
     ]
 
 
+def wide_cases() -> list[Case]:
+    """The presets that are wide enough for bf16 on a CPU, at the sizes of their recipes."""
+    return [
+        {"preset": preset, "batch": 64, "positions": 64, "variants": WIDE_VARIANTS}
+        for preset in ("mini", "small", "medium")
+    ]
+
+
 def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device, rates: Rates, case: Case) -> Case:
     """Median time of a step of each variant, the peak of its memory, and the roofline."""
     steps = {name: make_step(name, dataset, options.data, case["preset"], device) for name in case["variants"]}
     batches = truncated_batches(dataset, case["batch"], case["positions"])
     times: dict[str, list[float]] = {name: [] for name in steps}
     tokens, masked = [], []
-    rounds = options.repeat if "reference" in case["variants"] else min(options.repeat, 3)
+    has_peers = not {"reference", "hugging face"}.isdisjoint(case["variants"])
+    rounds = options.repeat if has_peers else min(options.repeat, 3)
     for _ in range(rounds + 1):
         start = time.perf_counter()
         batch = next(batches)
@@ -125,6 +140,7 @@ def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device,
     median_tokens, median_masked = statistics.median(tokens), statistics.median(masked)
     sizes = model_config(case["preset"], dataset.tokenizer.size)
     roofline = roofline_seconds(sizes, median_tokens, median_masked, rates)
+    flops = flops_of_step(sizes, median_tokens, median_masked, case["positions"])
     results = {}
     for name, (first_seconds, *later_seconds) in times.items():  # the first step compiles kernels
         seconds = statistics.median(later_seconds)
@@ -133,6 +149,7 @@ def measure(dataset: Dataset, options: argparse.Namespace, device: torch.device,
             "step_ms": 1000 * seconds,
             "pairs_per_second": case["batch"] / seconds,
             "tokens_per_second": median_tokens / seconds,
+            "gflops": 1e-9 * flops / seconds,
             "first_step_s": first_seconds,
             "peak_gib": _peak_of_process(options, name, case) if with_memory else None,
         }
@@ -186,7 +203,7 @@ def print_case(case_number: int, case: Case, pairs: int) -> None:
             notes.append(f"first step {result['first_step_s']:.0f} s")
         print(
             f"  {name:<14}{result['step_ms']:>9,.1f} ms{result['pairs_per_second']:>10,.1f} pairs/s"
-            f"{result['tokens_per_second']:>11,.0f} tokens/s   "
+            f"{result['tokens_per_second']:>11,.0f} tokens/s{result['gflops']:>7,.0f} GFLOP/s   "
             f"ours is {ours['pairs_per_second'] / result['pairs_per_second']:6.1f} x as fast   {'   '.join(notes)}"
         )
     roofline_ms = sum(case["roofline_ms"].values())

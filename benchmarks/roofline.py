@@ -77,3 +77,12 @@ def roofline_seconds(sizes: ModelConfig, tokens: float, masked: float, rates: Ra
         "exponentials": 2 * masked * sizes.vocab_size / rates.exponentials,
         "bytes": 4 * parameters * (ADAM_PASSES + OTHER_PASSES) / rates.bytes,
     }
+
+
+def flops_of_step(sizes: ModelConfig, tokens: float, masked: float, positions: int) -> float:
+    """Operations of the products of a step of the plain model, for `tokens` tokens (padding excluded).
+
+    All layers compute all tokens, forward and twice as much backward; the head computes the masked positions.
+    """
+    layer = sizes.width * (4 * sizes.width + 2 * sizes.feed_forward + 2 * positions)
+    return 6 * (tokens * sizes.layers * layer + masked * sizes.vocab_size * sizes.width)

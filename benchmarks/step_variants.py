@@ -9,7 +9,7 @@ import torch
 from common import TrainingStep, new_model, preset_config
 from torch import Tensor
 
-from babybert.config import PRESETS
+from babybert.config import PRESETS, model_config
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch, Loader
 from babybert.model.bert import BabyBert
@@ -17,7 +17,9 @@ from babybert.model.bert import BabyBert
 VARIANTS = {
     "reference": "logits at every position, eager, Adam",
     "hugging face": "BertForPreTraining of the same sizes, with its own loss",
+    "hugging face bf16": "the same under bf16 autocast",
     "plain": "logits at the masked positions only, PyTorch's operations",
+    "plain bf16": "the same under bf16 autocast",
     "compiled": "the same through torch.compile",
     "ours": "the step of `babybert pretrain`",
 }
@@ -34,11 +36,13 @@ def truncated_batches(dataset: Dataset, batch_size: int, positions: int) -> Iter
 
 def make_step(variant: str, dataset: Dataset, data: Path, preset: str, device: torch.device) -> Step:
     """A function that runs one training step of a variant: forward, backward, clipping, optimizer."""
-    kernels = "auto" if variant == "ours" else "plain"
-    config = preset_config(data, preset, device=device.type, kernels=kernels)
+    kernels, precision = ("auto", "auto") if variant == "ours" else ("plain", "fp32")
+    if variant.endswith("bf16") or (device.type == "cuda" and variant != "reference"):
+        precision = "bf16"
+    config = preset_config(data, preset, device=device.type, kernels=kernels, precision=precision)
     torch.manual_seed(0)
-    if variant == "hugging face":
-        return _hugging_face_step(dataset.tokenizer.size, preset, device)
+    if variant.startswith("hugging face"):
+        return _hugging_face_step(dataset.tokenizer.size, preset, device, variant.endswith("bf16"))
     bert = new_model(config, dataset).to(device)
     if variant == "reference":
         return reference_step(bert)[0]
@@ -76,11 +80,15 @@ def hugging_face_model(vocab_size: int, preset: str) -> Any:
     from transformers import BertConfig, BertForPreTraining
 
     preset_sizes = PRESETS[preset]
+    dropout = model_config(preset, vocab_size).dropout
     sizes = {
         "hidden_size": preset_sizes["width"],
         "num_hidden_layers": preset_sizes["layers"],
         "num_attention_heads": preset_sizes["heads"],
         "intermediate_size": preset_sizes["feed_forward"],
+        "hidden_act": preset_sizes.get("activation", "relu"),
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
     }
     return BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
 
@@ -96,11 +104,13 @@ def hugging_face_inputs(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _hugging_face_step(vocab_size: int, preset: str, device: torch.device) -> Step:
+def _hugging_face_step(vocab_size: int, preset: str, device: torch.device, bf16: bool) -> Step:
     model = hugging_face_model(vocab_size, preset).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
     def step(batch: Batch) -> None:
-        _update(model(**hugging_face_inputs(batch)).loss, list(model.parameters()), optimizer)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model(**hugging_face_inputs(batch)).loss
+        _update(loss, list(model.parameters()), optimizer)
 
     return step

@@ -235,11 +235,12 @@ def test_without_numba_everything_runs_in_pytorch_with_one_warning(
     assert float(losses[0]) == pytest.approx(float(expected))
     assert len([record for record in caplog.records if "no CPU kernels" in record.message]) == 1
     assert {choice.implementation for choice in ops_table.choices(CPU)} == {"torch", "chunked_head"}
+    assert not ops.bf16_wins(CPU, 256, "auto")
 
 
 def test_the_table_has_each_operation_and_preset_as_training_picks_them(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = ops_table.choices(CPU)
-    operations = {"attention", "feed_forward", "dropout", "mlm_head_loss", "top_tokens"}
+    operations = {"encoder", "attention", "feed_forward", "dropout", "mlm_head_loss", "top_tokens"}
     assert {(row.operation, row.preset) for row in rows} == {
         (name, preset) for name in operations for preset in PRESETS
     }

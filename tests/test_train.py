@@ -96,6 +96,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
         ([33, 34], {}),
         ([5, 41], {"masking": "static"}),
         ([7], {"resident": "always", "bucketing": False, "accumulate": 3}),
+        ([21], {"precision": "bf16", "width": 128, "norm": "pre", "activation": "gelu", "accumulate": 2}),
     ],
 )
 @pytest.mark.slow

@@ -34,7 +34,7 @@ class EvaluateConfig:
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
         "of the encoder with --blimp; auto: bf16 where it is much faster (width 256 or more, on a GPU or a CPU with "
-        "AMX). Held-out pairs are scored in fp32",
+        "AMX or AVX512-BF16). Held-out pairs are scored in fp32",
     )
     max_pairs: int | None = option(None, "score only this many held-out pairs")
     batch_size: int = option(

@@ -157,7 +157,11 @@ class DeviceOptions:
     parallel: Literal["auto", "single", "dp", "ddp"] = option(
         "auto", "auto: DDP under torchrun, else DataParallel with several GPUs, else one device"
     )
-    precision: Literal["auto", "fp32", "bf16"] = option("auto", "auto: bf16 autocast on GPUs that support it")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "auto: bf16 on GPUs that support it, and on CPUs with AMX or AVX512-BF16 from a width of 128 on; the log says "
+        "which",
+    )
     kernels: Literal["auto", "plain", "triton"] = option(
         "auto",
         "auto: the fastest implementation measured on this kind of device; plain: PyTorch's operations only; "

@@ -22,7 +22,7 @@ import torch
 
 from babybert.data.tokenizer import CLS, MASK, SEP
 from babybert.errors import DataError
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BabyBert, keep_bf16_weights
 from babybert.model.device import has_fast_bf16
 from babybert.model.ops import mlm_head_token_losses
 from babybert.progress import Progress
@@ -103,7 +103,10 @@ def score_sentences(
     model.eval()
     try:
         total = sum(map(len, copies_of_groups))
-        with Progress("pseudo-log-likelihood", total, "tokens", show=show_progress) as progress:
+        with (
+            keep_bf16_weights(model),
+            Progress("pseudo-log-likelihood", total, "tokens", show=show_progress) as progress,
+        ):
             for group, ids_ST, copies in zip(groups, ids_of_groups, copies_of_groups, strict=True):
                 score_C = np.empty(len(copies))
                 batch = max(1, batch_positions // ids_ST.shape[1])

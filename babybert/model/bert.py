@@ -7,7 +7,9 @@ decoder, which are not tied. Most of the arithmetic is the decoder's softmax.
 Shapes: B pairs, T positions, D width, V vocabulary, N packed tokens or masked positions, M query positions.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import PAD
 from babybert.model import ops
+from babybert.model.bf16_weights import Bf16Weights
 from babybert.model.layer import Dropout, EncoderLayer
 from babybert.model.packing import PackedBatch
 
@@ -74,6 +77,7 @@ class BabyBert(nn.Module):
     """Token ids to hidden states, and hidden states to the logits of each objective."""
 
     kernels: ops.Kernels = "auto"
+    bf16_weights: Bf16Weights | None = None  # copies that are kept from one forward to the next
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -135,10 +139,7 @@ class BabyBert(nn.Module):
         """Hidden states (B, T, D). No position attends to `[PAD]`, wherever in a row it is."""
         if ops.packs_tokens(ids_BT.device, self.kernels):
             packed = PackedBatch.from_mask(ids_BT != PAD)
-            x_ND = self._embed_packed(ids_BT, segments_BT, packed)
-            for layer in self.encoder.layers:
-                x_ND = layer.forward_packed(x_ND, packed)
-            return packed.unpack(self.dropout(self.encoder_norm(x_ND)))
+            return packed.unpack(self.dropout(self._encode_packed(ids_BT, segments_BT, packed)))
         x_BTD = self.embedding(ids_BT, segments_BT, torch.arange(ids_BT.shape[1], device=ids_BT.device))
         x_BTD = self.encoder(x_BTD, src_key_padding_mask=ids_BT == PAD)
         return self.dropout(self.encoder_norm(x_BTD))
@@ -153,16 +154,17 @@ class BabyBert(nn.Module):
             packed = PackedBatch.from_mask(ids_BT != PAD)
         else:
             packed = PackedBatch.without_padding(ids_BT.shape, ids_BT.device)
-        x_ND = self._embed_packed(ids_BT, segments_BT, packed)
-        *first_layers, last_layer = self.encoder.layers
-        for layer in first_layers:
-            x_ND = layer.forward_packed(x_ND, packed)
-        x_MD = last_layer.forward_packed(x_ND, packed, torch.searchsorted(packed.index_N, query_M))
-        return self.dropout(self.encoder_norm(x_MD))
+        row_M = torch.searchsorted(packed.index_N, query_M)
+        return self.dropout(self._encode_packed(ids_BT, segments_BT, packed, row_M))
 
-    def _embed_packed(self, ids_BT: Tensor, segments_BT: Tensor, packed: PackedBatch) -> Tensor:
+    def _encode_packed(
+        self, ids_BT: Tensor, segments_BT: Tensor, packed: PackedBatch, row_M: Tensor | None = None
+    ) -> Tensor:
+        """The encoder's output for packed tokens, or for some rows of them, before dropout."""
         position_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        return self.embedding(packed.pack(ids_BT), packed.pack(segments_BT), packed.pack(position_BT))
+        x_ND = self.embedding(packed.pack(ids_BT), packed.pack(segments_BT), packed.pack(position_BT))
+        layers = list(self.encoder.layers)
+        return ops.encoder(x_ND, packed, row_M, layers, self.encoder_norm, self.bf16_weights, self.kernels)
 
     def set_kernels(self, kernels: ops.Kernels) -> "BabyBert":
         """Choose the implementations that `ops` may pick: "auto", "plain" or "triton". Returns the model.
@@ -182,3 +184,19 @@ class BabyBert(nn.Module):
     def nsp_logits(self, hidden_BTD: Tensor) -> Tensor:
         """Logits (B, 2) from the `[CLS]` position; class 1 is "B follows A"."""
         return self.nsp_head(hidden_BTD[:, 0])
+
+
+@contextlib.contextmanager
+def keep_bf16_weights(model: nn.Module) -> Iterator[None]:
+    """Cast the weights of `model`, a BabyBert or what contains one, to bf16 once in this context.
+
+    They must not change in it. Outside of it each forward in bf16 casts them.
+    """
+    berts = [module for module in model.modules() if isinstance(module, BabyBert)]
+    try:
+        for bert in berts:
+            bert.bf16_weights = Bf16Weights()
+        yield
+    finally:
+        for bert in berts:
+            bert.bf16_weights = None

@@ -13,7 +13,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether matrix products are much faster in bf16: on a CPU with AMX, and on GPUs that support it."""
+    """Whether matrix products are much faster in bf16: on CPUs with AMX or AVX512-BF16, and GPUs that support it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

@@ -14,6 +14,7 @@ Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from babybert.data.tokenizer import PAD
@@ -38,8 +39,29 @@ def mlm_loss(model: BabyBert, hidden_BTD: Tensor, labels_BT: Tensor, with_rank: 
         index_N = chosen.nonzero().squeeze(1)
     labels_N = labels_BT.flatten()[index_N]
     targets_N = labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
-    transformed_ND = model.mlm_transform(hidden_BTD.flatten(0, 1)[index_N])
-    return ops.mlm_head_loss(transformed_ND, decoder.weight, decoder.bias, targets_N, with_rank, model.kernels)
+    return _mlm_loss_of(model, hidden_BTD.flatten(0, 1)[index_N], targets_N, with_rank)
+
+
+def _mlm_loss_of(model: BabyBert, hidden_ND: Tensor, targets_N: Tensor, with_rank: bool = False) -> HeadLoss:
+    """Sum of the MLM cross entropies of hidden states at N positions, and the number of targets."""
+    decoder, weights = model.mlm_decoder, model.bf16_weights
+    inputs = model.mlm_transform(hidden_ND), decoder.weight, decoder.bias, targets_N
+    return ops.mlm_head_loss(*inputs, with_rank, model.kernels, weights)
+
+
+def _masked_positions(ids_BT: Tensor, labels_BT: Tensor, model: BabyBert) -> tuple[Tensor, Tensor]:
+    """The chosen positions (N) of the flattened batch, and their labels.
+
+    Other tokens, without a target, may follow them, so that N is a number of rows that the head prefers.
+    """
+    is_chosen_BT = labels_BT != IGNORED
+    is_other_BT = (ids_BT != PAD) & ~is_chosen_BT
+    is_other_BT[:, 0] = False  # `[CLS]`, which is asked for in any case
+    chosen_N, other_N = (flags_BT.flatten().nonzero().squeeze(1) for flags_BT in (is_chosen_BT, is_other_BT))
+    rows = ops.preferred_rows(len(chosen_N), model.mlm_decoder.weight, model.kernels)
+    index_N = torch.cat([chosen_N, other_N[: rows - len(chosen_N)]])
+    labels_N = labels_BT.flatten()[index_N]
+    return index_N, labels_N.masked_fill(labels_N == IGNORED, NO_TARGET)
 
 
 def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
@@ -107,9 +129,17 @@ class PretrainingModel(nn.Module):
 
     def forward(self, ids_BT: Tensor, labels_BT: Tensor, segments_BT: Tensor, is_next_B: Tensor) -> dict[str, Tensor]:
         """The fields of `LossSums` as tensors of shape (1,)."""
-        hidden_BTD = self.bert(ids_BT, segments_BT)
-        mlm = mlm_loss(self.bert, hidden_BTD, labels_BT)
-        nsp_logits_B2 = self.bert.nsp_logits(hidden_BTD)
+        bert = self.bert
+        if ops.narrows_last_layer(ids_BT.device, bert.config.norm, bert.kernels):
+            first_B = torch.arange(len(ids_BT)) * ids_BT.shape[1]
+            index_N, targets_N = _masked_positions(ids_BT, labels_BT, bert)
+            hidden_MD = bert.hidden_at(ids_BT, segments_BT, torch.cat([first_B, index_N]))
+            mlm = _mlm_loss_of(bert, hidden_MD[len(first_B) :], targets_N)
+            nsp_logits_B2 = bert.nsp_head(hidden_MD[: len(first_B)])
+        else:
+            hidden_BTD = bert(ids_BT, segments_BT)
+            mlm = mlm_loss(bert, hidden_BTD, labels_BT)
+            nsp_logits_B2 = bert.nsp_logits(hidden_BTD)
         correct = (nsp_logits_B2.argmax(-1) == is_next_B).sum()
         return {
             "mlm_sum": mlm.loss_sum.reshape(1),

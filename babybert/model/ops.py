@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from babybert.errors import UsageError
 from babybert.model import plain_ops
+from babybert.model.bf16_weights import Bf16Weights
+from babybert.model.device import has_fast_bf16
 from babybert.model.kernels import Requirements
 from babybert.model.kernels.chunked_head import ChunkedHeadLoss
 from babybert.model.packing import PackedBatch
@@ -96,6 +98,63 @@ def packs_tokens(device: torch.device, kernels: Kernels) -> bool:
     On a GPU a batch stays padded: the host would have to wait for the number of tokens.
     """
     return _cpu_kernels(device, kernels) is not None
+
+
+def bf16_wins(device: torch.device, width: int, kernels: Kernels) -> bool:
+    """Whether training in bf16 was measured to be faster than in fp32: what `--precision auto` picks."""
+    if not has_fast_bf16(device) or device.type == "cuda":
+        return has_fast_bf16(device)
+    cpu = _cpu_kernels(device, kernels)
+    return cpu is not None and width >= cpu.bf16_encoder.NARROWEST
+
+
+def encoder_candidates(x_ND: Tensor, kernels: Kernels = "auto") -> Candidates:
+    """The implementations of the encoder for packed tokens; the plain one is the layers' `forward_packed`."""
+    candidates: Candidates = {}
+    if cpu := _cpu_kernels(x_ND.device, kernels):
+        candidates["cpu_bf16_encoder"] = cpu.bf16_encoder.requirements(x_ND)
+    return {**candidates, TORCH: {}}
+
+
+def encoder(
+    x_ND: Tensor,
+    packed: PackedBatch,
+    query_M: Tensor | None,
+    layers: Sequence[Any],
+    last_norm: nn.LayerNorm,
+    weights: Bf16Weights | None = None,
+    kernels: Kernels = "auto",
+) -> Tensor:
+    """Hidden states of packed embeddings (N, D) after all layers and the last norm, or those of rows `query_M` alone.
+
+    `layers` are `EncoderLayer`s. Each row is asked for at most once. `cpu_bf16_encoder` returns bf16.
+    """
+    if pick(encoder_candidates(x_ND, kernels)) == TORCH:
+        for layer in layers:
+            x_ND = layer.forward_packed(x_ND, packed, query_M if layer is layers[-1] else None)
+        return last_norm(x_ND)
+    cpu, first = _cpu_kernels(x_ND.device, kernels), layers[0]
+    dropout_p = first.dropout.p if first.training else 0.0
+    shape = cpu.bf16_encoder.EncoderShape(first.self_attn.num_heads, first.norm_first, first.activation_name, dropout_p)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    inputs = x_ND.float(), packed.cu_seqlens, query_M, shape, weights or Bf16Weights()
+    return cpu.bf16_encoder.CpuBf16Encoder.apply(*inputs, *parameters, *last_norm.parameters())
+
+
+def narrows_last_layer(device: torch.device, norm: str, kernels: Kernels) -> bool:
+    """Whether training should compute the last layer only at the positions that have a loss.
+
+    The reference's layers in fp32 compute all positions: their results are compared to the bit.
+    """
+    return packs_tokens(device, kernels) and (norm == "pre" or torch.is_autocast_enabled(device.type))
+
+
+def preferred_rows(count: int, weight_VD: Tensor, kernels: Kernels) -> int:
+    """How many rows `mlm_head_loss` should get for so many targets: products of some shapes are compiled already."""
+    cpu = _cpu_kernels(weight_VD.device, kernels)
+    if cpu is None or not torch.is_autocast_enabled(weight_VD.device.type):
+        return count
+    return int(cpu.bf16_encoder.round_up(count, cpu.bf16_encoder.ROW_BITS))
 
 
 def attention_candidates(qkv_N3D: Tensor, heads: int, dropout_p: float, kernels: Kernels = "auto") -> Candidates:
@@ -173,6 +232,7 @@ def mlm_head_candidates(
     candidates: Candidates = {}
     if cpu := _cpu_kernels(hidden_ND.device, kernels):
         targets = {"a target in every row": every_row_has_target}
+        candidates["cpu_bf16_head"] = cpu.bf16_head.requirements(hidden_ND, weight_VD)
         candidates["cpu_narrow_head"] = {**cpu.narrow_head.requirements(hidden_ND, weight_VD), **targets}
         candidates["cpu_wide_head"] = {**cpu.wide_head.requirements(hidden_ND, weight_VD), **targets}
     if triton := _triton_kernels("triton_head", hidden_ND.device, kernels):
@@ -192,10 +252,11 @@ def mlm_head_loss(
     targets_N: Tensor,
     with_rank: bool = False,
     kernels: Kernels = "auto",
+    weights: Bf16Weights | None = None,
 ) -> HeadLoss:
     """Sum of the cross entropies of targets, which may be NO_TARGET; see `plain_ops.mlm_head_loss`.
 
-    Only the plain implementation holds N x V logits.
+    Only the plain implementation holds N x V logits. `weights` keeps a copy of the table in bf16 for later calls.
     """
     if kernels == "plain":
         return plain_ops.mlm_head_loss(hidden_ND, weight_VD, bias_V, targets_N, with_rank)
@@ -207,6 +268,9 @@ def mlm_head_loss(
     cpu = _cpu_kernels(hidden_ND.device, kernels)
     if implementation == "cpu_narrow_head":
         loss_sum, rank_N = cpu.narrow_head.CpuNarrowHeadLoss.apply(*inputs, with_rank)
+    elif implementation == "cpu_bf16_head":
+        of_table = weights or Bf16Weights()
+        loss_sum, rank_N = cpu.bf16_head.CpuBf16HeadLoss.apply(*inputs, of_table, with_rank, torch.is_grad_enabled())
     elif implementation == "cpu_wide_head":
         loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(*inputs, torch.is_grad_enabled())
     elif implementation == "triton_head":

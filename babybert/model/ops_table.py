@@ -47,6 +47,9 @@ def _operations(
     """Name, sizes and candidates of each operation of a model."""
     width, vocab = config.width, config.vocab_size
     x_ND, qkv_N3D = _placeholder(device, TOKENS, width), _placeholder(device, TOKENS, 3 * width)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cpu"):
+        shape = f"{config.layers} layers of {width} in bf16"
+        yield "encoder", shape, ops.encoder_candidates(x_ND, kernels)
     weight1_FD, weight_VD = _placeholder(device, config.feed_forward, width), _placeholder(device, vocab, width)
     for dropout_p, phase in ((DROPOUT, f"dropout {DROPOUT}"), (0.0, "no dropout")):
         heads = f"{config.heads} heads of {width // config.heads}, {phase}"

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from babybert.errors import UsageError
+from babybert.model import ops
 from babybert.model.device import pick_device
 
 TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 validates or downloads a checkpoint
@@ -86,7 +87,7 @@ class DistributedContext:
 
     def describe(self) -> str:
         """The devices and the strategy, for the log."""
-        precision = ", bf16" if self.bf16 else ""
+        precision = ", bf16" if self.bf16 else ", fp32"
         if self.device.type == "cpu":
             processes = f" each in {self.world_size} processes (DistributedDataParallel)" if self.world_size > 1 else ""
             return f"CPU, {torch.get_num_threads()} threads{processes}{precision}"
@@ -112,7 +113,11 @@ class DistributedContext:
 
 @contextlib.contextmanager
 def start_distributed(
-    strategy: str, device: Literal["auto", "cpu", "cuda"], precision: str
+    strategy: str,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: str,
+    width: int,
+    kernels: ops.Kernels = "auto",
 ) -> Iterator[DistributedContext]:
     """Join the run, and leave it at the end. Raises UsageError for what is not available here.
 
@@ -120,13 +125,14 @@ def start_distributed(
         strategy: "auto", "single", "dp" or "ddp".
         device: "auto", "cpu" or "cuda".
         precision: "auto", "fp32" or "bf16".
+        width: of the model. "auto" depends on it.
+        kernels: "auto" depends on them as well.
     """
     launched = all(name in os.environ for name in TORCHRUN_VARIABLES)
     _check_strategy(strategy, launched)
     base_device = pick_device(device)
     on_gpu = base_device.type == "cuda"
-    has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
+    bf16 = precision == "bf16" or (precision == "auto" and ops.bf16_wins(base_device, width, kernels))
     if strategy == "dp" and not on_gpu:
         raise UsageError("--parallel dp: DataParallel needs GPUs, and none is used here")
     if launched and strategy in ("auto", "ddp"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from babybert.data.loader import Batch
+from babybert.model.bert import keep_bf16_weights
 from babybert.model.loss import IGNORED, LossSums
 from babybert.training.distributed import DistributedContext
 
@@ -30,15 +31,16 @@ def forward_backward(model: nn.Module, batch: Batch, context: DistributedContext
     mlm_count, nsp_count = _global_counts(batch, context)
     batches = batch.split(micro_batches)
     total: LossSums | None = None
-    for index, micro_batch in enumerate(batches):
-        is_last = index == len(batches) - 1
-        with _gradient_sync(model, is_last):
-            with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
-                sums = LossSums.of(model(*micro_batch))
-            loss = sums.mlm_sum / mlm_count + sums.nsp_sum / nsp_count
-            # DistributedDataParallel averages the ranks' gradients; this makes the average a sum.
-            (loss * context.world_size).backward()
-        total = sums.detach() if total is None else total + sums.detach()
+    with keep_bf16_weights(model):
+        for index, micro_batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with _gradient_sync(model, is_last):
+                with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+                    sums = LossSums.of(model(*micro_batch))
+                loss = sums.mlm_sum / mlm_count + sums.nsp_sum / nsp_count
+                # DistributedDataParallel averages the ranks' gradients; this makes the average a sum.
+                (loss * context.world_size).backward()
+            total = sums.detach() if total is None else total + sums.detach()
     assert total is not None, "a batch has at least one pair"
     return total
 

@@ -48,8 +48,9 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
     Returns None on all ranks except rank 0. Raises UserError and its subclasses (see `errors.py`); the checkpoints
     written so far stay.
     """
+    width = config.sizes(vocab_size=6).width
     with (
-        start_distributed(config.parallel, config.device, config.precision) as context,
+        start_distributed(config.parallel, config.device, config.precision, width, config.kernels) as context,
         contextlib.ExitStack() as stack,
     ):
         metrics = RunMetrics()

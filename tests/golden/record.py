@@ -48,7 +48,7 @@ IMDB_DATASETS: dict[str, list[str]] = {
 RUNS: dict[str, list[str]] = {
     "baby": ["--preset", "baby"],
     "tiny": ["--preset", "tiny"],
-    "mini": ["--preset", "mini"],
+    "mini": ["--preset", "mini", "--precision", "fp32"],
     "reference": ["--recipe", "reference"],
 }
 JSON = {"Content-Type": "application/json"}
