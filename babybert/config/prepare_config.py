@@ -71,7 +71,9 @@ class PrepareConfig:
     format: Literal["csv", "csv.gz", "csv.zst", "parquet"] = option(
         "csv", "format of the table; every tool opens csv, the others are smaller"
     )
-    shard_mb: int = option(64, "start a new file when one has grown to this many MB")
+    shard_mb: int = option(
+        64, "about how large each file of the table is, in MB; it has at least one block of two million tokens"
+    )
     seed: int = option(0, "seed of the split, the pairs and the masks; the same seed writes the same files")
     overwrite: bool = option(False, "replace data that is already in the folder")
 
