@@ -40,6 +40,18 @@ class DocumentBatch:
             assert self.reader is not None
             yield from read_file(path, self.reader, bad_rows)
 
+    def __len__(self) -> int:
+        """How many files or documents."""
+        return len(self.paths) or len(self.documents)
+
+    def halves(self) -> tuple["DocumentBatch", "DocumentBatch"]:
+        """Return two batches with half of the files or documents each."""
+        middle = len(self) // 2
+        return (
+            DocumentBatch(self.paths[:middle], self.reader, self.documents[:middle]),
+            DocumentBatch(self.paths[middle:], self.reader, self.documents[middle:]),
+        )
+
     def __str__(self) -> str:
         first, last = (
             (self.paths[0], self.paths[-1]) if self.paths else (self.documents[0].name, self.documents[-1].name)

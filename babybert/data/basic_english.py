@@ -125,11 +125,11 @@ class BasicEnglishTokenizer:
         """
         words = list(self._ids)
         counts = self._counts[: len(words)]
-        frequencies = counts.tolist()  # for the sort: indexing a list is faster than an array
         frequent = np.flatnonzero(counts >= min_frequency).tolist()
         candidates = [word_id for word_id in frequent if words[word_id] != LONG_WORD]
         # UTF-8 sorts as code points do. No word equals a special token: words are lowercase.
-        order = sorted(candidates, key=lambda word_id: (-frequencies[word_id], words[word_id]))
+        by_spelling = np.array(sorted(candidates, key=words.__getitem__), np.int64)
+        order = by_spelling[np.argsort(-counts[by_spelling], kind="stable")].tolist()
         if vocab_size is not None:
             order = order[: vocab_size - FIRST_ORDINARY]
         final_ids = np.full(len(words), UNK, np.int32)

@@ -1,12 +1,12 @@
 """Write the files of a dataset: shards, vocabulary, tokenizer, and `dataset.json` with everything about them."""
 
+import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import tokenizers
 
 from babybert import __version__
@@ -80,8 +80,12 @@ class DatasetWriter:
             self._write_vocabulary(statistics.token_counts_V)
 
     def _write_vocabulary(self, token_counts_V: np.ndarray) -> None:
-        table = pd.DataFrame({"token": self._tokenizer.tokens(range(self._tokenizer.size)), "count": token_counts_V})
-        table.to_csv(self._folder / "vocabulary.csv", index_label="id", lineterminator="\r\n")
+        ids = range(self._tokenizer.size)
+        # Not with pandas: importing it takes longer than writing the file.
+        with (self._folder / "vocabulary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("id", "token", "count"))
+            writer.writerows(zip(ids, self._tokenizer.tokens(ids), token_counts_V.tolist(), strict=True))
 
     def finish(self, skipped_rows: int) -> dict[str, Any]:
         """Write the tokenizer and, with the digests of all files, `dataset.json`. Return its content."""

@@ -7,19 +7,17 @@ driver never holds the corpus. Data is a list of numpy arrays.
 Jobs must be functions of their arguments alone: an engine may run one again if the process that ran it has died.
 """
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from babybert.config import PrepareConfig
 from babybert.errors import UserError
 
 Arrays = Sequence[np.ndarray]
 Function = Callable[..., tuple[Any, Sequence[Arrays]]]
+JOBS_PER_WORKER = 2  # one runs and one waits, so that no process waits for the driver
 ATTEMPTS = 3  # to run a job whose process dies; it may have died for another reason
 
 
@@ -151,12 +149,3 @@ def in_order(results: Iterable[Result]) -> Iterator[Result]:
         while expected in waiting:
             yield waiting.pop(expected)
             expected += 1
-
-
-@contextlib.contextmanager
-def open_engine(config: PrepareConfig, corpus_bytes: int, folder: Path) -> Iterator[Engine]:
-    """Start the engine that `config` names. It keeps its files in `folder`."""
-    from babybert.data.local_engine import InProcessEngine
-
-    with InProcessEngine(folder) as engine:
-        yield engine

@@ -1,15 +1,29 @@
-"""Run the block functions on this machine: in this process, or in several.
+"""Run jobs on this machine: in this process, or in several.
 
 Data is in files of one folder, each job's in one file.
 """
 
+import concurrent.futures
+import contextlib
 import itertools
+import math
+import multiprocessing
+import os
+import sys
+import types
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from babybert.data.engine import Arrays, Engine, Function
+from babybert.data.engine import ATTEMPTS, JOBS_PER_WORKER, Arrays, Engine, Function, WorkerDied
+from babybert.data.worker_process import JOB_MODULES, prepare_worker
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container
 
 
 class StoredData(NamedTuple):
@@ -51,6 +65,14 @@ def run_job(function: Function, arguments: tuple[Any, ...], path: Path) -> tuple
     return summary, store(path, list(pieces)) if pieces else []
 
 
+@dataclass(eq=False)
+class _FinishedJob:
+    """What a job gave that ran in this process."""
+
+    summary: Any
+    handles: list[StoredData]
+
+
 class InProcessEngine(Engine):
     """Runs each job where it is asked for: no other process is started."""
 
@@ -84,7 +106,7 @@ class InProcessEngine(Engine):
         return self._folder / f"data-{next(self._numbers):06d}"
 
     def _start(self, function: Function, arguments: tuple[Any, ...], pieces: int) -> Any:
-        return _Call(*run_job(function, arguments, self._new_path()))
+        return _FinishedJob(*run_job(function, arguments, self._new_path()))
 
     def _wait(self, jobs: list[Any]) -> Any:
         return jobs[0]
@@ -96,9 +118,113 @@ class InProcessEngine(Engine):
         pass
 
 
-class _Call:
-    """A job that has been done."""
+@dataclass
+class _Worker:
+    """A process, and the jobs that it has been given, in their order. The first one that has not finished runs."""
 
-    def __init__(self, summary: Any, handles: list[StoredData]) -> None:
-        self.summary = summary
-        self.handles = handles
+    pool: ProcessPoolExecutor
+    jobs: list["_LocalJob"] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _LocalJob:
+    """A job in a worker process."""
+
+    function: Function
+    arguments: tuple[Any, ...]
+    path: Path
+    worker: _Worker
+    deaths: int = 0
+    future: Future[Any] = field(default_factory=Future)
+
+
+class LocalEngine(InProcessEngine):
+    """Runs jobs in several processes. If one dies, a new one runs its jobs again; other processes go on."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        super().__init__(folder)
+        self.window = JOBS_PER_WORKER * workers
+        # Not forked from this process: it has threads, whose locks a child would inherit as they are.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(JOB_MODULES)
+        self._workers = [_Worker(self._new_pool()) for _ in range(workers)]
+
+    def __exit__(self, *exception: object) -> None:
+        for worker in self._workers:
+            worker.pool.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.pool.shutdown()
+        super().__exit__(*exception)
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        """A pool of one process: if it dies, it is known which job it ran."""
+        return ProcessPoolExecutor(1, self._context, prepare_worker)
+
+    def _start(self, function: Function, arguments: tuple[Any, ...], pieces: int) -> Any:
+        worker = min(self._workers, key=lambda worker: len(worker.jobs))
+        job = _LocalJob(function, arguments, self._new_path(), worker)
+        worker.jobs.append(job)
+        self._submit(job)
+        return job
+
+    def _submit(self, job: _LocalJob) -> None:
+        with _no_main_module():
+            try:
+                job.future = job.worker.pool.submit(run_job, job.function, job.arguments, job.path)
+            except BrokenProcessPool as error:  # it has died since the last job
+                job.future = Future()
+                job.future.set_exception(error)
+
+    def _wait(self, jobs: list[Any]) -> Any:
+        while True:
+            done, _ = concurrent.futures.wait((job.future for job in jobs), return_when="FIRST_COMPLETED")
+            job = next(job for job in jobs if job.future in done)
+            if not isinstance(job.future.exception(), BrokenProcessPool):
+                job.worker.jobs.remove(job)
+                return job
+            self._replace(job.worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start a new process for one that died, with the jobs that it had not finished."""
+        worker.pool.shutdown()
+        worker.pool = self._new_pool()
+        unfinished = [job for job in worker.jobs if isinstance(job.future.exception(), BrokenProcessPool)]
+        unfinished[0].deaths += 1
+        for job in unfinished:
+            if job.deaths == ATTEMPTS:
+                job.future = Future()
+                job.future.set_exception(WorkerDied(job.arguments))
+            else:
+                self._submit(job)
+
+    def _result(self, job: Any) -> tuple[Any, list[Any]]:
+        summary, handles = job.future.result()
+        return summary, handles
+
+    def _cancel(self, job: Any) -> None:
+        job.future.cancel()
+        job.worker.jobs.remove(job)
+
+
+@contextlib.contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Keep a worker process that is started inside from importing the script that this process runs.
+
+    Jobs are functions of the package, which do not need it. A script without `if __name__ == "__main__"` would prepare
+    the data once more in each worker.
+    """
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: those of its affinity, and no more than a container's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no such file, or no limit ("max")
+        quota, period = CPU_QUOTA.read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)

@@ -21,7 +21,7 @@ from babybert.corpus.files import BadRows
 from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.dataset import SPLITS
 from babybert.data.dataset_writer import DatasetWriter
-from babybert.data.engine import open_engine
+from babybert.data.engines import choose_engine
 from babybert.data.prepare_corpus import prepare_corpus
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             facts = _import_tables(config, partial, work)
         else:
             facts = _prepare_corpus(config, partial, work)
-        _move_into_place(partial, config.out)
+        _move_into_place(facts, partial, config.out)
     return facts
 
 
@@ -83,22 +83,23 @@ def _require_replaceable(config: PrepareConfig) -> None:
         )
 
 
-def _move_into_place(partial: Path, out: Path) -> None:
+def _move_into_place(facts: dict[str, Any], partial: Path, out: Path) -> None:
     """Replace the data in `out`. Without `dataset.json`, deleted first and moved last, it is no dataset meanwhile."""
     (out / "dataset.json").unlink(missing_ok=True)
     for split in SPLITS:
         for old_shard in out.glob(f"{split}-*"):
             old_shard.unlink()
     shutil.rmtree(out / ".cache", ignore_errors=True)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == "dataset.json"):
-        path.replace(out / path.name)
+    shards = [shard["file"] for split in SPLITS for shard in facts["shards"][split]]
+    for name in (*shards, *facts["files"], "dataset.json"):
+        (partial / name).replace(out / name)
 
 
 def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
     """Make a dataset from documents."""
     bad_rows = BadRows(config.skip_bad_rows)
     corpus = open_corpus(config, work, bad_rows)
-    with open_engine(config, corpus.size, work / "engine") as engine:
+    with choose_engine(config, corpus.size, work / "engine") as engine:
         writer = prepare_corpus(config, corpus, bad_rows, partial, engine)
     writer.facts.update(_describe_files([corpus.files], bad_rows))
     return writer.finish(bad_rows.count)

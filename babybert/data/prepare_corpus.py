@@ -41,7 +41,7 @@ from babybert.data.engine import Engine, Result
 from babybert.data.finished_shards import FinishedShards
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.splits import find_text_to_move
-from babybert.data.tokenize_corpus import TokenizedCorpus, tokenize_corpus
+from babybert.data.tokenize_corpus import TokenizedBatch, TokenizedCorpus, tokenize_corpus
 from babybert.data.tokenizer import MAX_WORD_CHARACTERS
 from babybert.progress import Progress
 
@@ -118,8 +118,8 @@ def _partition(tokenized: TokenizedCorpus, moved: Any, shards: list[PlannedShard
     for result in engine.map(partition, inputs, pieces=len(shards)) if shards else ():
         for shard_parts, handle in zip(parts, result.handles, strict=True):
             shard_parts.append(handle)
-        batch = tokenized.batches[result.input_index]
-        engine.drop(batch.pieces)
+        engine.drop(tokenized.batches[result.input_index].pieces)
+        tokenized.batches[result.input_index] = TokenizedBatch(None, None)
     return parts
 
 
@@ -143,6 +143,7 @@ def _write_shards(
         for result in engine.map(write_shard, inputs, pieces):
             facts, statistics = result.summary
             finished.add(shards[result.input_index], _shard_file(result, finished.folder, engine), facts, statistics)
+            parts[result.input_index].clear()
             progress.advance(shards[result.input_index].tokens)
 
 

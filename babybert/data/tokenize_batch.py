@@ -60,13 +60,13 @@ class BatchSummary:
     other_sentence_ends: list[bytes] = field(default_factory=list)
 
 
-def count_chunks(batch: DocumentBatch, settings: BatchSettings) -> tuple[tuple[ChunkCounts, BadRows], list[Arrays]]:
+def count_chunks(batch: DocumentBatch, settings: BatchSettings) -> tuple[ChunkCounts, list[Arrays]]:
     """Count the chunks of text from which a WordPiece vocabulary is trained."""
     bad_rows = BadRows(settings.skip_bad_rows, quiet=True)
     counts = ChunkCounts()
     for document in batch.read(bad_rows):
         counts.add(document.text, level_of(digest_of(document.text, settings.seed).text))
-    return (counts, bad_rows), []
+    return counts, []
 
 
 def tokenize_words(batch: DocumentBatch, settings: BatchSettings) -> tuple[BatchSummary, list[Arrays]]:

@@ -13,7 +13,8 @@ from babybert.corpus.documents import Corpus
 from babybert.corpus.files import BadRows
 from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.block_plan import Histogram
-from babybert.data.engine import Engine, Function, Result, in_order
+from babybert.data.engine import Engine, Function, Result, WorkerDied, in_order
+from babybert.data.fatal_documents import explain_death
 from babybert.data.pieces import add_fingerprints
 from babybert.data.tokenize_batch import BatchSettings, BatchSummary, count_chunks, tokenize_with, tokenize_words
 from babybert.data.tokenizer import Tokenizer
@@ -83,11 +84,14 @@ class CorpusReader:
     def map(self, task: str, function: Function, *arguments: Any, pieces: int = 0) -> Iterator[Result]:
         """Call `function` with each batch, the settings and `arguments`. Yield the results in the order of the batches.
 
-        Raises DataError, naming file and row, for what cannot be read.
+        Raises DataError, naming file and row, for what cannot be read, and for a document that kills each process.
         """
         batches = read_batches(self._corpus, task, self._engine.workers_see_files)
         inputs = ((batch, self._settings, *arguments) for batch in batches)
-        yield from in_order(self._engine.map(function, inputs, pieces))
+        try:
+            yield from in_order(self._engine.map(function, inputs, pieces))
+        except WorkerDied as error:
+            raise explain_death(self._engine, function, error, pieces) from error
 
 
 def tokenize_corpus(config: PrepareConfig, corpus: Corpus, bad_rows: BadRows, engine: Engine) -> TokenizedCorpus:
@@ -96,7 +100,7 @@ def tokenize_corpus(config: PrepareConfig, corpus: Corpus, bad_rows: BadRows, en
     if config.tokenizer is None and config.tokenizer_kind == "basic-english":
         tokenized = _tokenize_words(config, reader, bad_rows, engine)
     else:
-        tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else _train_wordpiece(config, reader)
+        tokenizer = Tokenizer.load(config.tokenizer) if config.tokenizer else _train_wordpiece(config, reader, bad_rows)
         tokenized = TokenizedCorpus(tokenizer)
         tokenizer_file = engine.put([np.frombuffer(tokenizer.json, np.uint8)])
         for result in reader.map("tokenize", tokenize_with, tokenizer_file, pieces=1):
@@ -127,9 +131,10 @@ def _warn_of_text_without_spaces(share_seen_once: float) -> None:
         )
 
 
-def _train_wordpiece(config: PrepareConfig, reader: CorpusReader) -> Tokenizer:
+def _train_wordpiece(config: PrepareConfig, reader: CorpusReader, bad_rows: BadRows) -> Tokenizer:
     trainer = WordPieceTrainer()
+    bad_rows.quiet = True  # they are reported when the documents are tokenized
     for result in reader.map("vocabulary", count_chunks):
-        counts, _ = result.summary  # bad rows are reported when the documents are tokenized
-        trainer.merge(counts)
+        trainer.merge(result.summary)
+    bad_rows.quiet = False
     return trainer.finish(config.min_frequency, config.vocab_size or WORDPIECE_VOCAB_SIZE)
