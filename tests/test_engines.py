@@ -1,18 +1,26 @@
 """Every engine gives the same bytes; what dies or fails is run again or named, and nothing else."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import resource
 import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import engine_jobs
 import numpy as np
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
+from conftest import run_until_killed
 from engine_corpus import BAD_ROWS, corpus_config, digests, make_many_batches
+from processes import babybert_command, start_babybert
 
 from babybert.config import PrepareConfig
+from babybert.corpus.demo import generate_reviews
 from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
 from babybert.data import local_engine
@@ -172,3 +180,74 @@ def test_settings_of_the_engine_are_checked() -> None:
         PrepareConfig(ray_address="auto")
     with pytest.raises(UsageError, match="it must be HOST:PORT, or auto"):
         PrepareConfig(engine="ray", ray_address="ray://head:10001")
+
+
+@pytest.fixture(scope="module")
+def large_corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """Flags that prepare a corpus in two processes, and the files that they write."""
+    folder = tmp_path_factory.mktemp("large")
+    texts = generate_reviews(12_000, seed=0)
+    (folder / "reviews.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = PrepareConfig(corpus="jsonl", source=(str(folder / "reviews.jsonl"),), out=folder / "data", workers=1)
+    assert config.source
+    prepare(config)
+    return ["prepare", "--corpus=jsonl", f"--source={config.source[0]}", "--workers=2"], digests(folder / "data")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "finished"),
+    [
+        ("babybert.data.tokenize_corpus:TokenizedCorpus.add", 0),
+        ("babybert.data.finished_shards:FinishedShards.add", 1),
+    ],
+)
+def test_a_killed_command_ends_its_workers_and_the_next_one_goes_on(
+    tmp_path: Path,
+    function: str,
+    finished: int,
+    large_corpus: tuple[list[str], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags, expected = large_corpus
+    out = tmp_path / "data"
+    monkeypatch.setenv("BABYBERT_TEST_MARK", str(tmp_path))
+    run_until_killed(function, 2, *flags, f"--out={out}")
+    deadline = time.monotonic() + 20
+    while (left := processes_with("BABYBERT_TEST_MARK", str(tmp_path))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    assert not (out / "dataset.json").exists()
+    second = start_babybert(*flags, f"--out={out}")
+    assert second.wait() == 0, second.output
+    assert digests(out) == expected
+    assert ("1 of 2 shards were finished by an earlier command" in second.output) == (finished == 1)
+
+
+def processes_with(variable: str, value: str) -> list[psutil.Process]:
+    """The other processes that have this environment variable and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [100_000, 6_000_000])
+def test_a_full_disk_in_a_worker_is_reported_in_one_line(
+    tmp_path: Path, limit: int, large_corpus: tuple[list[str], dict[str, str]]
+) -> None:
+    """A limit on the size of files simulates the full disk: for the tokens of a batch, or for the table."""
+    command = babybert_command(*large_corpus[0], f"--out={tmp_path / 'data'}")
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1, done.stderr
+    (last_line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert last_line.startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data: File too large")
+    assert not (tmp_path / "data").exists()

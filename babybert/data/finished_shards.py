@@ -69,11 +69,6 @@ class FinishedShards:
         write_file(self.folder / (name + RECORD_SUFFIX), record)
         self._found[name] = (facts, statistics)
 
-    def delete_records(self) -> None:
-        """Delete the records, before the dataset is moved to its place."""
-        for record in self.folder.glob("*" + RECORD_SUFFIX):
-            record.unlink()
-
     def _read(self, record: Path, path: Path) -> tuple[dict[str, Any], SplitStatistics] | None:
         """Read a record. None if it is of another key, or if it or the shard is damaged."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

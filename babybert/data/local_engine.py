@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,16 @@ def store(path: Path, pieces: list[Arrays]) -> list[StoredData]:
         for arrays in pieces:
             handles.append(StoredData(path, file.tell(), len(arrays)))
             for array in arrays:
-                np.save(file, array, allow_pickle=False)
+                _save(file, array)
     return handles
+
+
+def _save(file: IO[bytes], array: np.ndarray) -> None:
+    """Append an array in the format of `np.save`, whose own error about a full disk does not say that it is full."""
+    array = np.ascontiguousarray(array)
+    header = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(file, header)
+    file.write(array.data.cast("B") if array.size else b"")
 
 
 def load(handle: StoredData) -> list[np.ndarray]:

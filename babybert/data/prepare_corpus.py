@@ -79,7 +79,6 @@ def prepare_corpus(
         logger.warning(
             f"words of more than {MAX_WORD_CHARACTERS} characters: {tokenized.long_words:,}; each became [UNK]"
         )
-    finished.delete_records()
     return writer
 
 
@@ -152,7 +151,7 @@ def _shard_file(result: Result, folder: Path, engine: Engine) -> Path:
     path: Path = folder / result.summary[0]["file"]
     if result.handles:
         path = folder / f".{uuid.uuid4().hex}"
-        engine.get(result.handles[0])[0].tofile(path)
+        path.write_bytes(engine.get(result.handles[0])[0].data)
         engine.drop(result.handles[0])
     return path
 
