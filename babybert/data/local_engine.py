@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
 import types
@@ -154,8 +155,14 @@ class LocalEngine(InProcessEngine):
         self.window = JOBS_PER_WORKER * workers
         # Not forked from this process: it has threads, whose locks a child would inherit as they are.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(JOB_MODULES)
         self._workers = [_Worker(self._new_pool()) for _ in range(workers)]
+
+    def __enter__(self) -> "LocalEngine":
+        super().__enter__()
+        # The server imports the modules of the jobs once, while this process reads the first batch.
+        multiprocessing.forkserver.set_forkserver_preload(JOB_MODULES)
+        multiprocessing.forkserver.ensure_running()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         for worker in self._workers:

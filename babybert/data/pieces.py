@@ -6,7 +6,7 @@ has no influence.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -92,13 +92,13 @@ class PiecesBuilder:
         self._pieces: list[tuple[int, int, int, int, bool]] = []
         self.fingerprint = 0
 
-    def add(self, text: str, ids: np.ndarray, end_ids: np.ndarray) -> None:
+    def add(self, text: str, ids: np.ndarray, end_ids: Callable[[], np.ndarray]) -> None:
         """Add a document.
 
         Args:
             text: its text, which determines its split and its place.
             ids: its token ids (int32).
-            end_ids: the ids of sentence ends, after which a long document may be cut.
+            end_ids: returns the ids of sentence ends, after which a long document may be cut.
         """
         digest = digest_of(text, self._seed)
         held_out = digest.is_held_out(self._validation_fraction)
@@ -126,11 +126,11 @@ def _piece_key(digest: Digest, piece: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _cut(ids: np.ndarray, end_ids: np.ndarray) -> Iterator[int]:
+def _cut(ids: np.ndarray, end_ids: Callable[[], np.ndarray]) -> Iterator[int]:
     """Yield lengths of at most `PIECE_TOKENS` tokens that end with a sentence, if a sentence ends in them."""
     start = 0
     while len(ids) - start > PIECE_TOKENS:
-        sentence_ends = np.flatnonzero(np.isin(ids[start : start + PIECE_TOKENS], end_ids))
+        sentence_ends = np.flatnonzero(np.isin(ids[start : start + PIECE_TOKENS], end_ids()))
         length = int(sentence_ends[-1]) + 1 if len(sentence_ends) else PIECE_TOKENS
         yield length
         start += length

@@ -76,7 +76,7 @@ def tokenize_words(batch: DocumentBatch, settings: BatchSettings) -> tuple[Batch
     builder = PiecesBuilder(settings.seed, settings.validation_fraction)
     for document in batch.read(bad_rows):
         ids = tokenizer.add(document.text)
-        builder.add(document.text, ids, tokenizer.sentence_end_ids())
+        builder.add(document.text, ids, tokenizer.sentence_end_ids)
     pieces = builder.finish()
     summary = _summarize(pieces, builder.fingerprint, bad_rows, tokenizer.long_words)
     summary.words = tokenizer.words
@@ -94,14 +94,13 @@ def tokenize_with(
     """
     bad_rows = BadRows(settings.skip_bad_rows, quiet=True)
     tokenizer = load_tokenizer(tokenizer_file[0].tobytes())
-    end_ids = tokenizer.sentence_end_ids()
     builder = PiecesBuilder(settings.seed, settings.validation_fraction)
     long_words = 0
     documents = batch.read(bad_rows)
     while some_documents := list(itertools.islice(documents, DOCUMENTS_PER_CALL)):
         texts = [document.text for document in some_documents]
         for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
-            builder.add(text, ids, end_ids)
+            builder.add(text, ids, tokenizer.sentence_end_ids)
         long_words += sum(map(tokenizer.count_long_words, texts))
     pieces = builder.finish()
     return _summarize(pieces, builder.fingerprint, bad_rows, long_words), [pieces]

@@ -91,12 +91,12 @@ class WordPieceTrainer:
         """Add the words of some documents."""
         self._counts.merge(counts)
         self._characters.update(counts.characters)
-        while sum(self._characters.values()) > MOST_CHARACTERS and len(self._characters) > 1:
-            self._first_level = min(self._characters)
-            self._drop(self._first_level)
-            self._first_level += 1
-        for level in [level for level in self._characters if level < self._first_level]:
+        for level in range(self._first_level):
             self._drop(level)
+        while sum(self._characters.values()) > MOST_CHARACTERS and len(self._characters) > 1:
+            level = min(self._characters)
+            self._drop(level)
+            self._first_level = level + 1
         if sum(self._counts.characters.values()) > CHUNK_CHARACTERS:
             self._split_chunks()
 
