@@ -126,7 +126,7 @@ def seconds_to_tokenize(tokenizer: Tokenizer, texts: list[str]) -> float:
     """Seconds to tokenize all texts."""
 
     def tokenize() -> None:
-        # The ids are kept until the end, as a preparation without our spool on disk would.
+        # The ids are kept until the end, as a preparation without our files of tokens would.
         _ = [
             tokenizer.encode_documents(texts[start : start + TOKENIZE_AT_ONCE])
             for start in range(0, len(texts), TOKENIZE_AT_ONCE)

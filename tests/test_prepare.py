@@ -116,25 +116,27 @@ def test_a_folder_belongs_to_one_prepare_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "calls"),
+    ("function", "calls", "finished"),
     [
-        ("babybert.data.spool:Spool.add", 40),
-        ("babybert.data.basic_english:BasicEnglishTokenizer.finish", 1),
-        ("babybert.data.shards:Shard.write_csv", 1),
-        ("babybert.data.shards:Shard.close", 1),
-        ("babybert.data.dataset_writer:DatasetWriter._write_vocabulary", 1),
-        ("babybert.data.shards:Shard.close", 2),
-        ("babybert.data.dataset_writer:DatasetWriter.finish", 1),
-        ("babybert.data.prepare:_move_into_place", 1),
-        ("pathlib:Path.replace", 1),
-        ("pathlib:Path.replace", 3),
-        ("pathlib:Path.replace", 5),
+        ("babybert.data.pieces:PiecesBuilder.add", 40, 0),
+        ("babybert.data.basic_english:BasicEnglishTokenizer.finish", 1, 0),
+        ("babybert.data.shards:Shard.write_csv", 1, 0),
+        ("babybert.data.shards:Shard.close", 1, 0),
+        ("babybert.data.dataset_writer:DatasetWriter._write_vocabulary", 1, 2),
+        ("babybert.data.shards:Shard.close", 2, 1),
+        ("babybert.data.dataset_writer:DatasetWriter.finish", 1, 2),
+        ("babybert.data.prepare:_move_into_place", 1, 2),
+        ("pathlib:Path.replace", 1, 0),  # a shard gets its name
+        ("pathlib:Path.replace", 2, 0),  # the record of a shard appears
+        ("pathlib:Path.replace", 5, 2),  # the first file is moved to its place
+        ("pathlib:Path.replace", 9, 0),  # dataset.json, the last one
     ],
 )
 @pytest.mark.slow
-def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_clean(
-    tmp_path: Path, demo_folder: Path, function: str, calls: int
+def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_goes_on(
+    tmp_path: Path, demo_folder: Path, function: str, calls: int, finished: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The next one makes only the shards that are not finished; a shard that was moved to its place is made again."""
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
     run_until_killed(function, calls, *flags)
@@ -145,9 +147,21 @@ def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_clean(
     assert digests(out) == digests(demo_folder)
     assert not (out / ".partial").exists()
     assert not (out / ".work").exists()
+    assert (f"{finished} of 2 shards were finished by an earlier command" in caplog.text) == (finished > 0)
 
 
-@pytest.mark.parametrize("calls", [1, 4, 5])
+@pytest.mark.slow
+def test_what_a_command_with_other_settings_has_finished_is_not_used(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
+    run_until_killed("babybert.data.prepare:_move_into_place", 1, *flags)
+    other = PrepareConfig(out=tmp_path / "other", demo_documents=80, validation_fraction=0.2, max_positions=64)
+    for folder in (other.out, out):
+        prepare(dataclasses.replace(other, out=folder))
+    assert digests(out) == digests(other.out)
+
+
+@pytest.mark.parametrize("calls", [5, 8, 9])
 @pytest.mark.slow
 def test_half_replaced_data_is_no_dataset(tmp_path: Path, demo_folder: Path, calls: int) -> None:
     """Killed between the last of the old and the last of the new files."""
@@ -174,7 +188,7 @@ def test_a_full_disk_is_reported_in_one_line_and_keeps_the_earlier_data(tmp_path
         f"--format={kind}",
         f"--out={tmp_path / 'data'}",
     ]
-    for limit in (50_000, 450_000):  # within the spool, within the table
+    for limit in (50_000, 450_000):  # within the tokens, within the table
 
         def limit_file_size(limit: int = limit) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

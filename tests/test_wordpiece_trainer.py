@@ -16,8 +16,9 @@ from tokenizers import models, trainers
 
 from babybert.corpus.demo import generate_reviews
 from babybert.data import wordpiece_trainer
+from babybert.data.pieces import digest_of
 from babybert.data.tokenizer import FIRST_ORDINARY, MAX_WORD_CHARACTERS, SPECIAL_TOKENS, UNK, Tokenizer
-from babybert.data.wordpiece_trainer import INSIDE, WordPieceTrainer, train_pieces
+from babybert.data.wordpiece_trainer import INSIDE, ChunkCounts, WordPieceTrainer, level_of, train_pieces
 
 # Prints the digest of a vocabulary in which many pairs are equally frequent.
 PRINT_DIGEST = """
@@ -118,3 +119,38 @@ def test_rare_characters_are_left_out_of_a_small_vocabulary(caplog: pytest.LogCa
     assert tokenizer.encode(chr(0x4E00 + 89)) == [UNK]
     assert "set vocab_size to more than" in caplog.text
     assert wordpiece_of(*texts, vocab_size=200).encode(chr(0x4E00 + 89)) != [UNK]
+
+
+def count_in_parts(texts: list[str], parts: int) -> WordPieceTrainer:
+    """Count as `parts` processes do, with a level for each text that its digest gives."""
+    trainer = WordPieceTrainer()
+    for part in range(parts):
+        counts = ChunkCounts()
+        for text in texts[part::parts]:
+            counts.add(text, level_of(digest_of(text, seed=0).text))
+        trainer.merge(counts)
+    return trainer
+
+
+@pytest.mark.parametrize("chunk_characters", [0, 1 << 26])
+def test_a_large_corpus_is_sampled_by_its_digests(chunk_characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample depends neither on the order of the texts nor on the processes that count them."""
+    monkeypatch.setattr(wordpiece_trainer, "CHUNK_CHARACTERS", chunk_characters)
+    monkeypatch.setattr(wordpiece_trainer, "MOST_CHARACTERS", 2000)
+    texts = [f"text number {index} x{index}" for index in range(500)]
+    levels = [level_of(digest_of(text, seed=0).text) for text in texts]
+    first_level = next(
+        first
+        for first in range(64)
+        if sum(len(text) for text, level in zip(texts, levels, strict=True) if level >= first) <= 2000
+    )
+    sample = [text for text, level in zip(texts, levels, strict=True) if level >= first_level]
+    assert 0 < len(sample) < 200
+    expected = Counter(word for text in sample for word in text.split())
+    for order in (texts, texts[::-1]):
+        for parts in (1, 7, 500):
+            assert count_in_parts(order, parts).word_counts() == expected
+
+
+def test_the_levels_of_digests() -> None:
+    assert [level_of(digest) for digest in (2**64 - 1, 2**62, 2**62 - 1, 2**60, 2**60 - 1, 0)] == [0, 0, 1, 1, 2, 32]

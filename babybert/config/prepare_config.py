@@ -1,6 +1,7 @@
 """The settings of `babybert prepare`."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from babybert.config.fields import (
     unset_option,
 )
 
+RAY_ADDRESS = re.compile(r"auto|[^\s/]+:\d{1,5}")
 TOKENIZER_TRAINING = ("tokenizer_kind", "vocab_size", "min_frequency")  # have no meaning with --tokenizer
 
 
@@ -71,7 +73,21 @@ class PrepareConfig:
     format: Literal["csv", "csv.gz", "csv.zst", "parquet"] = option(
         "csv", "format of the table; every tool opens csv, the others are smaller"
     )
-    shard_mb: int = option(64, "start a new file when one has grown to this many MB")
+    shard_mb: int = option(
+        64, "about how large each file of the table is, in MB; it has at least one block of two million tokens"
+    )
+    engine: Literal["local", "ray"] = option(
+        "local",
+        "where the work is done; local: processes on this machine; ray: a Ray cluster. The data is the same",
+    )
+    workers: int | None = option(
+        None,
+        "processes that prepare the data, which does not depend on it; none: one for each usable core, with "
+        "ray_address all CPUs of the cluster",
+    )
+    ray_address: str | None = option(
+        None, "ray: the address of a running cluster; none: one is started on this machine and stopped at the end"
+    )
     seed: int = option(0, "seed of the split, the pairs and the masks; the same seed writes the same files")
     overwrite: bool = option(False, "replace data that is already in the folder")
 
@@ -90,6 +106,15 @@ class PrepareConfig:
             f"max_positions is {self.max_positions}; it must be from 8 to 512, the model's positions",
         )
         require_at_least(self, 1, "duplicates", "shard_mb")
+        require(
+            self.ray_address is None or self.engine == "ray",
+            "--ray-address is for --engine ray: add it, or leave the address out",
+        )
+        require(
+            self.ray_address is None or bool(RAY_ADDRESS.fullmatch(self.ray_address)),
+            f"ray_address is {self.ray_address!r}; it must be HOST:PORT, or auto for the cluster of this machine",
+        )
+        require(self.workers is None or self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
         require_seed(self.seed)
 
     def _check_tokenizer(self) -> None:

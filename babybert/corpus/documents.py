@@ -5,7 +5,7 @@ A corpus can be read from start to end as often as needed and is never held in m
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +28,16 @@ from babybert.corpus.sources import SourceFiles, find_files
 from babybert.errors import DataError
 from babybert.progress import Progress
 
-__all__ = ["Corpus", "DemoCorpus", "Document", "FileCorpus", "LimitedCorpus", "open_corpus", "source_suffixes"]
+__all__ = [
+    "Corpus",
+    "DemoCorpus",
+    "Document",
+    "FileCorpus",
+    "LimitedCorpus",
+    "open_corpus",
+    "read_file",
+    "source_suffixes",
+]
 
 SUFFIXES = {
     "text": (".txt",),
@@ -37,6 +46,8 @@ SUFFIXES = {
     "parquet": (".parquet",),
     "imdb": (".txt",),
 }
+BYTES_OF_A_REVIEW = 450  # generated
+BYTES_OF_A_DOCUMENT = 1500  # a guess for documents of which only some are read
 
 
 class Corpus(Protocol):
@@ -46,11 +57,18 @@ class Corpus(Protocol):
     def files(self) -> SourceFiles:
         """The files that the documents are read from; none if they are generated."""
 
+    @property
+    def size(self) -> int:
+        """About how many bytes are read, compressed or not."""
+
     def documents(self, task: str) -> Iterator[Document]:
         """Yield all documents in order, with progress shown under the name `task`.
 
         Raises DataError, naming file and row, for what cannot be read.
         """
+
+    def require_documents(self, count: int) -> None:
+        """Raise DataError if there are no documents because files are bad. `count` is how many were read."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,11 @@ class FileCorpus:
     reader: Reader
     bad_rows: BadRows
 
+    @property
+    def size(self) -> int:
+        """The bytes of the files."""
+        return sum(map(file_size, self.files.paths))
+
     def documents(self, task: str) -> Iterator[Document]:
         """Yield all documents; see `Corpus.documents`.
 
@@ -75,27 +98,17 @@ class FileCorpus:
         """
         self.bad_rows.start_again()
         count = 0
-        with Progress(task, sum(map(file_size, self.files.paths)), "bytes") as progress:
+        with Progress(task, self.size, "bytes") as progress:
             for path in self.files.paths:
-                with self.bad_rows.bad_file(path):
-                    for document in self._read(path, progress):
-                        yield document
-                        count += 1
+                for document in read_file(path, self.reader, self.bad_rows, progress.advance):
+                    yield document
+                    count += 1
+        self.require_documents(count)
+
+    def require_documents(self, count: int) -> None:
+        """Raise DataError if the files gave no document, and at least one of them is bad."""
         if self.bad_rows.files and not count:
             raise DataError(f"{self.bad_rows.files[0]}: bad, and no other file has a document; see the messages above")
-
-    def _read(self, path: Path, progress: Progress) -> Iterator[Document]:
-        shown = 0
-        try:
-            with file_errors(path), path.open("rb") as file:
-                for document in self.reader(path, file, self.bad_rows):
-                    if _is_valid_unicode(document, self.bad_rows):
-                        yield document
-                    position = max(file.tell(), shown)
-                    progress.advance(position - shown)
-                    shown = position
-        finally:
-            progress.advance(file_size(path) - shown)
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,14 @@ class DemoCorpus:
     def files(self) -> SourceFiles:
         """No files."""
         return SourceFiles()
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the reviews."""
+        return BYTES_OF_A_REVIEW * self.count
+
+    def require_documents(self, count: int) -> None:
+        """There are always some."""
 
     def documents(self, task: str) -> Iterator[Document]:
         """Yield all reviews; see `Corpus.documents`."""
@@ -141,6 +162,15 @@ class LimitedCorpus:
     def files(self) -> SourceFiles:
         """The files of the corpus."""
         return self.corpus.files
+
+    @property
+    def size(self) -> int:
+        """About the bytes of the chosen documents, or those of the whole corpus if it is smaller."""
+        return min(self.corpus.size, BYTES_OF_A_DOCUMENT * self.limit)
+
+    def require_documents(self, count: int) -> None:
+        """See `Corpus.require_documents`."""
+        self.corpus.require_documents(count)
 
     def documents(self, task: str) -> Iterator[Document]:
         """Yield the chosen documents; see `Corpus.documents`. With `spread` the corpus is read once more, to count."""
@@ -185,6 +215,26 @@ def _open_whole_corpus(config: PrepareConfig, work_folder: Path, bad_rows: BadRo
         reader = readers[config.corpus]
     files.log()
     return FileCorpus(files, reader, bad_rows)
+
+
+def read_file(
+    path: Path, reader: Reader, bad_rows: BadRows, advance: Callable[[int], None] = lambda size: None
+) -> Iterator[Document]:
+    """Yield the documents of one file; if bad files are skipped, those before the damage.
+
+    Calls `advance` with the bytes that were read since the last call; in total, with the size of the file.
+    """
+    shown = 0
+    try:
+        with bad_rows.bad_file(path), file_errors(path), path.open("rb") as file:
+            for document in reader(path, file, bad_rows):
+                if _is_valid_unicode(document, bad_rows):
+                    yield document
+                position = max(file.tell(), shown)
+                advance(position - shown)
+                shown = position
+    finally:
+        advance(file_size(path) - shown)
 
 
 def file_size(path: Path) -> int:

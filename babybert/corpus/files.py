@@ -48,21 +48,35 @@ class BadRows:
 
     Attributes:
         skip: whether to skip bad rows and files instead of raising.
+        quiet: keep the messages instead of logging them, for a process whose messages another one logs (`add`).
         count: how many rows have been skipped.
         files: the files of which a part, or everything, has been skipped.
+        row_messages: what to log about the first rows, if `quiet`.
+        file_messages: what to log about files, if `quiet`.
     """
 
     MAX_LOGGED = 10
 
-    def __init__(self, skip: bool = False) -> None:
+    def __init__(self, skip: bool = False, quiet: bool = False) -> None:
         self.skip = skip
-        self.count = 0
-        self.files: list[str] = []
+        self.quiet = quiet
+        self.start_again()
 
     def start_again(self) -> None:
         """Forget what was counted, before the files are read once more."""
         self.count = 0
-        self.files = []
+        self.files: list[str] = []
+        self.row_messages: list[str] = []
+        self.file_messages: list[str] = []
+
+    def add(self, others: "BadRows") -> None:
+        """Count the bad rows and files that another process has met, and log its messages."""
+        for shown, message in enumerate(others.row_messages):
+            self._show_row(self.count + shown + 1, message)
+        self.count += others.count
+        self.files += others.files
+        for message in others.file_messages:
+            logger.warning(message)
 
     def report(self, message: str) -> None:
         """Handle one bad row: raise DataError(message), or log the message and count the row."""
@@ -70,9 +84,16 @@ class BadRows:
         if not self.skip:
             raise error
         self.count += 1
-        if self.count <= self.MAX_LOGGED:
-            logger.info(f"skipped: {error}")
-        elif self.count == self.MAX_LOGGED + 1:
+        self._show_row(self.count, f"skipped: {error}")
+
+    def _show_row(self, number: int, message: str) -> None:
+        """Log the message about the bad row with this number, or keep it."""
+        if self.quiet:
+            if number <= self.MAX_LOGGED + 1:  # one more than is shown, so that the log says that there are more
+                self.row_messages.append(message)
+        elif number <= self.MAX_LOGGED:
+            logger.info(message)
+        elif number == self.MAX_LOGGED + 1:
             logger.info("skipped: more rows; from here on they are counted but not shown")
 
     @contextlib.contextmanager
@@ -87,7 +108,11 @@ class BadRows:
             if not self.skip:
                 raise
             self.files.append(str(path))
-            logger.warning(f"skipped a file, except for rows before the damage: {error}")
+            message = f"skipped a file, except for rows before the damage: {error}"
+            if self.quiet:
+                self.file_messages.append(message)
+            else:
+                logger.warning(message)
 
 
 def find_column(

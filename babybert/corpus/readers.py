@@ -5,9 +5,8 @@ rows; it yields documents in the order of the file and holds only a few rows in 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import pyarrow.parquet
 
@@ -20,8 +19,7 @@ from babybert.errors import DataError
 ROWS_PER_BATCH = 1000  # of a Parquet file
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """One text of a corpus.
 
     Attributes:

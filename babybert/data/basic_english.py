@@ -1,5 +1,8 @@
 """Tokenize with the `basic_english` rules and count words, in one pass over the corpus.
 
+Several processes can share the work: each has a `BasicEnglishTokenizer` of its own, and `merge` puts what they counted
+together. Their provisional ids differ, but the final ids do not.
+
 `tokenizers` needs two passes, one to count the words and one to look up their ids, and records where in the text each
 token was, which pretraining does not use. Here a document takes a few `bytes` methods and one dictionary look-up per
 word; a word's id is provisional until `finish` sorts the vocabulary.
@@ -44,10 +47,13 @@ class BasicEnglishTokenizer:
         if max(map(len, words), default=0) > MAX_WORD_CHARACTERS:
             words = [LONG_WORD if len(word.decode()) > MAX_WORD_CHARACTERS else word for word in words]
         ids = np.fromiter(map(self._ids.__getitem__, words), np.int32, len(words))
-        if len(self._ids) > len(self._counts):
-            self._counts = np.append(self._counts, np.zeros(len(self._ids), np.int64))
+        self._make_room()
         np.add.at(self._counts, ids, 1)
         return ids
+
+    def _make_room(self) -> None:
+        if len(self._ids) > len(self._counts):
+            self._counts = np.append(self._counts, np.zeros(len(self._ids), np.int64))
 
     def split(self, text: str) -> list[bytes]:
         """Split a text into tokens (UTF-8) by the rules of `tokenizer.py`."""
@@ -84,6 +90,29 @@ class BasicEnglishTokenizer:
         """How many words had more than `MAX_WORD_CHARACTERS` characters."""
         return int(self._counts[self._ids[LONG_WORD]]) if LONG_WORD in self._ids else 0
 
+    @property
+    def words(self) -> list[bytes]:
+        """The words so far (UTF-8), in the order of their provisional ids."""
+        return list(self._ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each word has occurred (int64)."""
+        return self._counts[: len(self._ids)]
+
+    @property
+    def other_sentence_ends(self) -> list[bytes]:
+        """The sentence ends outside ASCII that have been seen."""
+        return self._sentence_ends[len(ASCII_SENTENCE_ENDS) :]
+
+    def merge(self, words: list[bytes], counts: np.ndarray, other_sentence_ends: list[bytes]) -> np.ndarray:
+        """Add what another `BasicEnglishTokenizer` has counted. Return the provisional ids (int32) of its words."""
+        ids = np.fromiter(map(self._ids.__getitem__, words), np.int32, len(words))
+        self._make_room()
+        self._counts[ids] += counts  # its words are distinct
+        self._sentence_ends += [end for end in other_sentence_ends if end not in self._sentence_ends]
+        return ids
+
     def finish(self, min_frequency: int, vocab_size: int | None) -> tuple[Tokenizer, np.ndarray]:
         """Make the vocabulary: the most frequent words first, equally frequent ones sorted by spelling.
 
@@ -96,11 +125,11 @@ class BasicEnglishTokenizer:
         """
         words = list(self._ids)
         counts = self._counts[: len(words)]
-        frequencies = counts.tolist()  # for the sort: indexing a list is faster than an array
         frequent = np.flatnonzero(counts >= min_frequency).tolist()
         candidates = [word_id for word_id in frequent if words[word_id] != LONG_WORD]
         # UTF-8 sorts as code points do. No word equals a special token: words are lowercase.
-        order = sorted(candidates, key=lambda word_id: (-frequencies[word_id], words[word_id]))
+        by_spelling = np.array(sorted(candidates, key=words.__getitem__), np.int64)
+        order = by_spelling[np.argsort(-counts[by_spelling], kind="stable")].tolist()
         if vocab_size is not None:
             order = order[: vocab_size - FIRST_ORDINARY]
         final_ids = np.full(len(words), UNK, np.int32)

@@ -112,7 +112,9 @@ class Dataset:
         csv.field_size_limit(sys.maxsize)  # earlier versions kept words of any length
         # Not with pandas: it takes 40 MB, and training does not use it otherwise.
         with path.open(newline="", encoding="utf-8") as file:
-            return np.array([row["count"] for row in csv.DictReader(file)], np.int64)
+            rows = csv.reader(file)
+            column = next(rows).index("count")
+            return np.array([row[column] for row in rows], np.int64)
 
 
 def open_dataset(folder: Path) -> Dataset:

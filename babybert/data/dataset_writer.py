@@ -1,98 +1,24 @@
 """Write the files of a dataset: shards, vocabulary, tokenizer, and `dataset.json` with everything about them."""
 
+import csv
 import json
-import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import tokenizers
 
 from babybert import __version__
 from babybert.config import PrepareConfig
-from babybert.data.dataset import FORMAT, describe_only_label
+from babybert.data.dataset import FORMAT
 from babybert.data.digest import sha256
 from babybert.data.shards import ShardWriter
+from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import Examples
-from babybert.data.tokenizer import UNK, Tokenizer
-
-logger = logging.getLogger(__name__)
+from babybert.data.tokenizer import Tokenizer
 
 BYTES_PER_MB = 1_000_000
-
-
-@dataclass
-class SplitStatistics:
-    """Counts over the pairs of one split, for `dataset.json` and `vocabulary.csv`.
-
-    Attributes:
-        vocab_size: size of the vocabulary.
-        documents: documents of the split; None if the pairs come from tables, which do not record them.
-        sentences: sentences in these documents; 0 if the pairs come from tables.
-        pairs: pairs, copies counted.
-        positive_pairs: pairs whose second sentence follows the first (is_next 1).
-        without_negative: pairs that were left out because no second sentence makes them a negative.
-        tokens: tokens in the pairs, special ones included.
-        masked_tokens: tokens that were chosen for MLM.
-        unknown_tokens: tokens that are `[UNK]` before masking.
-        longest: length of the longest pair in tokens.
-        token_counts_V: how often each token of the vocabulary occurs before masking (int64).
-    """
-
-    vocab_size: int
-    documents: int | None = None
-    sentences: int = 0
-    pairs: int = 0
-    positive_pairs: int = 0
-    without_negative: int = 0
-    tokens: int = 0
-    masked_tokens: int = 0
-    unknown_tokens: int = 0
-    longest: int = 0
-    token_counts_V: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.token_counts_V = np.zeros(self.vocab_size, np.int64)
-
-    def add(self, examples: Examples) -> None:
-        """Count these pairs."""
-        self.token_counts_V += examples.token_counts(self.vocab_size)
-        self.pairs += len(examples)
-        self.positive_pairs += int(examples.is_next.sum())
-        self.tokens += len(examples.ids)
-        self.masked_tokens += int(np.count_nonzero(examples.labels))
-        self.unknown_tokens += int(np.count_nonzero(examples.original_ids() == UNK))
-        self.longest = max(self.longest, int(np.diff(examples.offsets).max(initial=0)))
-
-    def log_label_problems(self, split: str) -> None:
-        """Warn of pairs without a negative, and of a split in which all pairs have one label."""
-        if self.without_negative:
-            logger.warning(
-                f"{split}: pairs left out, because no second sentence of another document makes them negatives: "
-                f"{self.without_negative:,}"
-            )
-        if self.positive_pairs in (0, self.pairs):
-            logger.warning(describe_only_label(split, int(self.positive_pairs == self.pairs)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what `dataset.json` records. There must be at least one pair."""
-        documents = {} if self.documents is None else {"documents": self.documents}
-        without_negative = {"pairs_without_negative": self.without_negative} if self.without_negative else {}
-        return {
-            **documents,
-            "sentences": self.sentences,
-            "pairs": self.pairs,
-            **without_negative,
-            "is_next_share": round(self.positive_pairs / self.pairs, 4),
-            "tokens_in_pairs": self.tokens,
-            "masked_tokens": self.masked_tokens,
-            "unknown_tokens": self.unknown_tokens,
-            "mean_length": round(self.tokens / self.pairs, 1),
-            "longest": self.longest,
-        }
 
 
 class DatasetWriter:
@@ -137,15 +63,29 @@ class DatasetWriter:
             for examples in chunks:
                 writer.add(examples)
                 statistics.add(examples)
+        self.describe_split(split, writer.shards, statistics)
+
+    def describe_split(self, split: str, shards: list[dict[str, Any]], statistics: SplitStatistics) -> None:
+        """Record one split, whose shards are written, and write `vocabulary.csv` for the training split.
+
+        Args:
+            split: `train` or `validation`.
+            shards: what `Shard.close` returned for each shard.
+            statistics: the counts of all its pairs, at least one.
+        """
         statistics.log_label_problems(split)
         self.facts[split] = statistics.as_dict()
-        self.facts["shards"][split] = writer.shards
+        self.facts["shards"][split] = shards
         if split == "train":
             self._write_vocabulary(statistics.token_counts_V)
 
     def _write_vocabulary(self, token_counts_V: np.ndarray) -> None:
-        table = pd.DataFrame({"token": self._tokenizer.tokens(range(self._tokenizer.size)), "count": token_counts_V})
-        table.to_csv(self._folder / "vocabulary.csv", index_label="id", lineterminator="\r\n")
+        ids = range(self._tokenizer.size)
+        # Not with pandas: importing it takes longer than writing the file.
+        with (self._folder / "vocabulary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("id", "token", "count"))
+            writer.writerows(zip(ids, self._tokenizer.tokens(ids), token_counts_V.tolist(), strict=True))
 
     def finish(self, skipped_rows: int) -> dict[str, Any]:
         """Write the tokenizer and, with the digests of all files, `dataset.json`. Return its content."""

@@ -1,7 +1,9 @@
 """Write the table in shards: CSV (plain, `.gz`, `.zst`) or Parquet, with sizes and digests computed on the way."""
 
+import functools
 import gzip
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -40,12 +42,11 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, name: str, file_format: str, shard_bytes: int, vocab_size: int) -> None:
-        assert file_format in FORMATS, file_format
         self._folder = folder
         self._name = name
         self._format = file_format
         self._shard_bytes = shard_bytes
-        self._csv = CsvFormatter(vocab_size) if file_format != "parquet" else None
+        self._vocab_size = vocab_size
         self._shard: Shard | None = None
         self.shards: list[dict[str, Any]] = []
 
@@ -60,18 +61,25 @@ class ShardWriter:
 
     def add(self, examples: Examples) -> None:
         """Append all rows."""
-        for first in range(0, len(examples), ROWS_PER_CHUNK):
-            chunk = examples.rows(first, first + ROWS_PER_CHUNK)
+        for chunk in chunks_of(examples):
             if self._shard is None:
-                file_name = f"{self._name}-{len(self.shards):05d}.{self._format}"
-                self._shard = Shard(self._folder / file_name, self._format)
-            if self._csv:
-                self._shard.write_csv(self._csv.format(chunk), len(chunk))
-            else:
-                self._shard.write_parquet(chunk)
+                path = self._folder / shard_name(self._name, len(self.shards), self._format)
+                self._shard = Shard(path, self._format, self._vocab_size)
+            self._shard.write_chunk(chunk)
             if self._shard.size >= self._shard_bytes:
                 self.shards.append(self._shard.close())
                 self._shard = None
+
+
+def shard_name(split: str, number: int, file_format: str) -> str:
+    """Return the name of a shard's file."""
+    return f"{split}-{number:05d}.{file_format}"
+
+
+def chunks_of(examples: Examples) -> Iterator[Examples]:
+    """Yield all rows, `ROWS_PER_CHUNK` at a time."""
+    for first in range(0, len(examples), ROWS_PER_CHUNK):
+        yield examples.rows(first, first + ROWS_PER_CHUNK)
 
 
 class HashingFile:
@@ -112,7 +120,9 @@ class HashingFile:
 class Shard:
     """One file of the table that is being written."""
 
-    def __init__(self, path: Path, file_format: str) -> None:
+    def __init__(self, path: Path, file_format: str, vocab_size: int) -> None:
+        assert file_format in FORMATS, file_format
+        self._csv = csv_formatter(vocab_size) if file_format != "parquet" else None
         self._path = path
         self._rows = 0
         self._file = path.open("wb")
@@ -133,6 +143,18 @@ class Shard:
     def size(self) -> int:
         """Bytes that have been written to the file, after compression."""
         return self._hashing_file.size
+
+    def add(self, examples: Examples) -> None:
+        """Append all rows."""
+        for chunk in chunks_of(examples):
+            self.write_chunk(chunk)
+
+    def write_chunk(self, examples: Examples) -> None:
+        """Append rows, few enough to format them at once."""
+        if self._csv:
+            self.write_csv(self._csv.format(examples), len(examples))
+        else:
+            self.write_parquet(examples)
 
     def write_csv(self, text: np.ndarray, rows: int) -> None:
         """Append CSV text (uint8) of this many rows."""
@@ -211,3 +233,9 @@ class CsvFormatter:
         padded_text = self._fragments[fragments].view(np.uint8)
         text: np.ndarray = padded_text[padded_text != 0]
         return text
+
+
+@functools.lru_cache(maxsize=1)
+def csv_formatter(vocab_size: int) -> CsvFormatter:
+    """Return a formatter; a process makes its table once for all shards."""
+    return CsvFormatter(vocab_size)

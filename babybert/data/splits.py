@@ -1,73 +1,61 @@
 """A check that the training and the held-out documents of a corpus both have sentence pairs.
 
-The spool splits documents by a digest. In a small corpus that may leave one split without any document that has pairs;
-one is then moved there. A corpus in which both splits have pairs is not changed.
+Documents are split by a digest. In a small corpus that may leave one split without any document that has pairs; one is
+then moved there. A corpus in which both splits have pairs is not changed.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable
 
-import numpy as np
-
-from babybert.data.sentences import TokenizedDocuments, split_sentences
-from babybert.data.spool import Spool
-from babybert.data.tokenizer import UNK, Tokenizer
+from babybert.data.blocks import BatchSurvey, MovedText, PairSurvey
 from babybert.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
-def ensure_pairs_in_both_splits(spool: Spool, tokenizer: Tokenizer, final_ids: np.ndarray | None, source: str) -> None:
-    """Move a document, with its copies, to a split in which no document has pairs.
+def find_text_to_move(surveys: Iterable[BatchSurvey], documents: int, tokens: int, source: str) -> MovedText | None:
+    """Return a text that has to be in the other split; None if both splits have pairs.
 
-    It is the first one in the order of the other split, which depends on digests alone. Raises DataError, with what the
+    It is the first one in the order of its split, which depends on digests alone. Raises DataError, with what the
     documents of `source` look like, if there are no two different texts that have pairs.
+
+    Args:
+        surveys: of all batches; they are asked for only until both splits have pairs.
+        documents: how many documents there are.
+        tokens: how many tokens they have.
+        source: where they are from.
     """
-    end_ids = tokenizer.sentence_end_ids()
-
-    def texts(held_out: bool) -> Iterator[int]:
-        return _texts_with_pairs(spool.blocks(held_out, final_ids), end_ids)
-
-    without_pairs = [held_out for held_out in (False, True) if next(texts(held_out), None) is None]
-    if not without_pairs:
-        return
+    pairs = (PairSurvey(), PairSurvey())
+    unknown = ends = 0
+    for survey in surveys:
+        pairs = (pairs[0].merge(survey.pairs[0]), pairs[1].merge(survey.pairs[1]))
+        unknown += survey.unknown
+        ends += survey.ends
+        if all(split.first for split in pairs):
+            return None
+    without_pairs = [index for index, split in enumerate(pairs) if split.first is None]
     if len(without_pairs) == 2:
-        raise DataError(f"{source}: no sentence pairs: {_why_no_pairs(spool, tokenizer, final_ids)}")
-    (held_out,) = without_pairs
-    candidates = texts(not held_out)
-    first = next(candidates)
-    if all(text == first for text in candidates):
+        raise DataError(f"{source}: no sentence pairs: {_why_no_pairs(documents, tokens, unknown, ends)}")
+    held_out = without_pairs[0] == 1
+    other = pairs[int(not held_out)]
+    assert other.first is not None
+    if not other.has_another:
         raise DataError(
             f"{source}: all sentence pairs are from one text or copies of it; "
             "training pairs and held-out pairs must be from different texts, so two are needed"
         )
-    spool.move(first, held_out)
     split = "held out" if held_out else "trained on"
     logger.info(f"by the digests, no document with sentence pairs would be {split}; one was moved there")
+    return MovedText(other.first[1], held_out)
 
 
-def _texts_with_pairs(blocks: Iterator[TokenizedDocuments], end_ids: np.ndarray) -> Iterator[int]:
-    """Yield the numbers of the texts that have two sentences; a text with more of them several times."""
-    for block in blocks:
-        sentences = split_sentences(block, end_ids)
-        has_next = sentences.document[1:] == sentences.document[:-1]
-        yield from sentences.text[1:][has_next].tolist()
-
-
-def _why_no_pairs(spool: Spool, tokenizer: Tokenizer, final_ids: np.ndarray | None) -> str:
+def _why_no_pairs(documents: int, tokens: int, unknown: int, ends: int) -> str:
     """What the documents of a corpus without pairs look like, and what to do."""
-    documents = sum(spool.documents.values())
     if not documents:
         return "there are no documents"
-    if not spool.tokens:
+    if not tokens:
         return f"all {documents:,} documents are empty"
-    end_ids = tokenizer.sentence_end_ids()
-    unknown = ends = 0
-    for held_out in (False, True):
-        for block in spool.blocks(held_out, final_ids):
-            unknown += int(np.count_nonzero(block.tokens == UNK))
-            ends += int(np.count_nonzero(np.isin(block.tokens, end_ids)))
-    if unknown == spool.tokens:
+    if unknown == tokens:
         return (
             f"all {unknown:,} tokens are unknown to the tokenizer; use one for this kind of text, "
             "or a larger --vocab-size or a smaller --min-frequency"

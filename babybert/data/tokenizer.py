@@ -12,6 +12,7 @@ A word of more than `MAX_WORD_CHARACTERS` characters is never in the vocabulary,
 Rules and vocabulary are one file, `tokenizer.json`, which is part of every dataset and checkpoint.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -101,7 +102,17 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        path.write_text(self._backend.to_str(), encoding="utf-8")
+        path.write_bytes(self.json)
+
+    @classmethod
+    def of_json(cls, content: bytes) -> "Tokenizer":
+        """Make a tokenizer of the content of a `tokenizer.json` that `json` returned."""
+        return cls(tokenizers.Tokenizer.from_buffer(content))
+
+    @functools.cached_property
+    def json(self) -> bytes:
+        """The content of `tokenizer.json`."""
+        return self._backend.to_str().encode()
 
     @property
     def size(self) -> int:
@@ -111,7 +122,7 @@ class Tokenizer:
     @property
     def digest(self) -> str:
         """SHA-256 of the tokenizer file: tokenizers with the same digest give the same ids."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.json).hexdigest()
 
     @property
     def kind(self) -> str:

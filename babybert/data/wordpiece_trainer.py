@@ -5,7 +5,8 @@ prefix `##` inside the word. Then the most frequent pair of neighbours becomes o
 vocabulary is full. `WordPieceTrainer` of Hugging Face's `tokenizers` does the same, but breaks ties in the order of a
 hash map, which differs between processes. Here, ties are broken by spelling. A test compares the two.
 
-The result depends on how often each word occurs, and not on the order of the texts.
+The result depends on how often each word occurs, and not on the order of the texts, nor on the processes that count
+them.
 """
 
 import heapq
@@ -24,30 +25,89 @@ Pair = tuple[str, str]
 INSIDE = "##"  # prefix of a piece that continues a word
 WHITE_SPACE = re.compile("[ \t\n\r]+")  # BERT removes other ASCII control characters, which joins what is beside them
 CHUNK_CHARACTERS = 1 << 26  # of text, whose distinct chunks are in memory until they are split into words
+MOST_CHARACTERS = 1 << 30  # of text to train on; more of it would hardly change the vocabulary
+BITS_PER_LEVEL = 2
 MOST_WORDS = 1_000_000  # the most frequent ones are trained on: rarer ones hardly matter, and would fill the memory
 
 
+class ChunkCounts:
+    """How often each chunk of text between white space occurs, by the level of the document that it is in.
+
+    Three quarters of the documents have level 0, three quarters of the others level 1, and so on; a digest of the text
+    decides. So the documents from some level on are a sample that depends on the texts alone.
+
+    Attributes:
+        chunks: the counts, by level.
+        characters: how much text was counted, by level.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self.characters: Counter[int] = Counter()
+
+    def add(self, text: str, level: int = 0) -> None:
+        """Count the chunks of one document."""
+        self.chunks[level].update(WHITE_SPACE.split(text.replace(LINE_BREAK, " ")))
+        self.characters[level] += len(text)
+
+    def merge(self, others: "ChunkCounts") -> None:
+        """Add what another process has counted."""
+        for level, chunks in others.chunks.items():
+            self.chunks[level].update(chunks)
+        self.characters.update(others.characters)
+
+    def drop(self, level: int) -> None:
+        """Forget the documents of this level."""
+        self.chunks.pop(level, None)
+        self.characters.pop(level, None)
+
+
+def level_of(digest: int) -> int:
+    """Return the level of a text with this digest of 64 bits; see `ChunkCounts`."""
+    return (64 - digest.bit_length()) // BITS_PER_LEVEL
+
+
 class WordPieceTrainer:
-    """Count the words of texts with `add`, then train with `finish`."""
+    """Count the words of texts with `add` or `merge`, then train with `finish`.
+
+    If the texts have more than `MOST_CHARACTERS`, a sample of them is trained on: all documents from the first level on
+    from which they have fewer.
+    """
 
     def __init__(self) -> None:
         self._splitter = Tokenizer.of_pieces(())
-        self._chunks: Counter[str] = Counter()
-        self._chunk_characters = 0
-        self._word_counts: Counter[str] = Counter()
+        self._counts = ChunkCounts()  # of the text whose chunks have not been split into words yet
+        self._word_counts: defaultdict[int, Counter[str]] = defaultdict(Counter)  # by level
+        self._characters: Counter[int] = Counter()  # all text so far, by level
+        self._first_level = 0
 
     def add(self, text: str) -> None:
         """Count the words of one document."""
-        # Chunks between white space are counted first: only distinct ones must be split by the rules of BERT.
-        self._chunks.update(WHITE_SPACE.split(text.replace(LINE_BREAK, " ")))
-        self._chunk_characters += len(text)
-        if self._chunk_characters > CHUNK_CHARACTERS:
+        counts = ChunkCounts()
+        counts.add(text)
+        self.merge(counts)
+
+    def merge(self, counts: ChunkCounts) -> None:
+        """Add the words of some documents."""
+        self._counts.merge(counts)
+        self._characters.update(counts.characters)
+        for level in range(self._first_level):
+            self._drop(level)
+        while sum(self._characters.values()) > MOST_CHARACTERS and len(self._characters) > 1:
+            level = min(self._characters)
+            self._drop(level)
+            self._first_level = level + 1
+        if sum(self._counts.characters.values()) > CHUNK_CHARACTERS:
             self._split_chunks()
 
     def word_counts(self) -> Counter[str]:
         """Return how often each word has occurred. Words of more than `MAX_WORD_CHARACTERS` are left out."""
+        merged = ChunkCounts()  # levels do not matter any more, and one is split faster than several
+        for chunks in self._counts.chunks.values():
+            merged.chunks[0].update(chunks)
+        self._counts = merged
         self._split_chunks()
-        return self._word_counts
+        return sum(self._word_counts.values(), Counter[str]())
 
     def finish(self, min_frequency: int, vocab_size: int) -> Tokenizer:
         """Make the tokenizer.
@@ -56,15 +116,24 @@ class WordPieceTrainer:
             min_frequency: pairs that are rarer do not become a piece.
             vocab_size: the most tokens, special tokens included.
         """
+        if self._first_level:
+            logger.info(f"the vocabulary is trained on a sample of {sum(self._characters.values()):,} characters")
         return Tokenizer.of_pieces(train_pieces(self.word_counts(), min_frequency, vocab_size - FIRST_ORDINARY))
 
+    def _drop(self, level: int) -> None:
+        """Forget the documents of a level that is not part of the sample."""
+        self._counts.drop(level)
+        self._word_counts.pop(level, None)
+        self._characters.pop(level, None)
+
     def _split_chunks(self) -> None:
-        for chunk, count in self._chunks.items():
-            for word in self._splitter.words(chunk):
-                if len(word) <= MAX_WORD_CHARACTERS:
-                    self._word_counts[word] += count
-        self._chunks.clear()
-        self._chunk_characters = 0
+        # Chunks between white space are counted first: only distinct ones must be split by the rules of BERT.
+        for level, chunks in self._counts.chunks.items():
+            for chunk, count in chunks.items():
+                for word in self._splitter.words(chunk):
+                    if len(word) <= MAX_WORD_CHARACTERS:
+                        self._word_counts[level][word] += count
+        self._counts = ChunkCounts()
 
 
 def train_pieces(word_counts: Mapping[str, int], min_frequency: int, most_pieces: int) -> list[str]:

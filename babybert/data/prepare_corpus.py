@@ -1,0 +1,174 @@
+"""From documents to a dataset, by blocks.
+
+1. Each batch of documents is read and tokenized. Its words are counted, and its tokens by the place of their document,
+   which is a digest of the text and the seed.
+2. The driver adds up what was counted: the vocabulary, and a histogram of places.
+3. The histogram gives the blocks: ranges of places, about two million tokens each. Blocks that follow one another make
+   a shard.
+4. Each batch is sent to the shards of its documents, with final ids.
+5. Each shard sorts its documents, and makes and writes the pairs of each of its blocks.
+6. The driver adds up the counts over the pairs, and writes `dataset.json`.
+
+Steps 1, 4 and 5 are jobs, functions of their arguments alone. An engine says where they run. The driver holds the
+vocabulary, the histogram and handles, but no documents. The same documents give the same bytes, whatever the engine,
+the number of processes, the order of the files, and the jobs that had to be run again.
+
+A shard that is finished has a record. If the driver is killed, the same command tokenizes again, and makes only the
+shards that are missing.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import tokenizers
+
+from babybert import __version__
+from babybert.config import PrepareConfig
+from babybert.corpus.documents import Corpus
+from babybert.corpus.files import BadRows
+from babybert.data.block_plan import Histogram, PlannedShard, plan_shards
+from babybert.data.blocks import ShardJob, count_after_move, partition, survey, write_shard
+from babybert.data.dataset import SPLITS
+from babybert.data.dataset_writer import BYTES_PER_MB, DatasetWriter
+from babybert.data.engine import Engine, Result
+from babybert.data.finished_shards import FinishedShards
+from babybert.data.split_statistics import SplitStatistics
+from babybert.data.splits import find_text_to_move
+from babybert.data.tokenize_corpus import TokenizedBatch, TokenizedCorpus, tokenize_corpus
+from babybert.data.tokenizer import MAX_WORD_CHARACTERS
+from babybert.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+# The settings that say where and how the work is done; the data does not depend on them.
+NOT_OF_THE_DATA = ("out", "overwrite", "download_folder", "engine", "workers", "ray_address")
+
+
+def prepare_corpus(
+    config: PrepareConfig, corpus: Corpus, bad_rows: BadRows, partial: Path, engine: Engine
+) -> DatasetWriter:
+    """Write the shards of a corpus into `partial` and return the writer of the rest of the dataset.
+
+    Raises DataError for a corpus that cannot be used.
+    """
+    tokenized = tokenize_corpus(config, corpus, bad_rows, engine)
+    tokenizer = tokenized.tokenizer
+    writer = DatasetWriter(config, partial, tokenizer)
+    documents, tokens = int(tokenized.documents.sum()), int(tokenized.tokens.sum())
+    writer.facts.update(documents=documents, tokens=tokens)
+    logger.info(f"{documents:,} documents, {tokens:,} tokens, vocabulary {tokenizer.size:,}")
+    moved = _move_text(tokenized, writer.facts["source"], engine)
+    planned = plan_shards(tokenized.histogram, config.format, config.shard_mb * BYTES_PER_MB, config.duplicates)
+    finished = FinishedShards(partial, _key(config, tokenized), config.format, tokenizer.size)
+    finished.load(planned)
+    missing = [shard for shard in planned if shard not in finished]
+    if len(missing) < len(planned):
+        logger.info(f"{len(planned) - len(missing):,} of {len(planned):,} shards were finished by an earlier command")
+    parts = _partition(tokenized, moved, missing, engine)
+    _write_shards(config, tokenized, missing, parts, finished, engine)
+    _describe_splits(tokenized, planned, finished, writer)
+    if tokenized.long_words:
+        writer.facts["long_words"] = tokenized.long_words
+        logger.warning(
+            f"words of more than {MAX_WORD_CHARACTERS} characters: {tokenized.long_words:,}; each became [UNK]"
+        )
+    return writer
+
+
+def _move_text(tokenized: TokenizedCorpus, source: str, engine: Engine) -> Any:
+    """Return the text that has to be in the other split, if there is one, and correct the counts."""
+    end_ids = tokenized.tokenizer.sentence_end_ids()
+    inputs = ((*batch, tokenized.final_ids, end_ids) for batch in tokenized.batches)
+    results = engine.map(survey, inputs)
+    surveys = (result.summary for result in results)
+    moved = find_text_to_move(surveys, int(tokenized.documents.sum()), int(tokenized.tokens.sum()), source)
+    results.close()
+    if moved:
+        tokenized.documents[:] = tokenized.tokens[:] = 0
+        tokenized.histogram = Histogram()
+        for result in engine.map(count_after_move, ((batch.pieces, moved) for batch in tokenized.batches)):
+            documents, tokens, bins, bin_tokens = result.summary
+            tokenized.documents += documents
+            tokenized.tokens += tokens
+            tokenized.histogram.add(bins, bin_tokens)
+    return moved
+
+
+def _key(config: PrepareConfig, tokenized: TokenizedCorpus) -> str:
+    """A digest of everything that the shards depend on."""
+    settings = {name: str(value) for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_DATA}
+    versions = (__version__, np.__version__, tokenizers.__version__, pyarrow.__version__)
+    counts = (tokenized.documents.tolist(), tokenized.tokens.tolist(), tokenized.fingerprint)
+    content = json.dumps([settings, versions, counts, tokenized.tokenizer.digest], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _partition(tokenized: TokenizedCorpus, moved: Any, shards: list[PlannedShard], engine: Engine) -> list[list[Any]]:
+    """Send all documents to the shards. Return the handles for each shard, and delete the batches."""
+    parts: list[list[Any]] = [[] for _ in shards]
+    inputs = ((*batch, tokenized.final_ids, moved, shards) for batch in tokenized.batches)
+    for result in engine.map(partition, inputs, pieces=len(shards)) if shards else ():
+        for shard_parts, handle in zip(parts, result.handles, strict=True):
+            shard_parts.append(handle)
+        engine.drop(tokenized.batches[result.input_index].pieces)
+        tokenized.batches[result.input_index] = TokenizedBatch(None, None)
+    return parts
+
+
+def _write_shards(
+    config: PrepareConfig,
+    tokenized: TokenizedCorpus,
+    shards: list[PlannedShard],
+    parts: list[list[Any]],
+    finished: FinishedShards,
+    engine: Engine,
+) -> None:
+    """Make the shards and record each as soon as it is finished."""
+    folder = finished.folder if engine.workers_see_files else None
+    end_ids = tokenized.tokenizer.sentence_end_ids()
+    settings = (config.format, config.seed, config.duplicates, config.max_positions, tokenized.tokenizer.size, end_ids)
+    inputs = (
+        (ShardJob(shard, folder, *settings), *shard_parts) for shard, shard_parts in zip(shards, parts, strict=True)
+    )
+    pieces = 0 if engine.workers_see_files else 1
+    with Progress("write pairs", sum(shard.tokens for shard in shards), "tokens") as progress:
+        for result in engine.map(write_shard, inputs, pieces):
+            facts, statistics = result.summary
+            finished.add(shards[result.input_index], _shard_file(result, finished.folder, engine), facts, statistics)
+            parts[result.input_index].clear()
+            progress.advance(shards[result.input_index].tokens)
+
+
+def _shard_file(result: Result, folder: Path, engine: Engine) -> Path:
+    """Return the file that a job has written; if it returned the content, write it first."""
+    path: Path = folder / result.summary[0]["file"]
+    if result.handles:
+        path = folder / f".{uuid.uuid4().hex}"
+        path.write_bytes(engine.get(result.handles[0])[0].data)
+        engine.drop(result.handles[0])
+    return path
+
+
+def _describe_splits(
+    tokenized: TokenizedCorpus, planned: list[PlannedShard], finished: FinishedShards, writer: DatasetWriter
+) -> None:
+    """Add up the counts of the shards. Shards without a pair are left out."""
+    for split_index, split in enumerate(SPLITS):
+        statistics = SplitStatistics(tokenized.tokenizer.size, documents=int(tokenized.documents[split_index]))
+        shards = []
+        for shard in planned:
+            if shard.held_out == (split == "validation"):
+                facts, shard_statistics = finished[shard]
+                statistics.merge(shard_statistics)
+                if facts["rows"]:
+                    shards.append(facts)
+                else:
+                    (finished.folder / facts["file"]).unlink()
+        writer.describe_split(split, shards, statistics)

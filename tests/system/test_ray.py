@@ -1,0 +1,166 @@
+"""`prepare` on Ray writes the same bytes as in one process: in a cluster of its own, a running one, after a kill."""
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engine_jobs
+import psutil  # type: ignore[import-untyped, unused-ignore]
+import pytest
+from engine_corpus import BAD_ROWS, corpus_config, digests, make_many_batches
+
+from babybert.config import PrepareConfig
+from babybert.data.engine import WorkerDied
+from babybert.data.prepare import prepare
+from babybert.errors import DataError, StorageError
+
+ray_engine = pytest.importorskip("babybert.data.ray_engine")
+Digests = dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    """Changes that last for all tests of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_many_batches(patch)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> dict[str, PrepareConfig]:
+    """How to prepare a corpus of each kind."""
+    folder = tmp_path_factory.mktemp("corpus")
+    return {
+        "csv": corpus_config(folder / "csv", "csv"),
+        "jsonl": dataclasses.replace(
+            corpus_config(folder / "jsonl", "jsonl"), tokenizer_kind="wordpiece", vocab_size=300
+        ),
+        "demo": PrepareConfig(demo_documents=300, validation_fraction=0.1),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, PrepareConfig]) -> Digests:
+    """The files that one process writes."""
+    folder = tmp_path_factory.mktemp("expected")
+    for name, config in configs.items():
+        prepare(dataclasses.replace(config, out=folder / name, workers=1))
+    return {name: digests(folder / name) for name in configs}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster of two CPUs, which the tests connect to as to one of other machines."""
+    ray = ray_engine.ray
+    patch.setenv("PYTHONPATH", str(Path(engine_jobs.__file__).parent), prepend=os.pathsep)
+    with ray_engine.RayEngine(tmp_path_factory.mktemp("cluster"), 2, None):
+        address = ray.get_runtime_context().gcs_address
+        init, shutdown = ray.init, ray.shutdown
+        # This process is connected already. To connect once more would take seconds for each test.
+        ray.init = lambda *arguments, **settings: arguments == (address,) or init(*arguments, **settings)
+        ray.shutdown = lambda: None
+        try:
+            yield address
+        finally:
+            ray.init, ray.shutdown = init, shutdown
+
+
+def is_running(process: psutil.Process, name: str = "") -> bool:
+    """Whether a process has this name, or any, and has not ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE and process.name().startswith(name))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_cluster_is_started_on_loopback_and_stopped(
+    tmp_path: Path,
+    configs: dict[str, PrepareConfig],
+    expected: Digests,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one worker. The processes are looked at in the middle of the work."""
+    listening: set[str] = set()
+    processes: list[psutil.Process] = []
+    earlier = set(psutil.Process().children(recursive=True))  # of other tests
+    start = ray_engine.RayEngine._start
+
+    def look_and_start(engine: Any, *arguments: Any) -> Any:
+        if not listening:
+            processes.extend(filter(is_running, set(psutil.Process().children(recursive=True)) - earlier))
+            for process in processes:
+                connections = process.net_connections()
+                listening.update(connection.laddr.ip for connection in connections if connection.status == "LISTEN")
+        return start(engine, *arguments)
+
+    monkeypatch.setattr(ray_engine.RayEngine, "_start", look_and_start)
+    prepare(dataclasses.replace(configs["csv"], out=tmp_path / "out", engine="ray", workers=1))
+    assert digests(tmp_path / "out") == expected["csv"]
+    assert listening
+    assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert processes
+    deadline = time.monotonic() + 30
+    while (left := [process for process in processes if is_running(process)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def test_a_running_cluster_writes_the_same_bytes(
+    tmp_path: Path, cluster: str, configs: dict[str, PrepareConfig], expected: Digests
+) -> None:
+    for name, config in configs.items():
+        facts = prepare(dataclasses.replace(config, out=tmp_path / name, engine="ray", ray_address=cluster))
+        assert digests(tmp_path / name) == expected[name]
+        assert facts["skipped_rows"] == (0 if name == "demo" else BAD_ROWS)
+
+
+@pytest.mark.parametrize("job", [4, 40])
+def test_a_worker_that_is_killed_does_not_change_the_data(
+    tmp_path: Path,
+    cluster: str,
+    configs: dict[str, PrepareConfig],
+    expected: Digests,
+    job: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+    killed: list[int] = []
+    start = ray_engine.RayEngine._start
+
+    def start_and_kill(engine: Any, *arguments: Any) -> Any:
+        started.append(start(engine, *arguments))
+        while len(started) == job and not killed:
+            busy = [child for child in psutil.Process().children(recursive=True) if is_running(child, "ray::_run")]
+            if busy:
+                os.kill(busy[0].pid, signal.SIGKILL)
+                killed.append(busy[0].pid)
+        return started[-1]
+
+    monkeypatch.setattr(ray_engine.RayEngine, "_start", start_and_kill)
+    prepare(dataclasses.replace(configs["csv"], out=tmp_path / "out", engine="ray", ray_address=cluster))
+    assert killed
+    assert digests(tmp_path / "out") == expected["csv"]
+
+
+def test_errors_of_jobs_are_those_of_this_machine(
+    tmp_path: Path, cluster: str, configs: dict[str, PrepareConfig]
+) -> None:
+    config = dataclasses.replace(configs["csv"], out=tmp_path / "out", engine="ray", ray_address=cluster)
+    with pytest.raises(DataError, match=r"1.csv: row 61: has 2 cells, the header has 1"):
+        prepare(dataclasses.replace(config, skip_bad_rows=False))
+    assert not (tmp_path / "out").exists()
+    with ray_engine.RayEngine(tmp_path, 2, cluster) as engine:
+        with pytest.raises(ValueError, match="number 2"):
+            list(engine.map(engine_jobs.fail_at, ((n, {2, 4}) for n in range(1, 100))))
+        with pytest.raises(WorkerDied):
+            list(engine.map(engine_jobs.die_until, [(3, tmp_path, 99)], pieces=1))
+
+
+def test_without_a_cluster_the_error_names_the_address(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        prepare(PrepareConfig(out=tmp_path / "out", engine="ray", ray_address="127.0.0.1:1"))
+    assert not (tmp_path / "out").exists()
