@@ -82,7 +82,9 @@ class TrainingStep:
     @classmethod
     def of(cls, bert: BabyBert, config: PretrainConfig, device: torch.device = CPU) -> "TrainingStep":
         """The step of `bert`, which is on `device`, with a new optimizer, in the precision that `config` asks for."""
-        is_picked = config.precision == "auto" and bf16_wins(device, bert.config.width, config.kernels)
+        is_picked = config.precision == "auto" and bf16_wins(
+            device, bert.config.width, config.batch_size, config.kernels
+        )
         context = DistributedContext("single", device, bf16=config.precision == "bf16" or is_picked)
         return cls(bert, PretrainingModel(bert), make_optimizer(bert, config), context, config)
 

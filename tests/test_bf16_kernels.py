@@ -283,13 +283,14 @@ def test_empty_pairs_fill_buckets_and_zeros_fill_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("amx", "avx512_bf16", "width", "kernels", "wins"),
+    ("amx", "avx512_bf16", "width", "pairs", "kernels", "wins"),
     [
-        (True, True, 128, "auto", True),
-        (False, True, 128, "auto", True),
-        (False, False, 256, "auto", False),
-        (True, True, 64, "auto", False),
-        (True, True, 256, "plain", False),
+        (True, True, 128, 64, "auto", True),
+        (False, True, 128, 64, "auto", True),
+        (False, False, 256, 64, "auto", False),
+        (True, True, 64, 64, "auto", False),
+        (True, True, 256, 4, "auto", False),
+        (True, True, 256, 64, "plain", False),
     ],
 )
 def test_auto_picks_bf16_where_the_processor_has_units_and_the_model_is_wide(
@@ -297,12 +298,13 @@ def test_auto_picks_bf16_where_the_processor_has_units_and_the_model_is_wide(
     amx: bool,
     avx512_bf16: bool,
     width: int,
+    pairs: int,
     kernels: Literal["auto", "plain"],
     wins: bool,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    assert ops.bf16_wins(torch.device("cpu"), width, kernels) == wins
+    assert ops.bf16_wins(torch.device("cpu"), width, pairs, kernels) == wins
 
 
 def test_the_encoder_and_the_head_need_autocast() -> None:

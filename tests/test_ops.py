@@ -235,7 +235,7 @@ def test_without_numba_everything_runs_in_pytorch_with_one_warning(
     assert float(losses[0]) == pytest.approx(float(expected))
     assert len([record for record in caplog.records if "no CPU kernels" in record.message]) == 1
     assert {choice.implementation for choice in ops_table.choices(CPU)} == {"torch", "chunked_head"}
-    assert not ops.bf16_wins(CPU, 256, "auto")
+    assert not ops.bf16_wins(CPU, 256, 64, "auto")
 
 
 def test_the_table_has_each_operation_and_preset_as_training_picks_them(monkeypatch: pytest.MonkeyPatch) -> None:

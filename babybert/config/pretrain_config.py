@@ -159,8 +159,8 @@ class DeviceOptions:
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
-        "auto: bf16 on GPUs that support it, and on CPUs with AMX or AVX512-BF16 from a width of 128 on; the log says "
-        "which",
+        "auto: bf16 on GPUs that support it, and on CPUs with AMX or AVX512-BF16 from a width of 128 and 8 pairs on; "
+        "the log says which",
     )
     kernels: Literal["auto", "plain", "triton"] = option(
         "auto",

@@ -1,4 +1,4 @@
-"""The device that a command computes on."""
+"""The device that a command computes on, and what it can do."""
 
 import torch
 

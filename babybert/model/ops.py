@@ -100,12 +100,12 @@ def packs_tokens(device: torch.device, kernels: Kernels) -> bool:
     return _cpu_kernels(device, kernels) is not None
 
 
-def bf16_wins(device: torch.device, width: int, kernels: Kernels) -> bool:
-    """Whether training in bf16 was measured to be faster than in fp32: what `--precision auto` picks."""
+def bf16_wins(device: torch.device, width: int, pairs: int, kernels: Kernels) -> bool:
+    """Whether training in bf16, with micro-batches of so many pairs, was measured to be faster than in fp32."""
     if not has_fast_bf16(device) or device.type == "cuda":
         return has_fast_bf16(device)
     cpu = _cpu_kernels(device, kernels)
-    return cpu is not None and width >= cpu.bf16_encoder.NARROWEST
+    return cpu is not None and width >= cpu.bf16_encoder.NARROWEST and pairs >= cpu.bf16_encoder.FEWEST_PAIRS
 
 
 def encoder_candidates(x_ND: Tensor, kernels: Kernels = "auto") -> Candidates:
@@ -134,8 +134,8 @@ def encoder(
             x_ND = layer.forward_packed(x_ND, packed, query_M if layer is layers[-1] else None)
         return last_norm(x_ND)
     cpu, first = _cpu_kernels(x_ND.device, kernels), layers[0]
-    dropout_p = first.dropout.p if first.training else 0.0
-    shape = cpu.bf16_encoder.EncoderShape(first.self_attn.num_heads, first.norm_first, first.activation_name, dropout_p)
+    sizes = first.self_attn.num_heads, first.norm_first, first.activation_name
+    shape = cpu.bf16_encoder.EncoderShape(*sizes, first.dropout.p if first.training else 0.0)
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     inputs = x_ND.float(), packed.cu_seqlens, query_M, shape, weights or Bf16Weights()
     return cpu.bf16_encoder.CpuBf16Encoder.apply(*inputs, *parameters, *last_norm.parameters())
@@ -152,9 +152,8 @@ def narrows_last_layer(device: torch.device, norm: str, kernels: Kernels) -> boo
 def preferred_rows(count: int, weight_VD: Tensor, kernels: Kernels) -> int:
     """How many rows `mlm_head_loss` should get for so many targets: products of some shapes are compiled already."""
     cpu = _cpu_kernels(weight_VD.device, kernels)
-    if cpu is None or not torch.is_autocast_enabled(weight_VD.device.type):
-        return count
-    return int(cpu.bf16_encoder.round_up(count, cpu.bf16_encoder.ROW_BITS))
+    is_bf16 = cpu is not None and torch.is_autocast_enabled(weight_VD.device.type)
+    return cpu.bf16_encoder.round_up(count, cpu.bf16_encoder.ROW_BITS) if is_bf16 else count
 
 
 def attention_candidates(qkv_N3D: Tensor, heads: int, dropout_p: float, kernels: Kernels = "auto") -> Candidates:

@@ -117,6 +117,7 @@ def start_distributed(
     device: Literal["auto", "cpu", "cuda"],
     precision: str,
     width: int,
+    pairs: int,
     kernels: ops.Kernels = "auto",
 ) -> Iterator[DistributedContext]:
     """Join the run, and leave it at the end. Raises UsageError for what is not available here.
@@ -126,13 +127,14 @@ def start_distributed(
         device: "auto", "cpu" or "cuda".
         precision: "auto", "fp32" or "bf16".
         width: of the model. "auto" depends on it.
+        pairs: of a micro-batch. "auto" depends on it.
         kernels: "auto" depends on them as well.
     """
     launched = all(name in os.environ for name in TORCHRUN_VARIABLES)
     _check_strategy(strategy, launched)
     base_device = pick_device(device)
     on_gpu = base_device.type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and ops.bf16_wins(base_device, width, kernels))
+    bf16 = precision == "bf16" or (precision == "auto" and ops.bf16_wins(base_device, width, pairs, kernels))
     if strategy == "dp" and not on_gpu:
         raise UsageError("--parallel dp: DataParallel needs GPUs, and none is used here")
     if launched and strategy in ("auto", "ddp"):

@@ -48,9 +48,9 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
     Returns None on all ranks except rank 0. Raises UserError and its subclasses (see `errors.py`); the checkpoints
     written so far stay.
     """
-    width = config.sizes(vocab_size=6).width
+    width, pairs = config.sizes(vocab_size=6).width, config.batch_size // config.accumulate
     with (
-        start_distributed(config.parallel, config.device, config.precision, width, config.kernels) as context,
+        start_distributed(config.parallel, config.device, config.precision, width, pairs, config.kernels) as context,
         contextlib.ExitStack() as stack,
     ):
         metrics = RunMetrics()

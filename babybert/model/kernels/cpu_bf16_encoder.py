@@ -25,6 +25,7 @@ from babybert.model.kernels.cpu_bf16_math import round_up
 from babybert.model.kernels.cpu_bf16_norm import AddNorm, NormGradients, add_norm, add_norm_backward
 
 PARAMETERS_OF_LAYER = 12
+FEWEST_PAIRS = 8  # of a batch; with fewer, the casts of the weights cost as much as the products gain
 ROW_BITS = 5  # significant bits of the number of rows: at most 6 % of them are filled with zeros
 NARROWEST = 128  # below, the kernels in fp32 are as fast (benchmarks/pretrain.py)
 
