@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,22 @@ def test_a_full_disk_in_a_worker_is_reported_in_one_line(
     (last_line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert last_line.startswith(f"babybert prepare: error: {tmp_path / 'data'}: cannot write the data: File too large")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_prepares_once(
+    tmp_path: Path, large_corpus: tuple[list[str], dict[str, str]]
+) -> None:
+    source = large_corpus[0][2].removeprefix("--source=")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from babybert.config import PrepareConfig\n"
+        "from babybert.data.prepare import prepare\n"
+        "print('start')\n"
+        f"prepare(PrepareConfig(corpus='jsonl', source=({source!r},), out=Path('data'), workers=2))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "start\n"
+    assert digests(tmp_path / "data") == large_corpus[1]

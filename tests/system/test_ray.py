@@ -11,7 +11,9 @@ from typing import Any
 import engine_jobs
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
+from conftest import run_until_killed
 from engine_corpus import BAD_ROWS, corpus_config, digests, make_many_batches
+from processes import start_babybert
 
 from babybert.config import PrepareConfig
 from babybert.data.engine import WorkerDied
@@ -164,3 +166,35 @@ def test_without_a_cluster_the_error_names_the_address(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         prepare(PrepareConfig(out=tmp_path / "out", engine="ray", ray_address="127.0.0.1:1"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_command_ends_its_cluster_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    """The second command runs without Ray: what is finished does not depend on the engine."""
+    config = PrepareConfig(demo_documents=300, validation_fraction=0.1, out=tmp_path / "expected")
+    prepare(config)
+    out = tmp_path / "data"
+    flags = ["prepare", "--demo-documents=300", "--validation-fraction=0.1", f"--out={out}"]
+    before = {process.pid for process in psutil.process_iter()}
+    run_until_killed("babybert.data.finished_shards:FinishedShards.add", 2, *flags, "--engine=ray", "--workers=1")
+    deadline = time.monotonic() + 30
+    while (left := [process for process in psutil.process_iter() if of_ray(process, before)]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.1)
+    assert not left
+    second = start_babybert(*flags)
+    assert second.wait() == 0, second.output
+    assert "1 of 2 shards were finished by an earlier command" in second.output
+    assert digests(out) == digests(tmp_path / "expected")
+
+
+def of_ray(process: psutil.Process, before: set[int]) -> bool:
+    """Whether this is a process of a Ray cluster that has been started since.
+
+    Ray's agents do not count. They end about a minute later, when they have given up to report the death of the others.
+    """
+    try:
+        command = " ".join(process.cmdline())
+        return process.pid not in before and is_running(process) and "ray" in command and "Agent" not in command
+    except psutil.Error:
+        return False
