@@ -135,7 +135,9 @@ def test_a_worker_that_is_killed_does_not_change_the_data(
 
     def start_and_kill(engine: Any, *arguments: Any) -> Any:
         started.append(start(engine, *arguments))
-        while len(started) == job and not killed:
+        # The job may have ended before it is seen. Then a worker of a later one is killed.
+        deadline = time.monotonic() + 0.5
+        while len(started) >= job and not killed and time.monotonic() < deadline:
             busy = [child for child in psutil.Process().children(recursive=True) if is_running(child, "ray::_run")]
             if busy:
                 os.kill(busy[0].pid, signal.SIGKILL)
