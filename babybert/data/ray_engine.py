@@ -172,7 +172,10 @@ def _run(function: Function, *arguments: Any) -> Any:
     return (summary, *pieces) if pieces else summary
 
 
-RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1)(_run)
+# Ray would return data of less than 100 KB to the memory of the driver. In a large corpus most data is smaller, since
+# the documents of a batch go to many shards.
+TO_OBJECT_STORE = {"env_vars": {"RAY_max_direct_call_object_size": "0"}}
+RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1, runtime_env=TO_OBJECT_STORE)(_run)
 
 
 def _reason(error: Exception) -> str:
