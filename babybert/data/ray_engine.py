@@ -64,7 +64,8 @@ class RayEngine(Engine):
                 ray.init(self._address, log_to_driver=False, configure_logging=False)
             else:
                 self._start_cluster()
-        except (exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray has no class for some: a node that does not start in time is an `Exception`
+            ray.shutdown()
             self._delete_temporary_folder()
             place = f"no Ray cluster at {self._address}" if self._address else "Ray cannot be started"
             raise StorageError(f"{place}: {_reason(error)}") from error

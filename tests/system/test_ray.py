@@ -151,6 +151,20 @@ def test_a_worker_that_is_killed_does_not_change_the_data(
     assert digests(tmp_path / "out") == expected["csv"]
 
 
+def test_a_cluster_that_does_not_start_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception if a part of it is killed, or the machine is too slow."""
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...\nmore")
+
+    monkeypatch.setattr(ray_engine.ray, "init", fail)
+    with (
+        pytest.raises(StorageError, match="Ray cannot be started: The current node timed out"),
+        ray_engine.RayEngine(tmp_path, 1, None),
+    ):
+        pass
+
+
 def test_small_data_is_not_in_the_memory_of_the_driver(cluster: str, tmp_path: Path) -> None:
     with ray_engine.RayEngine(tmp_path, None, cluster) as engine:
         (result,) = engine.map(engine_jobs.double, [(1, [np.arange(10)])], pieces=1)
