@@ -103,7 +103,7 @@ class RayEngine(Engine):
 
     def _delete_temporary_folder(self) -> None:
         if self._temporary_folder:
-            del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+            os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
             ray_constants.ENABLE_RAY_CLUSTER = True
             shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
