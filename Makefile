@@ -6,7 +6,7 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-web goldens lint types soak fuzz bench bench-learning bench-serving \
+.PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-learning bench-serving bench-scale \
 	images test-images test-compose lint-deploy lock monitoring tutorial pictures check format clean
 
 help: ## this list
@@ -45,6 +45,9 @@ types: $(INSTALLED) ## check types
 soak: $(INSTALLED) ## kill one run with a real S3 server 50 times; the result must be equal to the bit
 	$(BIN)/python tests/soak.py
 
+soak-scale: $(INSTALLED) ## kill workers and drivers of prepare 100 times; the files must be the same; 15 minutes
+	$(BIN)/python tests/soak_scale.py
+
 fuzz: $(INSTALLED) ## run 1,000 strange inputs and 3,000 strange settings; up to five minutes (FUZZ_FLAGS=--seed=7)
 	$(BIN)/python tests/fuzz.py $(FUZZ_FLAGS)
 
@@ -67,6 +70,10 @@ bench-serving: $(INSTALLED) ## compare requests per second: make bench-serving A
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/babybert prepare --corpus imdb --source $(ARCHIVE) --out data/imdb --overwrite
 	$(BIN)/python benchmarks/serving.py --data data/imdb
+
+bench-scale: $(INSTALLED) ## measure how prepare scales with size, workers and Ray, and simulate clusters; 15 minutes
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale_simulation.py
 
 images: ## build both container images with docker or podman and print their sizes (TORCH=cuda: for GPUs)
 	docker/build-images.sh

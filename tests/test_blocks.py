@@ -10,9 +10,10 @@ import pytest
 
 from babybert.data import block_plan, pieces
 from babybert.data.block_plan import BINS, Histogram, PlannedShard, count_bins, plan_blocks, plan_shards
-from babybert.data.blocks import MovedText, ShardJob, count_after_move, final_pieces, partition, write_shard
+from babybert.data.blocks import MovedText, ShardJob, count_after_move, final_pieces, write_shard
 from babybert.data.pieces import Pieces, PiecesBuilder
 from babybert.data.sentences import TokenizedDocuments
+from babybert.data.shuffle import BinRange, partition
 from babybert.data.tokenize_batch import count_documents
 
 END = np.array([9], np.int32)
@@ -39,7 +40,8 @@ def blocks_of(batches: list[Pieces], shards: list[PlannedShard], moved: MovedTex
     """The blocks of both splits, as (number, documents)."""
     from babybert.data.blocks import _blocks
 
-    parts = [partition(batch, None, None, moved, shards)[1] for batch in batches]
+    ranges = [BinRange.of([shard]) for shard in shards]
+    parts = [partition(ranges, moved, None, batch, None)[1] for batch in batches]
     blocks: dict[bool, list[tuple[int, TokenizedDocuments]]] = {False: [], True: []}
     for index, shard in enumerate(shards):
         joined = pieces.join([Pieces(*part[index]) for part in parts])
@@ -133,7 +135,11 @@ def test_a_shard_is_whole_blocks_and_about_as_large_as_asked_for(monkeypatch: py
             assert ranges[0].first_bin == 0
             assert ranges[-1].end_bin == BINS
             assert all(first.end_bin == second.first_bin for first, second in itertools.pairwise(ranges))
-            assert len(in_split) == max(1, round(total * 8.1 / shard_bytes))
+            assert len(in_split) == max(8, round(total * 8.1 / shard_bytes))
+    for blocks in (1, 5):  # a small corpus has a file for each block, so that several processes can write
+        monkeypatch.setattr(block_plan, "BLOCK_TOKENS", total / blocks)
+        assert len(plan_shards(histogram, "csv", 10**9, duplicates=1)) == 2 * blocks
+    monkeypatch.setattr(block_plan, "BLOCK_TOKENS", 100)
     twice = plan_shards(histogram, "csv", 4000, duplicates=2)
     assert len([shard for shard in twice if not shard.held_out]) == round(total * 8.1 / 2000)
 

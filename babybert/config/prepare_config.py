@@ -74,7 +74,9 @@ class PrepareConfig:
         "csv", "format of the table; every tool opens csv, the others are smaller"
     )
     shard_mb: int = option(
-        64, "about how large each file of the table is, in MB; it has at least one block of two million tokens"
+        64,
+        "about how large each file of the table is, in MB, if there are more than eight; it has at least one block of "
+        "two million tokens",
     )
     engine: Literal["local", "ray"] = option(
         "local",

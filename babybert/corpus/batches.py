@@ -14,9 +14,15 @@ from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Document, Reader
 from babybert.progress import Progress
 
-BATCH_CHARACTERS = 1 << 22  # of text that was read, about a second of work
-BATCH_FILE_BYTES = 1 << 22  # of files that are still to be read; more text if they are compressed
+BATCH_BYTES = 1 << 22  # of text (characters), or of files that are still to be read; about a second of work
+LARGEST_BATCH_BYTES = 1 << 24  # of a large corpus: the driver has to keep something for each batch
+BATCHES = 1 << 14  # in which a corpus is divided if batches may be large enough
 BATCH_FILES = 4096
+
+
+def batch_bytes(corpus_bytes: int) -> int:
+    """Return how large the batches of a corpus are."""
+    return min(max(BATCH_BYTES, corpus_bytes // BATCHES), LARGEST_BATCH_BYTES)
 
 
 @dataclass(frozen=True)
@@ -69,23 +75,22 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
 
     Raises DataError, naming file and row, for what cannot be read here.
     """
+    most_bytes = batch_bytes(corpus.size)
     if not (isinstance(corpus, FileCorpus) and workers_see_files):
-        yield from in_batches(corpus.documents(task))
+        yield from in_batches(corpus.documents(task), most_bytes)
         return
     corpus.bad_rows.start_again()
     with Progress(task, corpus.size, "bytes") as progress:
         small_files: list[Path] = []
         size = 0
         for path in corpus.files.paths:
-            is_large = file_size(path) > BATCH_FILE_BYTES
-            if small_files and (
-                is_large or size + file_size(path) > BATCH_FILE_BYTES or len(small_files) == BATCH_FILES
-            ):
+            is_large = file_size(path) > most_bytes
+            if small_files and (is_large or size + file_size(path) > most_bytes or len(small_files) == BATCH_FILES):
                 yield DocumentBatch(tuple(small_files), corpus.reader)
                 progress.advance(size)
                 small_files, size = [], 0
             if is_large:
-                yield from in_batches(read_file(path, corpus.reader, corpus.bad_rows, progress.advance))
+                yield from in_batches(read_file(path, corpus.reader, corpus.bad_rows, progress.advance), most_bytes)
             else:
                 small_files.append(path)
                 size += file_size(path)
@@ -94,14 +99,14 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
             progress.advance(size)
 
 
-def in_batches(documents: Iterable[Document]) -> Iterator[DocumentBatch]:
-    """Yield documents that are read here, about `BATCH_CHARACTERS` at a time."""
+def in_batches(documents: Iterable[Document], most_characters: int) -> Iterator[DocumentBatch]:
+    """Yield documents that are read here, about `most_characters` at a time."""
     batch: list[Document] = []
     characters = 0
     for document in documents:
         batch.append(document)
         characters += len(document.text)
-        if characters >= BATCH_CHARACTERS:
+        if characters >= most_characters:
             yield DocumentBatch(documents=tuple(batch))
             batch, characters = [], 0
     if batch:

@@ -6,7 +6,8 @@ from a histogram: how many tokens have which top bits of their place. It is a su
 whatever the size of the corpus. The blocks do not depend on the format or the size of the files.
 
 A *shard* is one file: some blocks that follow one another, about as many as fit into `--shard-mb`. The size of the file
-is estimated, so that all shards can be written at the same time.
+is estimated, so that all shards can be written at the same time. A small corpus becomes several files too, because a
+file is written by one process.
 """
 
 import itertools
@@ -17,6 +18,7 @@ import numpy as np
 from babybert.data.pieces import Pieces
 
 BLOCK_TOKENS = 1 << 21  # tokens that are in memory at once, with the pairs made of them
+FEWEST_SHARDS = 8  # of a split that has so many blocks
 BIN_BITS = 20
 BINS = 1 << BIN_BITS
 # Bytes in the file per token of the documents, measured with IMDB's words.
@@ -102,7 +104,7 @@ def plan_shards(histogram: Histogram, file_format: str, shard_bytes: int, duplic
     Args:
         histogram: the tokens of the corpus by place.
         file_format: see `FILE_BYTES_PER_TOKEN`.
-        shard_bytes: about how large a file is to be.
+        shard_bytes: about how large a file is to be, if there are many.
         duplicates: how many times training pairs are written.
     """
     shards = []
@@ -110,7 +112,7 @@ def plan_shards(histogram: Histogram, file_format: str, shard_bytes: int, duplic
         tokens = histogram.tokens[int(held_out)]
         block_ranges = plan_blocks(tokens)
         file_bytes = int(tokens.sum()) * FILE_BYTES_PER_TOKEN[file_format] * copies
-        count = min(max(1, round(file_bytes / shard_bytes)), len(block_ranges))
+        count = min(max(FEWEST_SHARDS, round(file_bytes / shard_bytes)), len(block_ranges))
         bounds = [index * len(block_ranges) // count for index in range(count + 1)]
         for number, (first, last) in enumerate(itertools.pairwise(bounds)):
             blocks = tuple(block_ranges[first:last])

@@ -1,4 +1,4 @@
-"""Jobs that make blocks: find out which documents have pairs, send documents to their shards, write a shard.
+"""Jobs that make blocks: find out which documents have pairs, write a shard.
 
 The tokens of a batch may have provisional ids. `FinalIds` makes them final.
 """
@@ -106,28 +106,12 @@ def survey(
 
 def count_after_move(arrays: Arrays, moved: MovedText) -> tuple[tuple[np.ndarray, ...], list[Arrays]]:
     """Count documents, tokens, and the tokens in bins, as in `BatchSummary`, after a text has moved."""
-    pieces = _move(Pieces(*arrays), moved)
+    pieces = move_text(Pieces(*arrays), moved)
     return (*count_documents(pieces), *count_bins(pieces)), []
 
 
-def partition(
-    arrays: Arrays,
-    word_ids: Arrays | None,
-    final_ids: Arrays | None,
-    moved: MovedText | None,
-    shards: list[PlannedShard],
-) -> tuple[None, list[Arrays]]:
-    """Send the documents of a batch to their shards. The data is the `Pieces` for each shard, in any order."""
-    pieces = _move(final_pieces(arrays, word_ids, final_ids), moved)
-    bins = bins_of(pieces.keys)
-    parts: list[Arrays] = []
-    for shard in shards:
-        is_in_range = (bins >= shard.ranges[0].first_bin) & (bins < shard.ranges[-1].end_bin)
-        parts.append(pieces.take(np.flatnonzero(is_in_range & (pieces.held_out == shard.held_out))))
-    return None, parts
-
-
-def _move(pieces: Pieces, moved: MovedText | None) -> Pieces:
+def move_text(pieces: Pieces, moved: MovedText | None) -> Pieces:
+    """Return the pieces with `moved` in the split in which it has to be."""
     if moved is None:
         return pieces
     return pieces._replace(held_out=np.where(pieces.texts == np.uint64(moved.text), moved.held_out, pieces.held_out))

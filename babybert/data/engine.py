@@ -121,7 +121,7 @@ class Engine(ABC):
 
     @abstractmethod
     def drop(self, handle: Any) -> None:
-        """Delete data that no job needs any more."""
+        """Delete data that no job needs any more. Each handle is dropped once at most."""
 
     @abstractmethod
     def _start(self, function: Function, arguments: tuple[Any, ...], pieces: int) -> Any:

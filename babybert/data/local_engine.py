@@ -90,6 +90,7 @@ class InProcessEngine(Engine):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = itertools.count()
+        self._undropped: dict[Path, int] = {}  # how many handles of each file may still be used
 
     def __enter__(self) -> "InProcessEngine":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -101,15 +102,25 @@ class InProcessEngine(Engine):
 
     def put(self, arrays: Arrays) -> StoredData:
         """Write the data to a file; see `Engine.put`."""
-        return store(self._new_path(), [arrays])[0]
+        (handle,) = self._register(store(self._new_path(), [arrays]))
+        return handle
 
     def get(self, handle: Any) -> Arrays:
         """Read the data; see `Engine.get`."""
         return load(handle)
 
     def drop(self, handle: Any) -> None:
-        """Delete the file, with all other data that is in it; see `Engine.drop`."""
-        handle.path.unlink(missing_ok=True)
+        """Delete the file if all data in it was dropped; see `Engine.drop`."""
+        self._undropped[handle.path] -= 1
+        if not self._undropped[handle.path]:
+            del self._undropped[handle.path]
+            handle.path.unlink()
+
+    def _register(self, handles: list[StoredData]) -> list[StoredData]:
+        """Remember how many handles the file of a job has."""
+        if handles:
+            self._undropped[handles[0].path] = len(handles)
+        return handles
 
     def _new_path(self) -> Path:
         return self._folder / f"data-{next(self._numbers):06d}"
@@ -121,7 +132,7 @@ class InProcessEngine(Engine):
         return jobs[0]
 
     def _result(self, job: Any) -> tuple[Any, list[Any]]:
-        return job.summary, job.handles
+        return job.summary, self._register(job.handles)
 
     def _cancel(self, job: Any) -> None:
         pass
@@ -214,7 +225,7 @@ class LocalEngine(InProcessEngine):
 
     def _result(self, job: Any) -> tuple[Any, list[Any]]:
         summary, handles = job.future.result()
-        return summary, handles
+        return summary, self._register(handles)
 
     def _cancel(self, job: Any) -> None:
         job.future.cancel()

@@ -22,6 +22,7 @@ import hashlib
 import json
 import logging
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,15 @@ from babybert.config import PrepareConfig
 from babybert.corpus.documents import Corpus
 from babybert.corpus.files import BadRows
 from babybert.data.block_plan import Histogram, PlannedShard, plan_shards
-from babybert.data.blocks import ShardJob, count_after_move, partition, survey, write_shard
+from babybert.data.blocks import ShardJob, count_after_move, survey, write_shard
 from babybert.data.dataset import SPLITS
 from babybert.data.dataset_writer import BYTES_PER_MB, DatasetWriter
 from babybert.data.engine import Engine, Result
 from babybert.data.finished_shards import FinishedShards
+from babybert.data.shuffle import shuffle
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.splits import find_text_to_move
-from babybert.data.tokenize_corpus import TokenizedBatch, TokenizedCorpus, tokenize_corpus
+from babybert.data.tokenize_corpus import TokenizedCorpus, tokenize_corpus
 from babybert.data.tokenizer import MAX_WORD_CHARACTERS
 from babybert.progress import Progress
 
@@ -71,8 +73,7 @@ def prepare_corpus(
     missing = [shard for shard in planned if shard not in finished]
     if len(missing) < len(planned):
         logger.info(f"{len(planned) - len(missing):,} of {len(planned):,} shards were finished by an earlier command")
-    parts = _partition(tokenized, moved, missing, engine)
-    _write_shards(config, tokenized, missing, parts, finished, engine)
+    _write_shards(config, tokenized, moved, missing, finished, engine)
     _describe_splits(tokenized, planned, finished, writer)
     if tokenized.long_words:
         writer.facts["long_words"] = tokenized.long_words
@@ -110,40 +111,34 @@ def _key(config: PrepareConfig, tokenized: TokenizedCorpus) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _partition(tokenized: TokenizedCorpus, moved: Any, shards: list[PlannedShard], engine: Engine) -> list[list[Any]]:
-    """Send all documents to the shards. Return the handles for each shard, and delete the batches."""
-    parts: list[list[Any]] = [[] for _ in shards]
-    inputs = ((*batch, tokenized.final_ids, moved, shards) for batch in tokenized.batches)
-    for result in engine.map(partition, inputs, pieces=len(shards)) if shards else ():
-        for shard_parts, handle in zip(parts, result.handles, strict=True):
-            shard_parts.append(handle)
-        engine.drop(tokenized.batches[result.input_index].pieces)
-        tokenized.batches[result.input_index] = TokenizedBatch(None, None)
-    return parts
-
-
 def _write_shards(
     config: PrepareConfig,
     tokenized: TokenizedCorpus,
+    moved: Any,
     shards: list[PlannedShard],
-    parts: list[list[Any]],
     finished: FinishedShards,
     engine: Engine,
 ) -> None:
-    """Make the shards and record each as soon as it is finished."""
+    """Make the shards and record each as soon as it is finished. The batches of documents are deleted."""
     folder = finished.folder if engine.workers_see_files else None
     end_ids = tokenized.tokenizer.sentence_end_ids()
     settings = (config.format, config.seed, config.duplicates, config.max_positions, tokenized.tokenizer.size, end_ids)
-    inputs = (
-        (ShardJob(shard, folder, *settings), *shard_parts) for shard, shard_parts in zip(shards, parts, strict=True)
-    )
+    running: dict[int, list[Any]] = {}
+
+    def inputs() -> Iterator[tuple[Any, ...]]:
+        for index, parts in enumerate(shuffle(tokenized, moved, shards, engine)):
+            running[index] = parts
+            yield ShardJob(shards[index], folder, *settings), *parts
+
     pieces = 0 if engine.workers_see_files else 1
     with Progress("write pairs", sum(shard.tokens for shard in shards), "tokens") as progress:
-        for result in engine.map(write_shard, inputs, pieces):
+        for result in engine.map(write_shard, inputs(), pieces):
+            shard = shards[result.input_index]
             facts, statistics = result.summary
-            finished.add(shards[result.input_index], _shard_file(result, finished.folder, engine), facts, statistics)
-            parts[result.input_index].clear()
-            progress.advance(shards[result.input_index].tokens)
+            finished.add(shard, _shard_file(result, finished.folder, engine), facts, statistics)
+            for handle in running.pop(result.input_index):
+                engine.drop(handle)
+            progress.advance(shard.tokens)
 
 
 def _shard_file(result: Result, folder: Path, engine: Engine) -> Path:

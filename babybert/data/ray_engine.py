@@ -64,7 +64,8 @@ class RayEngine(Engine):
                 ray.init(self._address, log_to_driver=False, configure_logging=False)
             else:
                 self._start_cluster()
-        except (exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray has no class for some: a node that does not start in time is an `Exception`
+            ray.shutdown()
             self._delete_temporary_folder()
             place = f"no Ray cluster at {self._address}" if self._address else "Ray cannot be started"
             raise StorageError(f"{place}: {_reason(error)}") from error
@@ -102,7 +103,7 @@ class RayEngine(Engine):
 
     def _delete_temporary_folder(self) -> None:
         if self._temporary_folder:
-            del os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR]
+            os.environ.pop(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, None)
             ray_constants.ENABLE_RAY_CLUSTER = True
             shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
@@ -172,7 +173,10 @@ def _run(function: Function, *arguments: Any) -> Any:
     return (summary, *pieces) if pieces else summary
 
 
-RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1)(_run)
+# Ray would return data of less than 100 KB to the memory of the driver. In a large corpus most data is smaller, since
+# the documents of a batch go to many shards.
+TO_OBJECT_STORE = {"env_vars": {"RAY_max_direct_call_object_size": "0"}}
+RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1, runtime_env=TO_OBJECT_STORE)(_run)
 
 
 def _reason(error: Exception) -> str:

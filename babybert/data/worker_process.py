@@ -9,7 +9,7 @@ import threading
 import pyarrow
 
 # The modules of the jobs, which the server process imports once for all worker processes.
-JOB_MODULES = ["babybert.data.worker_process", "babybert.data.tokenize_batch", "babybert.data.blocks"]
+JOB_MODULES = [f"babybert.data.{name}" for name in ("worker_process", "tokenize_batch", "blocks", "shuffle")]
 
 
 def prepare_worker() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import engine_jobs
+import numpy as np
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from conftest import run_until_killed
@@ -148,6 +149,28 @@ def test_a_worker_that_is_killed_does_not_change_the_data(
     prepare(dataclasses.replace(configs["csv"], out=tmp_path / "out", engine="ray", ray_address=cluster))
     assert killed
     assert digests(tmp_path / "out") == expected["csv"]
+
+
+def test_a_cluster_that_does_not_start_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception if a part of it is killed, or the machine is too slow."""
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...\nmore")
+
+    monkeypatch.setattr(ray_engine.ray, "init", fail)
+    with (
+        pytest.raises(StorageError, match="Ray cannot be started: The current node timed out"),
+        ray_engine.RayEngine(tmp_path, 1, None),
+    ):
+        pass
+
+
+def test_small_data_is_not_in_the_memory_of_the_driver(cluster: str, tmp_path: Path) -> None:
+    with ray_engine.RayEngine(tmp_path, None, cluster) as engine:
+        (result,) = engine.map(engine_jobs.double, [(1, [np.arange(10)])], pieces=1)
+        assert engine.get(result.handles[0])[0].tolist() == list(range(0, 20, 2))
+        locations = ray_engine.ray.experimental.get_object_locations(result.handles)
+        assert locations[result.handles[0]]["node_ids"]  # none for an object that its owner has
 
 
 def test_errors_of_jobs_are_those_of_this_machine(

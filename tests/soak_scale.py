@@ -1,0 +1,119 @@
+"""`make soak-scale`: `prepare` whose workers and driver are killed 100 times writes the same bytes each time.
+
+A command prepares generated reviews, in turn with the local engine and on Ray. After a random time, a random worker or
+the command itself is killed with SIGKILL. If the command was killed, the same command goes on. When it has ended, the
+SHA-256 of each file is compared with that of a command in one process, and the next one begins.
+"""
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
+from engine_corpus import digests
+from processes import ChildProcess, babybert_command
+
+from babybert.config import PrepareConfig
+from babybert.corpus.demo import generate_reviews
+from babybert.data.prepare import prepare
+
+REVIEWS = 60_000  # 27 MB: seven batches and three blocks
+DRIVER_SHARE = 0.4  # of the kills
+SECONDS = 240.0  # for one command
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engines", nargs="+", default=("local", "ray"))
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    counts: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        source, expected = write_corpus(work)
+        start = time.monotonic()
+        for number, engine in enumerate(itertools.cycle(options.engines)):
+            kills = counts["driver_kills"] + counts["worker_kills"]
+            if kills >= options.kills:
+                break
+            out = work / f"data-{number}"
+            flags = ["prepare", "--corpus=jsonl", f"--source={source}", f"--out={out}", f"--engine={engine}"]
+            run_with_kills(babybert_command(*flags, "--workers=2"), engine, rng, counts)
+            equal = digests(out) == expected
+            counts["datasets"] += 1
+            counts["equal_datasets"] += equal
+            print(f"{time.monotonic() - start:6.0f} s  {engine:<5}  {dict(counts)}", flush=True)
+            shutil.rmtree(out)
+    print(json.dumps(counts, indent=2))
+    return 0 if counts["datasets"] == counts["equal_datasets"] and not counts["tracebacks"] else 1
+
+
+def write_corpus(work: Path) -> tuple[Path, dict[str, str]]:
+    """Write the reviews. Return their file, and the digests of what one process makes of them."""
+    source = work / "reviews.jsonl"
+    with source.open("w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in generate_reviews(REVIEWS, seed=0))
+    prepare(PrepareConfig(corpus="jsonl", source=(str(source),), out=work / "expected", workers=1))
+    return source, digests(work / "expected")
+
+
+def run_with_kills(command: list[str], engine: str, rng: random.Random, counts: collections.Counter[str]) -> None:
+    """Run a command until it succeeds. Kill it or its workers once or more, at random times."""
+    for attempt in range(5):
+        job = ChildProcess(["sh", "-c", 'exec "$@" > /dev/null', "sh", *command])
+        kill_driver = attempt < 2 and rng.random() < DRIVER_SHARE
+        for _ in range(1 if kill_driver else rng.randint(1, 2)):
+            worker = wait_for_worker(job, engine, rng)
+            time.sleep(rng.random() * 3.0)
+            if kill_driver and job.is_running:
+                job.send_signal(signal.SIGKILL)
+                counts["driver_kills"] += 1
+            elif worker is not None and worker.is_running():
+                worker.kill()
+                counts["worker_kills"] += 1
+        exit_code = job.wait(SECONDS)
+        counts["tracebacks"] += "Traceback" in job.output
+        counts["resumed"] += "were finished by an earlier command" in job.output
+        if exit_code == 0:
+            return
+        if exit_code != -signal.SIGKILL:
+            counts[f"exit_{exit_code}"] += 1
+            print(job.output, file=sys.stderr)
+    raise SystemExit("the command did not succeed in five attempts")
+
+
+def wait_for_worker(job: ChildProcess, engine: str, rng: random.Random) -> psutil.Process | None:
+    """A random worker process of a command, as soon as there is one. None if the command has ended."""
+    while job.is_running:
+        workers = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(job.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if is_worker(process, job.process.pid, engine):
+                        workers.append(process)
+        if workers:
+            return rng.choice(workers)
+        time.sleep(0.02)
+    return None
+
+
+def is_worker(process: psutil.Process, driver: int, engine: str) -> bool:
+    """Whether a process below the driver runs jobs. Those of the local engine are children of the fork server."""
+    if engine == "ray":
+        return bool(process.name().startswith(("ray::_run", "ray::IDLE")))
+    return bool(process.ppid() != driver)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
