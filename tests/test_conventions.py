@@ -17,6 +17,7 @@ MAX_FUNCTION_LINES = 60
 LAYERS = (
     {
         *("config", "errors", "encoding", "folders", "logs", "progress", "proxies", "s3", "s3_errors"),
+        *("s3_access", "s3_lease"),
         *("jit", "tables", "figures"),
     },
     {"corpus"},

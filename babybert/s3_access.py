@@ -1,7 +1,7 @@
-"""Tries once everything that a run does in S3, before its first step.
+"""Tries once everything that a job does in S3, before its work.
 
 A right that is missing, or a server that cannot do what is needed, then ends the job at once with exit code 2, and not
-after hours of training. The probe has a name like a checkpoint's, so that a policy for these names applies to it.
+after hours of work. The probe has a name like what the job writes, so that a policy for these names applies to it.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ def check_access(client: Any, bucket: str, prefix: str, address: str) -> None:
     Args:
         client: a boto3 client.
         bucket: the bucket.
-        prefix: what the keys of all checkpoints begin with.
-        address: the store, for messages.
+        prefix: what the keys begin with that the job writes.
+        address: where the job writes, for messages.
     """
     probe = f"{prefix}check-{uuid.uuid4().hex}"
     actions: tuple[tuple[str, str, Callable[[], Any]], ...] = (
