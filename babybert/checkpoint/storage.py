@@ -34,7 +34,7 @@ from babybert.checkpoint.format import (
 )
 from babybert.checkpoint.retention import steps_to_delete
 from babybert.errors import DataError, StorageError, UsageError, os_reason
-from babybert.s3 import list_keys, make_client, split_address
+from babybert.s3 import list_keys, list_uploads, make_client, split_address
 from babybert.s3_access import check_access
 from babybert.s3_errors import s3_errors
 from babybert.s3_lease import LEASE_SECONDS, Lease
@@ -196,14 +196,10 @@ class S3Store:
     def abort_uploads(self) -> None:
         """Abort uploads that were killed: their parts are invisible, and S3 charges for them until they are aborted."""
         with s3_errors(self.address):
-            paginator = self.client.get_paginator("list_multipart_uploads")
-            for page in paginator.paginate(Bucket=self.bucket, Prefix=self.key("step-")):
-                for upload in page.get("Uploads", []):
-                    if DATA_KEY.search(upload["Key"]):  # else it is the probe of a job that checks its access
-                        self.guard()
-                        self.client.abort_multipart_upload(
-                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
+            for key, upload in list_uploads(self.client, self.bucket, self.key("step-")):
+                if DATA_KEY.search(key):  # else it is the probe of a job that checks its access
+                    self.guard()
+                    self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def upload_metrics(self, path: Path) -> None:
         """Upload the run's `metrics.jsonl`, if there is one."""
