@@ -5,11 +5,12 @@ boto3 finds credentials, region and endpoint in the standard AWS ways (`AWS_ACCE
 boto3's exceptions; call them inside `s3_errors.s3_errors`.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from babybert.errors import UsageError, UserError
 from babybert.s3_errors import error_code, s3_errors
@@ -62,6 +63,17 @@ def make_client() -> Any:
         raise
     except (ValueError, OSError) as error:
         raise UsageError(f"S3: {error}; correct the AWS variables or ~/.aws/config") from error
+
+
+def shared_client() -> Any:
+    """The client of this process, for many small pieces of work; another one if the settings have changed meanwhile."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", TIMEOUT_VARIABLE))}
+    return _shared_client(tuple(sorted(settings.items())))
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_client(settings: tuple[tuple[str, str], ...]) -> Any:
+    return make_client()
 
 
 def _check_credentials(credentials: Any) -> None:
@@ -120,6 +132,11 @@ def object_status(client: Any, bucket: str, key: str) -> tuple[int, str]:
 def upload_file(client: Any, path: Path, bucket: str, key: str) -> None:
     """Upload a file. It appears complete or not at all. Raises OSError if it cannot be read."""
     client.upload_file(str(path), bucket, key)
+
+
+def download_file(client: Any, bucket: str, key: str, file: IO[bytes]) -> None:
+    """Download an object into an open file. Raises OSError if it cannot be written."""
+    client.download_fileobj(bucket, key, file)
 
 
 def copy_object(client: Any, bucket: str, source: str, target: str, etag: str) -> None:

@@ -15,9 +15,9 @@ from babybert.s3 import (
     get_if_exists,
     list_objects,
     list_uploads,
-    make_client,
     object_status,
     put_if,
+    shared_client,
     split_address,
     upload_file,
 )
@@ -60,8 +60,8 @@ class S3Prefix:
 
     @cached_property
     def client(self) -> Any:
-        """A boto3 client, made once."""
-        return make_client()
+        """A boto3 client."""
+        return shared_client()
 
     def key(self, name: str) -> str:
         """The key of an object."""

@@ -10,10 +10,11 @@ from babybert.errors import StorageError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+RETRY_SECONDS = 300.0  # how long S3 may be away
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two attempts, doubled each time
 
 
-def retry(action: Callable[[], T], seconds: float) -> T:
+def retry(action: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
     """Call `action`. If it raises StorageError, call it again for up to `seconds`, then raise the error."""
     deadline = time.monotonic() + seconds
     pause = FIRST_PAUSE

@@ -29,11 +29,11 @@ from babybert.progress import Progress
 from babybert.s3_access import check_access
 from babybert.s3_lease import Lease
 from babybert.s3_prefix import S3Prefix, S3Status, in_threads
+from babybert.s3_retry import RETRY_SECONDS
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-RETRY_SECONDS = 300.0  # how long S3 may be away
 
 
 class OutputPrefix(DatasetOutput):

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from babybert.config import PrepareConfig
-from babybert.corpus.documents import file_size, open_corpus
+from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
+from babybert.corpus.s3_file import SourceFile, file_size
 from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.dataset import SPLITS
 from babybert.data.dataset_output import DatasetOutput
@@ -107,7 +108,7 @@ def _import_tables(config: PrepareConfig, output: DatasetOutput) -> DatasetWrite
 
 
 def _read_tables(
-    paths: list[Path], config: PrepareConfig, vocab_size: int, bad_rows: BadRows, progress: Progress
+    paths: list[SourceFile], config: PrepareConfig, vocab_size: int, bad_rows: BadRows, progress: Progress
 ) -> Iterator[Examples]:
     """Yield the pairs of all tables. Raises DataError if there is none."""
     is_empty = True
