@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
     """`babybert prepare`."""
-    from babybert.data.dataset import open_dataset, unigram_entropy
-    from babybert.data.prepare import prepare
+    from babybert.data.dataset import unigram_entropy
+    from babybert.data.prepare import prepare_data
 
-    facts = prepare(config)
+    facts, token_counts_V = prepare_data(config)
     corpus = ""
     if "documents" in facts:
         kind = "generated reviews" if facts["generated"] else "documents"
@@ -59,7 +59,7 @@ def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
         print(f"  bad files: {len(files['bad']):,}; only rows before the damage were read")
     if files["left_out"]:
         print(f"  left out: {', '.join(f'{count:,} {reason}' for reason, count in files['left_out'].items())}")
-    entropy = unigram_entropy(open_dataset(config.out).token_counts())
+    entropy = unigram_entropy(token_counts_V)
     print(f"  MLM loss of the unigram baseline: {entropy:.3f} nats; of chance: {math.log(facts['vocabulary']):.3f}")
     return 0
 

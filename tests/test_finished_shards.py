@@ -9,14 +9,22 @@ import pytest
 from babybert.data.block_plan import BlockRange, PlannedShard
 from babybert.data.digest import sha256
 from babybert.data.finished_shards import FinishedShards
+from babybert.data.output_folder import OutputFolder
 from babybert.data.split_statistics import SplitStatistics
 
 SHARDS = [PlannedShard(held_out, 0, (BlockRange(0, 9, 1, 0),), 5) for held_out in (False, True)]
 
 
+def output_of(folder: Path) -> OutputFolder:
+    """An output that keeps shards in this folder."""
+    output = OutputFolder(folder)
+    output.files = folder
+    return output
+
+
 def finish(folder: Path, key: str = "key") -> FinishedShards:
     """Finish the first of two shards."""
-    finished = FinishedShards(folder, key, "csv", 3)
+    finished = FinishedShards(output_of(folder), key, "csv", 3)
     finished.load(SHARDS)
     (folder / "written").write_text("the rows")
     statistics = SplitStatistics(3, sentences=4, pairs=2, longest=7)
@@ -28,7 +36,7 @@ def finish(folder: Path, key: str = "key") -> FinishedShards:
 
 def found(folder: Path, key: str = "key", planned: Any = SHARDS) -> FinishedShards:
     """What the next command finds."""
-    finished = FinishedShards(folder, key, "csv", 3)
+    finished = FinishedShards(output_of(folder), key, "csv", 3)
     finished.load(planned)
     return finished
 

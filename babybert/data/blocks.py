@@ -18,6 +18,7 @@ from babybert.data.masking import mask_tokens
 from babybert.data.pairs import assemble, make_pairs
 from babybert.data.pieces import Pieces, join
 from babybert.data.sentences import TokenizedDocuments, split_sentences
+from babybert.data.shard_upload import ShardUpload, UploadedShard
 from babybert.data.shards import Shard
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import Examples
@@ -122,13 +123,14 @@ class ShardJob(NamedTuple):
 
     Attributes:
         shard: its blocks.
-        folder: where its file is written, under a name that no other job uses; None to return it as data.
+        folder: where its file is written, under a name that no other job uses; None for a temporary file.
         file_format: one of `FORMATS`.
         seed: see `PrepareConfig`.
         duplicates: how often each training pair is written; see `PrepareConfig`.
         max_positions: see `PrepareConfig`.
         vocab_size: the size of the vocabulary.
         end_ids: the ids of the sentence ends (int32).
+        upload: uploads the file, which is then deleted; None to leave it in the folder or, without one, to return it.
     """
 
     shard: PlannedShard
@@ -139,9 +141,24 @@ class ShardJob(NamedTuple):
     max_positions: int
     vocab_size: int
     end_ids: np.ndarray
+    upload: ShardUpload | None = None
 
 
-def write_shard(job: ShardJob, *parts: Arrays) -> tuple[tuple[dict[str, Any], SplitStatistics], list[Arrays]]:
+class WrittenShard(NamedTuple):
+    """A shard that a job has made.
+
+    Attributes:
+        written: its file, or the object that was uploaded; None if the content is returned as data.
+        facts: what `Shard.close` returned.
+        statistics: the counts over its pairs.
+    """
+
+    written: Path | UploadedShard | None
+    facts: dict[str, Any]
+    statistics: SplitStatistics
+
+
+def write_shard(job: ShardJob, *parts: Arrays) -> tuple[WrittenShard, list[Arrays]]:
     """Make the pairs of a shard and write them.
 
     Args:
@@ -149,26 +166,26 @@ def write_shard(job: ShardJob, *parts: Arrays) -> tuple[tuple[dict[str, Any], Sp
         parts: the `Pieces` of all batches for this shard.
 
     Returns:
-        what `Shard.close` returned, and the counts over the pairs. The data is the content of the file (uint8), if
-        there is no folder.
+        what was made. The data is the content of the file (uint8), if there is neither a folder nor an upload.
     """
     folder = job.folder or Path(tempfile.gettempdir())
     path = folder / f".{uuid.uuid4().hex}"
     statistics = SplitStatistics(job.vocab_size)
+    is_left = False
     try:
         shard = Shard(path, job.file_format, job.vocab_size)
         for examples in _make_examples(job, join([Pieces(*part) for part in parts]), statistics):
             shard.add(examples)
             statistics.add(examples)
         facts = shard.close()
-        if job.folder is not None:
-            return (facts, statistics), []
-        return (facts, statistics), [[np.fromfile(path, np.uint8)]]
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
+        if job.upload is not None:
+            return WrittenShard(job.upload.put(path), facts, statistics), []
         if job.folder is None:
+            return WrittenShard(None, facts, statistics), [[np.fromfile(path, np.uint8)]]
+        is_left = True
+        return WrittenShard(path, facts, statistics), []
+    finally:
+        if not is_left:
             path.unlink(missing_ok=True)
 
 
