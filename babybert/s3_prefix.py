@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from babybert.errors import UserError
 from babybert.s3 import (
     copy_object,
+    download_file,
     get_if_exists,
     list_objects,
     list_uploads,
@@ -84,6 +85,16 @@ class S3Prefix:
         """The content of an object; None if there is none."""
         found = self._send(name, lambda: get_if_exists(self.client, self.bucket, self.key(name)))
         return found and found[1]
+
+    def get_file(self, name: str, file: IO[bytes]) -> None:
+        """Download an object into an open file. Raises DataError if there is none, OSError if it cannot be written."""
+
+        def send() -> None:
+            file.seek(0)
+            file.truncate()
+            download_file(self.client, self.bucket, self.key(name), file)
+
+        self._send(name, send)
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object."""
