@@ -105,7 +105,7 @@ def list_keys(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int]
 
 
 def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
-    """Key, size in bytes and ETag of each object below a prefix, in the order of the keys.
+    """Key, size in bytes and ETag (without quotation marks) of each object below a prefix, in the order of the keys.
 
     Raises UsageError if the answer is not a listing: boto3 takes a web page for an empty one.
     """
@@ -113,7 +113,7 @@ def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, i
         if "Name" not in page and "IsTruncated" not in page:
             raise UsageError(f"s3://{bucket}/{prefix}: the answer is not from an S3 server; correct AWS_ENDPOINT_URL")
         for entry in page.get("Contents", []):
-            yield entry["Key"], entry["Size"], entry.get("ETag", "")
+            yield entry["Key"], entry["Size"], entry.get("ETag", "").strip('"')
 
 
 def list_uploads(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
@@ -124,9 +124,9 @@ def list_uploads(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, s
 
 
 def object_status(client: Any, bucket: str, key: str) -> tuple[int, str]:
-    """Size in bytes and ETag of an object."""
+    """Size in bytes and ETag (without quotation marks) of an object."""
     response = client.head_object(Bucket=bucket, Key=key)
-    return response["ContentLength"], response.get("ETag", "")
+    return response["ContentLength"], response.get("ETag", "").strip('"')
 
 
 def upload_file(client: Any, path: Path, bucket: str, key: str) -> None:
@@ -146,7 +146,7 @@ def copy_object(client: Any, bucket: str, source: str, target: str, etag: str) -
     config = TransferConfig(
         multipart_threshold=LARGE_COPY_BYTES, multipart_chunksize=LARGE_COPY_BYTES, use_threads=False
     )
-    client.copy({"Bucket": bucket, "Key": source}, bucket, target, {"CopySourceIfMatch": etag}, Config=config)
+    client.copy({"Bucket": bucket, "Key": source}, bucket, target, {"CopySourceIfMatch": f'"{etag}"'}, Config=config)
 
 
 def get_if_exists(client: Any, bucket: str, key: str) -> tuple[str, bytes] | None:

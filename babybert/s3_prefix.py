@@ -3,6 +3,7 @@
 Each change asks `guard` first, which is usually that of a lease. The guard costs one small request.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -150,5 +151,7 @@ class S3Prefix:
 
 def in_threads(function: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
     """Call a function that sends requests for each item. Yields the results in order; the first error is raised."""
+    iterator = iter(items)
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(function, items)
+        while chunk := list(itertools.islice(iterator, 8 * THREADS)):  # so that few results wait in memory
+            yield from pool.map(function, chunk)

@@ -47,9 +47,10 @@ def test_a_finished_shard_is_found_with_its_counts(tmp_path: Path) -> None:
     (tmp_path / "validation-00000.csv").write_text("without a record")
     after = found(tmp_path)
     assert [shard in after for shard in SHARDS] == [True, False]
-    facts, statistics = after[SHARDS[0]]
-    assert facts == before[SHARDS[0]][0]
+    facts, statistics = after[SHARDS[0]], after.statistics[0]
+    assert facts == before[SHARDS[0]]
     assert facts["file"] == "train-00000.csv"
+    assert after.statistics[1].pairs == 0
     assert np.array_equal(statistics.token_counts_V, [0, 10, 2**40])
     assert (statistics.sentences, statistics.pairs, statistics.longest) == (4, 2, 7)
     assert {path.name for path in tmp_path.iterdir()} == {"train-00000.csv", "train-00000.csv.record"}

@@ -89,6 +89,7 @@ def test_tables_are_imported(s3: S3, out: str, tmp_path: Path, demo_folder: Path
     assert objects(s3) == folder_digests(tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_it_prints_for_a_folder(s3: S3, out: str, tmp_path: Path) -> None:
     """Also for a whole bucket."""
     outputs = []
@@ -149,11 +150,23 @@ def test_a_killed_command_leaves_no_dataset_and_the_same_command_goes_on(
     assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
 
 
+def interrupt(config: PrepareConfig) -> None:
+    """Prepare data, and press Ctrl-C when all shards are finished."""
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_prefix.OutputPrefix, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+
+
 @pytest.mark.slow
 def test_only_intact_shards_of_the_same_data_are_used_again(
     s3: S3, out: str, s3_proxy: S3Proxy, demo_folder: Path, tmp_path: Path
 ) -> None:
-    run_until_killed("babybert.data.output_prefix:OutputPrefix.publish", 1, *DEMO_FLAGS, f"--out={out}")
+    interrupt(dataclasses.replace(DEMO, out=out))
     (record,) = [name for name in objects(s3) if name.startswith(".partial/train") and name.endswith(".record")]
     content = s3.client.get_object(Bucket=s3.bucket, Key=f"data/one/{record}")["Body"].read()
     facts = json.loads(content.partition(b"\n")[0])
@@ -164,8 +177,7 @@ def test_only_intact_shards_of_the_same_data_are_used_again(
     assert uploads(s3_proxy) == 1
     assert objects(s3) == folder_digests(demo_folder)
 
-    flags = [*DEMO_FLAGS, f"--out={out}", "--overwrite"]
-    run_until_killed("babybert.data.output_prefix:OutputPrefix.publish", 1, *flags)
+    interrupt(dataclasses.replace(DEMO, out=out, overwrite=True))
     other = dataclasses.replace(DEMO, max_positions=64)
     s3_proxy.requests.clear()
     prepare(dataclasses.replace(other, out=out, overwrite=True))
@@ -199,6 +211,7 @@ def test_a_command_that_lost_its_lease_changes_nothing(s3: S3, out: str, s3_prox
     assert {"dataset.json", ".lock"} < objects(s3).keys()
 
 
+@pytest.mark.slow
 def test_earlier_data_stays_if_the_command_fails(s3: S3, out: str, s3_proxy: S3Proxy, tmp_path: Path) -> None:
     prepare(dataclasses.replace(DEMO, out=out))
     before = etags(s3)
@@ -213,6 +226,7 @@ def test_earlier_data_stays_if_the_command_fails(s3: S3, out: str, s3_proxy: S3P
     assert etags(s3) == before
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_used_after_s3_was_away(
     s3: S3, out: str, s3_proxy: S3Proxy, demo_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

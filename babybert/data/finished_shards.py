@@ -24,21 +24,22 @@ class FinishedShards:
 
     Attributes:
         output: where they are kept.
+        statistics: the counts over their pairs, by split (training, held out).
     """
 
     def __init__(self, output: DatasetOutput, key: str, file_format: str, vocab_size: int) -> None:
         self.output = output
         self._key = key
         self._format = file_format
-        self._vocab_size = vocab_size
-        self._found: dict[str, tuple[dict[str, Any], SplitStatistics]] = {}
+        self._found: dict[str, dict[str, Any]] = {}
+        self.statistics = (SplitStatistics(vocab_size), SplitStatistics(vocab_size))
 
     def load(self, planned: list[PlannedShard]) -> None:
         """Find the planned shards that an earlier command has finished; delete everything else that is kept."""
-        names = set(map(self.name, planned))
+        shards = {self.name(shard): shard for shard in planned}
         for name, record in self.output.records():
-            if name in names and (found := self._read(name, record)):
-                self._found[name] = found
+            if name in shards and (found := self._read(name, record)):
+                self._count(shards[name], *found)
         self.output.delete_all_except(self._found)
 
     def name(self, shard: PlannedShard) -> str:
@@ -48,8 +49,8 @@ class FinishedShards:
     def __contains__(self, shard: PlannedShard) -> bool:
         return self.name(shard) in self._found
 
-    def __getitem__(self, shard: PlannedShard) -> tuple[dict[str, Any], SplitStatistics]:
-        """Return what `dataset.json` records about a finished shard, and the counts over its pairs."""
+    def __getitem__(self, shard: PlannedShard) -> dict[str, Any]:
+        """Return what `dataset.json` records about a finished shard."""
         return self._found[self.name(shard)]
 
     def add(
@@ -67,7 +68,12 @@ class FinishedShards:
         header = json.dumps({"key": self._key, "place": place, "facts": facts, "statistics": counts}).encode()
         record = header + b"\n" + statistics.token_counts_V.astype("<i8").tobytes()
         self.output.write_record(name, record)
-        self._found[name] = (facts, statistics)
+        self._count(shard, facts, statistics)
+
+    def _count(self, shard: PlannedShard, facts: dict[str, Any], statistics: SplitStatistics) -> None:
+        # The counts of each shard would take memory: of a large corpus, some GB.
+        self._found[self.name(shard)] = facts
+        self.statistics[shard.held_out].merge(statistics)
 
     def _read(self, name: str, record: bytes) -> tuple[dict[str, Any], SplitStatistics] | None:
         """Read a record. None if it is of another key, or if it or the shard is damaged."""

@@ -42,7 +42,6 @@ from babybert.data.dataset_writer import BYTES_PER_MB, DatasetWriter
 from babybert.data.engine import Engine
 from babybert.data.finished_shards import FinishedShards
 from babybert.data.shuffle import shuffle
-from babybert.data.split_statistics import SplitStatistics
 from babybert.data.splits import find_text_to_move
 from babybert.data.tokenize_corpus import TokenizedCorpus, tokenize_corpus
 from babybert.data.tokenizer import MAX_WORD_CHARACTERS
@@ -157,12 +156,7 @@ def _describe_splits(
 ) -> None:
     """Add up the counts of the shards. Shards without a pair are left out."""
     for split_index, split in enumerate(SPLITS):
-        statistics = SplitStatistics(tokenized.tokenizer.size, documents=int(tokenized.documents[split_index]))
-        shards = []
-        for shard in planned:
-            if shard.held_out == (split == "validation"):
-                facts, shard_statistics = finished[shard]
-                statistics.merge(shard_statistics)
-                if facts["rows"]:
-                    shards.append(facts)
-        writer.describe_split(split, shards, statistics)
+        statistics = finished.statistics[split_index]
+        statistics.documents = int(tokenized.documents[split_index])
+        facts = [finished[shard] for shard in planned if shard.held_out == (split == "validation")]
+        writer.describe_split(split, [of_shard for of_shard in facts if of_shard["rows"]], statistics)
