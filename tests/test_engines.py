@@ -61,6 +61,14 @@ def test_of_several_errors_the_one_of_the_first_input_is_raised(tmp_path: Path, 
         list(engine.map(engine_jobs.fail_at, ((n, {2, 4}) for n in range(1, 100))))
 
 
+def test_workers_have_the_environment_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("one", "two"):
+        monkeypatch.setenv("BABYBERT_TEST_VALUE", value)
+        with LocalEngine(tmp_path, 2) as engine:
+            results = engine.map(engine_jobs.read_variable, [("BABYBERT_TEST_VALUE",)] * 4)
+            assert [result.summary for result in results] == [value] * 4
+
+
 def test_only_the_job_of_a_dead_process_runs_again(tmp_path: Path) -> None:
     with LocalEngine(tmp_path / "work", 2) as engine:
         (tmp_path / "work").mkdir(exist_ok=True)
