@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,15 @@ def test_an_address_is_checked_before_the_work(s3: S3, out: str, monkeypatch: py
 
 
 @pytest.mark.slow
+def test_a_wrong_endpoint_is_an_error_at_once(s3: S3, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="check the endpoint and try again"):
+        prepare(dataclasses.replace(DEMO, out=out))
+    assert time.monotonic() - start < 100
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 450_000])
 def test_a_full_disk_is_reported_in_one_line(s3: S3, out: str, limit: int) -> None:
     """A limit on the size of files simulates the full disk: for the tokens, or for a shard."""
@@ -318,8 +328,10 @@ def test_a_full_disk_is_reported_in_one_line(s3: S3, out: str, limit: int) -> No
 
 
 def test_interrupted_uploads_are_aborted(s3: S3, out: str) -> None:
-    for key in (f"data/one/.partial/{'0' * 32}", "data/two/x"):
+    """Those of a shard and of its copy; not those of others."""
+    others = ["data/one/.partial/check-0", "data/one/notes.txt", "data/two/train-00000.csv"]
+    for key in (f"data/one/.partial/{'0' * 32}", "data/one/train-00000.csv", *others):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     prepare(dataclasses.replace(DEMO, out=out))
     left = s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]
-    assert [upload["Key"] for upload in left] == ["data/two/x"]
+    assert sorted(upload["Key"] for upload in left) == others
