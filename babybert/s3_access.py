@@ -14,6 +14,7 @@ from babybert.s3 import get_if_exists, list_keys, put_if
 from babybert.s3_errors import s3_errors
 
 Action = tuple[str, str, Callable[[], Any]]  # what is done, the right that it needs, and how
+PROBE = "check-"
 ANOTHER_ETAG = '"00000000000000000000000000000000"'  # of no object
 
 
@@ -27,7 +28,7 @@ def check_access(client: Any, bucket: str, prefix: str, address: str, copy_to: s
         address: where the job writes, for messages.
         copy_to: what the keys begin with to which the job copies objects; None if it does not.
     """
-    probe = f"{prefix}check-{uuid.uuid4().hex}"
+    probe = f"{prefix}{PROBE}{uuid.uuid4().hex}"
     actions: tuple[Action, ...] = (
         ("list", "s3:ListBucket", lambda: next(list_keys(client, bucket, prefix), None)),
         ("write", "s3:PutObject", lambda: client.put_object(Bucket=bucket, Key=probe, Body=b"")),
@@ -56,8 +57,13 @@ def check_access(client: Any, bucket: str, prefix: str, address: str, copy_to: s
         raise
 
 
+def is_probe(name: str) -> bool:
+    """Whether an object is what a job tries its access with."""
+    return name.rpartition("/")[2].startswith(PROBE)
+
+
 def _copy_actions(client: Any, bucket: str, probe: str, copy_to: str) -> tuple[Action, ...]:
-    copy = f"{copy_to}check-{uuid.uuid4().hex}"
+    copy = f"{copy_to}{PROBE}{uuid.uuid4().hex}"
     source = {"Bucket": bucket, "Key": probe}
     return (
         ("copy", "s3:PutObject", lambda: client.copy_object(Bucket=bucket, Key=copy, CopySource=source)),

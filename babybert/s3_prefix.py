@@ -23,6 +23,7 @@ from babybert.s3 import (
     split_address,
     upload_file,
 )
+from babybert.s3_access import is_probe
 from babybert.s3_errors import s3_errors
 from babybert.s3_retry import retry
 
@@ -99,7 +100,7 @@ class S3Prefix:
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object."""
-        self._change(name, lambda: put_if(self.client, self.bucket, self.key(name), content))
+        self._change(name, lambda: self.client.put_object(Bucket=self.bucket, Key=self.key(name), Body=content))
 
     def put_new(self, name: str, content: bytes) -> None:
         """Write an object that does not exist. Raises UserError if another process has written it meanwhile."""
@@ -124,14 +125,19 @@ class S3Prefix:
         """Delete an object, if it exists."""
         self._change(name, lambda: self.client.delete_object(Bucket=self.bucket, Key=self.key(name)))
 
-    def abort_uploads(self, start: str) -> None:
-        """Abort uploads that were killed: their parts are invisible, and S3 charges for them until they are aborted."""
+    def abort_uploads(self, starts: tuple[str, ...]) -> None:
+        """Abort uploads that were killed: their parts are invisible, and S3 charges for them until they are aborted.
+
+        Only names that begin with one of `starts` are meant, and not the probes of a job that checks its access.
+        """
 
         def send() -> None:
-            for key, upload in list_uploads(self.client, self.bucket, self.key(start)):
-                self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
+            for key, upload in list_uploads(self.client, self.bucket, self.key("")):
+                name = key.removeprefix(self._prefix)
+                if name.startswith(starts) and not is_probe(name):
+                    self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
-        self._change(start, send)
+        self._change("", send)
 
     def _send(self, name: str, request: Callable[[], T]) -> T:
         def send() -> T:

@@ -8,19 +8,20 @@ import re
 import resource
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import S3, run_until_killed
 from engine_corpus import corpus_config, make_many_batches
-from engine_corpus import digests as folder_digests
 from faulty_proxy import FaultyProxy, Refusal, S3Proxy, S3Request, access_denied, allow, deny, pass_all
 from processes import babybert_command, run_babybert
 
 from babybert import s3_lease
 from babybert.config import PrepareConfig
 from babybert.data import output_prefix
+from babybert.data.digest import sha256
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.s3 import list_keys
@@ -50,6 +51,11 @@ def objects(s3: S3, folder: str = "data/one/") -> dict[str, str]:
     return digests
 
 
+def files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a dataset; other tests may have made a cache in `demo_folder`."""
+    return {path.name: sha256(path) for path in folder.iterdir() if path.is_file()}
+
+
 def etags(s3: S3) -> dict[str, tuple[str, Any]]:
     """What an object that is written again would not keep: its ETag and time."""
     found = s3.client.list_objects_v2(Bucket=s3.bucket).get("Contents", [])
@@ -60,7 +66,7 @@ def etags(s3: S3) -> dict[str, tuple[str, Any]]:
 def test_the_objects_are_the_files_of_a_folder(s3: S3, out: str, tmp_path: Path, file_format: Any) -> None:
     config = dataclasses.replace(DEMO, format=file_format)
     assert prepare(dataclasses.replace(config, out=out)) == prepare(dataclasses.replace(config, out=tmp_path / "data"))
-    assert objects(s3) == folder_digests(tmp_path / "data")
+    assert objects(s3) == files(tmp_path / "data")
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -74,7 +80,7 @@ def test_workers_upload_the_bytes_of_a_folder(
     prepare(dataclasses.replace(config, out=tmp_path / "data"))
     facts = prepare(dataclasses.replace(config, out=out))
     assert len(facts["shards"]["train"]) > 1
-    assert objects(s3) == folder_digests(tmp_path / "data")
+    assert objects(s3) == files(tmp_path / "data")
 
 
 def test_tables_are_imported(s3: S3, out: str, tmp_path: Path, demo_folder: Path) -> None:
@@ -86,7 +92,7 @@ def test_tables_are_imported(s3: S3, out: str, tmp_path: Path, demo_folder: Path
     )
     for place in (tmp_path / "data", out):
         prepare(dataclasses.replace(config, out=place))
-    assert objects(s3) == folder_digests(tmp_path / "data")
+    assert objects(s3) == files(tmp_path / "data")
 
 
 @pytest.mark.slow
@@ -98,7 +104,7 @@ def test_the_command_prints_what_it_prints_for_a_folder(s3: S3, out: str, tmp_pa
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout.replace(place, "PLACE"))
     assert outputs[0] == outputs[1]
-    assert objects(s3, "") == folder_digests(tmp_path / "data")
+    assert objects(s3, "") == files(tmp_path / "data")
 
 
 def test_prepared_data_is_replaced_only_with_overwrite(s3: S3, out: str, demo_folder: Path) -> None:
@@ -113,7 +119,7 @@ def test_prepared_data_is_replaced_only_with_overwrite(s3: S3, out: str, demo_fo
     assert etags(s3) == before
     prepare(dataclasses.replace(DEMO, out=out, overwrite=True))
     other = {"train-notes/a.txt", "readme.txt"}
-    assert {name: digest for name, digest in objects(s3).items() if name not in other} == folder_digests(demo_folder)
+    assert {name: digest for name, digest in objects(s3).items() if name not in other} == files(demo_folder)
     assert other < objects(s3).keys()
     assert objects(s3, "data/one2/").keys() == {"train-00007.csv"}
 
@@ -146,7 +152,7 @@ def test_a_killed_command_leaves_no_dataset_and_the_same_command_goes_on(
     s3_proxy.requests.clear()
     prepare(dataclasses.replace(DEMO, out=out))
     assert uploads(s3_proxy) == 2 - finished
-    assert objects(s3) == folder_digests(demo_folder)
+    assert objects(s3) == files(demo_folder)
     assert list(Path(os.environ["TMPDIR"]).iterdir()) == []
 
 
@@ -175,7 +181,7 @@ def test_only_intact_shards_of_the_same_data_are_used_again(
     s3_proxy.requests.clear()
     prepare(dataclasses.replace(DEMO, out=out))
     assert uploads(s3_proxy) == 1
-    assert objects(s3) == folder_digests(demo_folder)
+    assert objects(s3) == files(demo_folder)
 
     interrupt(dataclasses.replace(DEMO, out=out, overwrite=True))
     other = dataclasses.replace(DEMO, max_positions=64)
@@ -183,7 +189,7 @@ def test_only_intact_shards_of_the_same_data_are_used_again(
     prepare(dataclasses.replace(other, out=out, overwrite=True))
     assert uploads(s3_proxy) == 2
     prepare(dataclasses.replace(other, out=tmp_path / "other"))
-    assert objects(s3) == folder_digests(tmp_path / "other")
+    assert objects(s3) == files(tmp_path / "other")
 
 
 def test_a_second_writer_is_refused(s3: S3, out: str) -> None:
@@ -241,7 +247,7 @@ def test_what_is_finished_is_used_after_s3_was_away(
     monkeypatch.setattr(s3_lease, "_is_dead_process_of_this_host", lambda content: True)
     prepare(dataclasses.replace(DEMO, out=out))
     assert uploads(s3_proxy) == 1
-    assert objects(s3) == folder_digests(demo_folder)
+    assert objects(s3) == files(demo_folder)
 
 
 @pytest.mark.slow
@@ -271,14 +277,14 @@ def test_a_command_waits_while_s3_is_away(
             timer.join()
         proxy.close()
     assert timers
-    assert objects(s3) == folder_digests(demo_folder)
+    assert objects(s3) == files(demo_folder)
 
 
 def test_these_rights_are_enough(s3: S3, out: str, s3_proxy: S3Proxy, demo_folder: Path) -> None:
     """Without the right to list uploads, those that were interrupted are not aborted."""
     s3_proxy.rule = allow(*RIGHTS)
     prepare(dataclasses.replace(DEMO, out=out))
-    assert objects(s3) == folder_digests(demo_folder)
+    assert objects(s3) == files(demo_folder)
 
 
 @pytest.mark.parametrize("right", RIGHTS)
@@ -302,6 +308,15 @@ def test_an_address_is_checked_before_the_work(s3: S3, out: str, monkeypatch: py
 
 
 @pytest.mark.slow
+def test_a_wrong_endpoint_is_an_error_at_once(s3: S3, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    start = time.monotonic()
+    with pytest.raises(StorageError, match="check the endpoint and try again"):
+        prepare(dataclasses.replace(DEMO, out=out))
+    assert time.monotonic() - start < 100
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [50_000, 450_000])
 def test_a_full_disk_is_reported_in_one_line(s3: S3, out: str, limit: int) -> None:
     """A limit on the size of files simulates the full disk: for the tokens, or for a shard."""
@@ -318,8 +333,10 @@ def test_a_full_disk_is_reported_in_one_line(s3: S3, out: str, limit: int) -> No
 
 
 def test_interrupted_uploads_are_aborted(s3: S3, out: str) -> None:
-    for key in (f"data/one/.partial/{'0' * 32}", "data/two/x"):
+    """Those of a shard and of its copy; not those of others."""
+    others = ["data/one/.partial/check-0", "data/one/notes.txt", "data/two/train-00000.csv"]
+    for key in (f"data/one/.partial/{'0' * 32}", "data/one/train-00000.csv", *others):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
     prepare(dataclasses.replace(DEMO, out=out))
     left = s3.client.list_multipart_uploads(Bucket=s3.bucket)["Uploads"]
-    assert [upload["Key"] for upload in left] == ["data/two/x"]
+    assert sorted(upload["Key"] for upload in left) == others

@@ -26,7 +26,9 @@ from babybert.data.shard_upload import ShardUpload, UploadedShard, try_upload
 from babybert.errors import DataError, UsageError, UserError, cannot_write, os_reason
 from babybert.folders import work_folder
 from babybert.progress import Progress
-from babybert.s3_access import check_access
+from babybert.s3 import list_keys
+from babybert.s3_access import check_access, is_probe
+from babybert.s3_errors import s3_errors
 from babybert.s3_lease import Lease
 from babybert.s3_prefix import S3Prefix, S3Status, in_threads
 from babybert.s3_retry import RETRY_SECONDS
@@ -34,6 +36,8 @@ from babybert.s3_retry import RETRY_SECONDS
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+# What the names of the objects begin with that are uploaded or copied.
+WRITTEN = (f"{PARTIAL}/", *(f"{split}-" for split in SPLITS), "tokenizer.json", "vocabulary.csv")
 
 
 class OutputPrefix(DatasetOutput):
@@ -47,6 +51,7 @@ class OutputPrefix(DatasetOutput):
         self.address = self._prefix.address
         self.upload: ShardUpload = ShardUpload(self.address, f"{PARTIAL}/", RETRY_SECONDS)
         self._kept: dict[str, UploadedShard] = {}
+        self._has_records = False
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -64,11 +69,14 @@ class OutputPrefix(DatasetOutput):
                 message = f"{self.work}: cannot write temporary files: {os_reason(error)}; make room or set TMPDIR"
                 raise cannot_write(message, error) from error
             finally:
-                if self._kept and not lease.is_lost:
+                if self._has_records and not lease.is_lost:
                     logger.info(f"{self.address}/{PARTIAL}: has what is finished; the same command goes on with it")
 
     def _has_dataset(self) -> bool:
-        return DESCRIPTION in self._prefix.list(DESCRIPTION)
+        # Not tried again: before the work, a wrong address is likelier than a server that is away.
+        key = self._prefix.key(DESCRIPTION)
+        with s3_errors(self.address):
+            return any(found == key for found, _ in list_keys(self._prefix.client, self._prefix.bucket, key))
 
     def check_workers(self, engine: Engine) -> None:
         """Let workers on other machines upload something, and find it; see `DatasetOutput.check_workers`."""
@@ -102,6 +110,7 @@ class OutputPrefix(DatasetOutput):
         is_kept = self._left.get(shard.name) == S3Status(facts["bytes"], shard.etag)
         if is_kept:
             self._kept[name] = shard
+            self._has_records = True
         return is_kept
 
     @cached_property
@@ -112,6 +121,7 @@ class OutputPrefix(DatasetOutput):
     def write_record(self, name: str, content: bytes) -> None:
         """Put it below `.partial/`; see `DatasetOutput.write_record`."""
         self._prefix.put(_record(name), content)
+        self._has_records = True
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Get the records; see `DatasetOutput.records`."""
@@ -121,9 +131,10 @@ class OutputPrefix(DatasetOutput):
 
     def delete_all_except(self, names: Collection[str]) -> None:
         """Delete the other objects, and abort uploads; see `DatasetOutput.delete_all_except`."""
-        self._delete(self._left.keys() - {self._kept[name].name for name in names} - set(map(_record, names)))
+        kept = {*map(_record, names), *(self._kept[name].name for name in names)}
+        self._delete([name for name in self._left if name not in kept and not is_probe(name)])
         try:
-            self._prefix.abort_uploads(f"{PARTIAL}/")
+            self._prefix.abort_uploads(WRITTEN)
         except UsageError as error:  # an earlier version of the policy may lack this right
             logger.warning(f"interrupted uploads are not aborted: {error}")
 
@@ -139,7 +150,7 @@ class OutputPrefix(DatasetOutput):
         for name in facts["files"]:
             self._prefix.put_file(name, self.files / name)
         self._prefix.put_new(DESCRIPTION, (self.files / DESCRIPTION).read_bytes())
-        self._kept.clear()
+        self._has_records = False
         try:
             self._delete(self._prefix.list(f"{PARTIAL}/"))
         except UserError as error:
