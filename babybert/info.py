@@ -70,6 +70,8 @@ def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
     dataset = open_dataset(folder)
     description: dict[str, Any] = {"path": str(folder), "kind": "dataset"}
     description.update({name: dataset.facts[name] for name in DATASET_FACTS})
+    if dataset.facts["corpus"] != "table":
+        description["segments"] = dataset.facts.get("segments", "sentences")
     description["vocabulary"] = dataset.tokenizer.size
     for split in SPLITS:
         paths = dataset.shards(split)

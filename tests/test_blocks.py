@@ -205,7 +205,7 @@ def test_rows_of_different_blocks_get_different_masks(tmp_path: Path, monkeypatc
     contents = []
     for first_block in (0, 1):
         numbered = shard._replace(ranges=(block_range._replace(first_block=first_block),))
-        job = ShardJob(numbered, None, "csv", 0, 1, 128, 100, END)
+        job = ShardJob(numbered, None, "csv", 0, 1, 128, "sentences", 100, END)
         (facts, statistics), (content,) = write_shard(job, builder.finish())
         assert facts["rows"] == statistics.pairs == 1
         assert facts["bytes"] == len(content[0])

@@ -15,8 +15,9 @@ import numpy as np
 from babybert.data.block_plan import PlannedShard, bins_of, count_bins
 from babybert.data.engine import Arrays
 from babybert.data.masking import mask_tokens
-from babybert.data.pairs import assemble, make_pairs
+from babybert.data.pairs import SPECIALS_IN_A_PAIR, assemble, make_pairs
 from babybert.data.pieces import Pieces, join
+from babybert.data.runs import make_runs
 from babybert.data.sentences import TokenizedDocuments, split_sentences
 from babybert.data.shards import Shard
 from babybert.data.split_statistics import SplitStatistics
@@ -143,6 +144,7 @@ class ShardJob(NamedTuple):
         seed: see `PrepareConfig`.
         duplicates: how often each training pair is written; see `PrepareConfig`.
         max_positions: see `PrepareConfig`.
+        segments: see `PrepareConfig`.
         vocab_size: the size of the vocabulary.
         end_ids: the ids of the sentence ends (int32).
     """
@@ -153,6 +155,7 @@ class ShardJob(NamedTuple):
     seed: int
     duplicates: int
     max_positions: int
+    segments: str
     vocab_size: int
     end_ids: np.ndarray
 
@@ -196,8 +199,13 @@ def _make_examples(job: ShardJob, pieces: Pieces, statistics: SplitStatistics) -
     split_index = int(job.shard.held_out)
     for block_index, block in _blocks(job.shard, pieces):
         sentences = split_sentences(block, job.end_ids)
-        pairs = make_pairs(block, sentences, job.seed, split_index, block_index)
-        ids, segments, offsets = assemble(block, sentences, pairs, job.max_positions)
+        if job.segments == "runs":
+            runs = make_runs(sentences, job.max_positions - SPECIALS_IN_A_PAIR, job.seed, split_index, block_index)
+            spans, formats = runs.segments, runs.formats
+        else:
+            spans, formats = sentences, None
+        pairs = make_pairs(block, spans, job.seed, split_index, block_index, formats)
+        ids, segments, offsets = assemble(block, spans, pairs, job.max_positions)
         rows = np.arange(len(pairs)) + block_index * ROWS_OF_A_BLOCK
         for copy in range(1 if job.shard.held_out else job.duplicates):
             # Even epochs for training pairs, odd ones for held-out pairs: equal rows get different masks.

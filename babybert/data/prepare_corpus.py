@@ -133,7 +133,8 @@ def _write_shards(
     """Make the shards and record each as soon as it is finished."""
     folder = finished.folder if engine.workers_see_files else None
     end_ids = tokenized.tokenizer.sentence_end_ids()
-    settings = (config.format, config.seed, config.duplicates, config.max_positions, tokenized.tokenizer.size, end_ids)
+    pair_settings = (config.seed, config.duplicates, config.max_positions, config.segments)
+    settings = (config.format, *pair_settings, tokenized.tokenizer.size, end_ids)
     inputs = (
         (ShardJob(shard, folder, *settings), *shard_parts) for shard, shard_parts in zip(shards, parts, strict=True)
     )
