@@ -132,6 +132,14 @@ def test_prepared_runs_are_recorded_and_a_long_sentence_is_cut(tmp_path: Path) -
     assert describe(tmp_path / "data", InfoConfig())["segments"] == "sentences"
 
 
+@pytest.mark.parametrize("kind", ["basic-english", "wordpiece"])
+def test_sentences_of_runs_end_where_the_text_says(tmp_path: Path, kind: str) -> None:
+    texts = [f'Mr. Hill saw {i} films (e.g. "Up!") in 3.5 days. "Good?" he asked. No idea {i}.' for i in range(40)]
+    for segments, sentences in (("runs", 3), ("sentences", 9)):
+        facts = prepare_documents(tmp_path, texts, tokenizer_kind=kind, segments=segments).facts
+        assert facts["train"]["sentences"] == sentences * facts["train"]["documents"]
+
+
 def test_copies_of_pairs_have_other_masks_only(tmp_path: Path) -> None:
     texts = generate_reviews(60, seed=1)
     once, twice = (

@@ -84,8 +84,7 @@ def prepare_corpus(
 
 def _move_text(tokenized: TokenizedCorpus, source: str, engine: Engine) -> Any:
     """Return the text that has to be in the other split, if there is one, and correct the counts."""
-    end_ids = tokenized.tokenizer.sentence_end_ids()
-    inputs = ((*batch, tokenized.final_ids, end_ids) for batch in tokenized.batches)
+    inputs = ((*batch, tokenized.final_ids) for batch in tokenized.batches)
     results = engine.map(survey, inputs)
     surveys = (result.summary for result in results)
     moved = find_text_to_move(surveys, int(tokenized.documents.sum()), int(tokenized.tokens.sum()), source)
@@ -132,9 +131,8 @@ def _write_shards(
 ) -> None:
     """Make the shards and record each as soon as it is finished."""
     folder = finished.folder if engine.workers_see_files else None
-    end_ids = tokenized.tokenizer.sentence_end_ids()
     pair_settings = (config.seed, config.duplicates, config.max_positions, config.segments)
-    settings = (config.format, *pair_settings, tokenized.tokenizer.size, end_ids)
+    settings = (config.format, *pair_settings, tokenized.tokenizer.size)
     inputs = (
         (ShardJob(shard, folder, *settings), *shard_parts) for shard, shard_parts in zip(shards, parts, strict=True)
     )
