@@ -1,6 +1,7 @@
 """Where sentences end, in several languages, for both tokenizers; the tokens are those of the whole text."""
 
 import itertools
+import time
 import unicodedata
 
 import numpy as np
@@ -186,6 +187,19 @@ def test_ascii_and_other_texts_have_the_same_rules() -> None:
         text = case.replace("|", "")
         ends = [end for end in splitter.ends(text + " \u00c9") if end <= len(text)]
         assert ends == splitter.ends(text)
+
+
+@pytest.mark.parametrize("last", ["x", ",", " "])
+@pytest.mark.parametrize(
+    "unit", [".", "]", "\u201d", "\u2026", ".\u201d", "? ", " ", "A.", ". ]", " \u00bb", "\u3002'"]
+)
+def test_the_time_is_linear(unit: str, last: str) -> None:
+    """If it were quadratic, each text would take minutes."""
+    for text in ("." + 100_000 * unit + last, "\u3002" + 100_000 * unit + last):
+        for isolated in (["."], [*SENTENCE_ENDS, *CLOSERS]):
+            start = time.process_time()
+            SentenceSplitter(isolated).ends(text)
+            assert time.process_time() - start < 5
 
 
 def test_closers_close_and_the_case_of_letters_is_known() -> None:

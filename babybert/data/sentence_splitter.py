@@ -30,6 +30,7 @@ FULL_STOPS = ".\uff0e"
 CLOSERS = "\"')]}\u2019\u201d\u300d\u300f\uff09\u3011\u300b\u3009\uff3d\uff63\u201c\u00bb\u00ab\u203a\u2039"
 # These open in other languages, so they close only before white space: \u201c and \u00ab close in German.
 OPENERS_TOO = "\u201c\u00bb\u00ab\u203a\u2039"
+MOST_CLOSERS = 8  # in a row, to look for white space after them
 # White space for both tokenizers. Without control characters: WordPiece deletes them.
 SPACE = r"(?:[ \t\n\r\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|<br[ ]/>)"
 # Abbreviations in lower case; in a text they have any case.
@@ -60,7 +61,7 @@ class SentenceSplitter:
         Ends at the start of a text belong to its first sentence (`... and then`).
         """
         pattern, leading_pattern = self._ascii_patterns if text.isascii() else self._patterns
-        ends = [match.end() for match in pattern.finditer(text)]
+        ends = [match.end() for match in pattern.finditer(text) if match.lastindex]
         leading = leading_pattern.match(text)
         if ends and leading and ends[0] <= leading.end() < len(text):
             ends = [end for end in ends if end > leading.end()]
@@ -81,7 +82,12 @@ class SentenceSplitter:
 
 
 def _compile(isolated: frozenset[str], blocks: Iterable[range]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Compile the pattern of a sentence end, and that of what may be before the first sentence of a text."""
+    """Compile the pattern of a possible sentence end, and that of what may be before the first sentence of a text.
+
+    Where a sentence does end, the first pattern has a group. It matches everywhere else, too: if it failed after a long
+    run, the search would try again within it, and the time would be quadratic. For the same reason look-aheads for
+    closing characters are limited.
+    """
     lower, capitals = (_letters(is_in_case, blocks) for is_in_case in (str.islower, str.isupper))
     initials = capitals.replace("I", "", 1)  # "I" is a word
     closed = _one_of(CLOSERS)
@@ -90,37 +96,42 @@ def _compile(isolated: frozenset[str], blocks: Iterable[range]) -> tuple[re.Patt
     before_lower = rf"(?={SPACE}*[{lower}])"
     end = _one_of(end for end in SENTENCE_ENDS if end in isolated)
     closes = isolated - set(OPENERS_TOO)
-    closer_before_space = rf"{_one_of(closer for closer in CLOSERS if closer not in closes)}(?={closed}*{before_break})"
+    closer_before_space = (
+        rf"{_one_of(closer for closer in CLOSERS if closer not in closes)}(?={closed}{{,{MOST_CLOSERS}}}{before_break})"
+    )
     closer = f"(?:{_one_of(closer for closer in CLOSERS if closer in closes)}|{closer_before_space})"
     if blocks is not ASCII:
         closer = rf"(?:{closer}|[ \xa0\u202f]\u00bb{before_space})"  # as in French
         # `re` searches for a class of many characters above U+FFFF slowly, so it looks for all of them first.
         candidates = [*(end for end in SENTENCE_ENDS if end in isolated and end <= "\uffff"), ELLIPSIS]
-        is_end = rf"(?:(?<={end})|(?<={ELLIPSIS})(?=(?:{end}|{ELLIPSIS}|{closed})*{before_space}))"
+        after_ellipsis = rf"(?:{end}|{ELLIPSIS}|{closed}){{,{MOST_CLOSERS}}}{before_space}"
+        is_end = rf"(?:(?<={end})|(?<={ELLIPSIS})(?={after_ellipsis}))"
         end = rf"[{re.escape(''.join(candidates))}\U00010000-\U0010ffff]{is_end}"
     letter = r"[^\W\d_]"
     in_a_number_or_name = rf"(?:[{lower}]|(?<!{letter}.)\d)"
     initial = rf"(?<=(?<![\w'\u2019])[{initials}].)"
     chain_goes_on = rf"(?<=\b{letter}.)[ ]?{letter}\."
     chain_ends = rf"(?:(?<=\b{letter}\.{letter}.)|(?<=\b{letter}\.[ ]{letter}.))"
+    ends_here = rf"(?![,;:]|(?<={ELLIPSIS}){before_lower})()"
     return (
         re.compile(
             rf"""{end}
             (?:
-                (?>(?:{SPACE}*{end}|{closer})+) (?!(?<={closed}){before_lower})
+                (?:{SPACE}*{end}|{closer})++ (?:(?!(?<={closed}){before_lower}){ends_here})?
                 |
-                (?!{SPACE}*{end}|{closer})
                 (?:
-                    (?<![{FULL_STOPS}])
-                    |
-                    (?!{in_a_number_or_name}|{initial}|{chain_goes_on}|{_after(BEFORE_A_WORD)})
-                    (?!(?:{chain_ends}|{_after(MAY_BE_LAST)}){before_lower}|{_after(BEFORE_A_NUMBER)}{SPACE}*\d)
-                )
-            )
-            (?![,;:]|(?<={ELLIPSIS}){before_lower})""",
+                    (?:
+                        (?<![{FULL_STOPS}])
+                        |
+                        (?!{in_a_number_or_name}|{initial}|{chain_goes_on}|{_after(BEFORE_A_WORD)})
+                        (?!(?:{chain_ends}|{_after(MAY_BE_LAST)}){before_lower}|{_after(BEFORE_A_NUMBER)}{SPACE}*\d)
+                    )
+                    {ends_here}
+                )?
+            )""",
             re.VERBOSE,
         ),
-        re.compile(f"(?:{SPACE}|{end}|{closer})*", re.VERBOSE),
+        re.compile(f"(?:{SPACE}|{end}|{closer})*+", re.VERBOSE),
     )
 
 
