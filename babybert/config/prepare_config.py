@@ -71,7 +71,7 @@ class PrepareConfig:
         "what A and B are; sentences: one sentence each, as the reference; runs: as many consecutive sentences as fit "
         "into max_positions, as BERT",
     )
-    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs are shorter than 80")
+    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs of sentences are shorter than 80")
     duplicates: int = option(
         1, "copies of each training pair with different masks; BERT used 10, --masking dynamic needs only 1"
     )
