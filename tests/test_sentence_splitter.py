@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 from conftest import tokenizer_of
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_sentences import flat_documents
 
@@ -159,6 +159,7 @@ PARTS = st.one_of(
 TEXT = st.lists(PARTS, max_size=12).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXT)
 @example('a\u2026"b')
 @example('one.\u201d"b')
@@ -171,6 +172,7 @@ def test_the_tokens_are_those_of_the_whole_text(text: str) -> None:
         assert document.is_end.shape == whole.shape
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=4))
 def test_a_vocabulary_in_the_making_ends_sentences_as_the_finished_one_does(texts: list[str]) -> None:
     words = BasicEnglishTokenizer()
