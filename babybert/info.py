@@ -76,6 +76,8 @@ def describe_dataset(dataset: Dataset, address: Path | str, rows: int) -> dict[s
     """Prepared data, with the first `rows` training pairs. Raises DataError if a file is missing or damaged."""
     description: dict[str, Any] = {"path": str(address), "kind": "dataset"}
     description.update({name: dataset.facts[name] for name in DATASET_FACTS})
+    if dataset.facts["corpus"] != "table":
+        description["segments"] = dataset.facts.get("segments", "sentences")
     description["vocabulary"] = dataset.tokenizer.size
     for split in SPLITS:
         dataset.verify(split)

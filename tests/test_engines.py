@@ -86,16 +86,20 @@ def test_a_job_that_always_kills_its_process_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tokenizer_kind"), [("csv", "basic-english"), ("jsonl", "wordpiece")])
+@pytest.mark.parametrize(
+    ("kind", "tokenizer_kind", "segments"), [("csv", "basic-english", "runs"), ("jsonl", "wordpiece", "sentences")]
+)
 def test_the_data_depends_neither_on_the_workers_nor_on_the_order_of_the_files(
     tmp_path: Path,
     kind: str,
     tokenizer_kind: Any,
+    segments: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_many_batches(monkeypatch)
-    config = dataclasses.replace(corpus_config(tmp_path / "corpus", kind), tokenizer_kind=tokenizer_kind)
+    corpus = corpus_config(tmp_path / "corpus", kind)
+    config = dataclasses.replace(corpus, tokenizer_kind=tokenizer_kind, segments=segments)
     for workers in (1, 2):
         facts = prepare(dataclasses.replace(config, out=tmp_path / str(workers), workers=workers))
         assert facts["skipped_rows"] == BAD_ROWS

@@ -67,7 +67,12 @@ class PrepareConfig:
     )
     min_frequency: int = unset_option(1, "rarer words become [UNK]; 1 keeps all, as the reference does")
     validation_fraction: float = option(0.05, "share of documents held out; copies of a text are all on one side")
-    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs are shorter than 80")
+    segments: Literal["sentences", "runs"] = option(
+        "sentences",
+        "what A and B are; sentences: one sentence each, as the reference; runs: as many consecutive sentences as fit "
+        "into max_positions, as BERT",
+    )
+    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs of sentences are shorter than 80")
     duplicates: int = option(
         1, "copies of each training pair with different masks; BERT used 10, --masking dynamic needs only 1"
     )
@@ -158,6 +163,7 @@ class PrepareConfig:
                 bool(self.validation_source),
                 "--corpus table needs --validation-source: pairs can no longer be held out by document",
             )
+            require(self.segments == "sentences", "--segments is for documents; the pairs of --corpus table are made")
             require(self.tokenizer is not None, "--corpus table needs --tokenizer: the one that its ids come from")
         else:
             require(

@@ -49,6 +49,7 @@ class DatasetWriter:
             "seed": config.seed,
             "duplicates": config.duplicates,
             "max_positions": config.max_positions,
+            **({"segments": config.segments} if config.segments != "sentences" else {}),
             "vocabulary": tokenizer.size,
             "tokenizer_digest": tokenizer.digest,
             "skipped_rows": 0,

@@ -85,8 +85,7 @@ def prepare_corpus(
 
 def _move_text(tokenized: TokenizedCorpus, source: str, engine: Engine) -> Any:
     """Return the text that has to be in the other split, if there is one, and correct the counts."""
-    end_ids = tokenized.tokenizer.sentence_end_ids()
-    inputs = ((*batch, tokenized.final_ids, end_ids) for batch in tokenized.batches)
+    inputs = ((*batch, tokenized.final_ids) for batch in tokenized.batches)
     results = engine.map(survey, inputs)
     surveys = (result.summary for result in results)
     moved = find_text_to_move(surveys, int(tokenized.documents.sum()), int(tokenized.tokens.sum()), source)
@@ -122,8 +121,8 @@ def _write_shards(
     """Make the shards and record each as soon as it is finished. The batches of documents are deleted."""
     output = finished.output
     folder = output.files if engine.workers_see_files else None
-    size, end_ids = tokenized.tokenizer.size, tokenized.tokenizer.sentence_end_ids()
-    settings = (config.format, config.seed, config.duplicates, config.max_positions, size, end_ids, output.upload)
+    pair_settings = (config.seed, config.duplicates, config.max_positions, config.segments)
+    settings = (config.format, *pair_settings, tokenized.tokenizer.size, output.upload)
     running: dict[int, list[Any]] = {}
 
     def inputs() -> Iterator[tuple[Any, ...]]:

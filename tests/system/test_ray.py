@@ -42,7 +42,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     return {
         "csv": corpus_config(folder / "csv", "csv"),
         "jsonl": dataclasses.replace(
-            corpus_config(folder / "jsonl", "jsonl"), tokenizer_kind="wordpiece", vocab_size=300
+            corpus_config(folder / "jsonl", "jsonl"), tokenizer_kind="wordpiece", vocab_size=300, segments="runs"
         ),
         "demo": PrepareConfig(demo_documents=300, validation_fraction=0.1),
     }
