@@ -5,14 +5,18 @@ applies each manifest of k8s/. docs/deploy.md says which programs it needs.
 """
 
 import argparse
+import shutil
 import signal
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
 from control_plane import Cluster, ClusterError, running_cluster
+from job_outcomes import JOB_CASES, play_job
 from manifests import apply_definitions, check_manifest, find_manifests
+from pods import create_node
 
 RUN_SECONDS = 300
 
@@ -25,16 +29,17 @@ def main() -> int:
     for folder in (options.bin, options.crds):
         if folder is not None and not folder.is_dir():
             parser.error(f"{folder} is not a folder")
-    signal.signal(signal.SIGALRM, stop)
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     signal.alarm(RUN_SECONDS)
     start = time.monotonic()
     try:
-        with running_cluster(options.bin.resolve()) as cluster:
+        # The cluster is stopped before the threads are joined, so that they end at once if something failed.
+        with ThreadPoolExecutor(len(JOB_CASES)) as pool, running_cluster(options.bin.resolve()) as cluster:
             print(cluster.versions(), flush=True)
             if options.crds is not None:
                 apply_definitions(cluster, options.crds)
-            ok = check_manifests(cluster)
+            ok = check_all(cluster, pool)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -44,8 +49,40 @@ def main() -> int:
 
 def stop(number: int, frame: FrameType | None) -> None:
     """End at a signal, so that the programs are stopped and the folder is deleted."""
-    why = f"not done within {RUN_SECONDS} s" if number == signal.SIGALRM else "stopped"
-    raise ClusterError(why)
+    if number == signal.SIGALRM:
+        sys.exit(f"error: not done within {RUN_SECONDS} s")
+    sys.exit(128 + number)
+
+
+def check_all(cluster: Cluster, pool: ThreadPoolExecutor) -> bool:
+    """Play all cases in threads, because they mostly wait, and meanwhile apply all manifests. Print the tables.
+
+    Returns whether everything is as it should be.
+    """
+    has_controllers = shutil.which("kube-controller-manager", path=str(cluster.binaries)) is not None
+    outcomes = []
+    if has_controllers:
+        cluster.start_controllers()
+        create_node(cluster)
+        outcomes = [pool.submit(play_job, cluster, case, f"job-{number}") for number, case in enumerate(JOB_CASES)]
+    ok = check_manifests(cluster)
+    if has_controllers:
+        print("\n| end of a pod of the Job | expected | observed |\n| --- | --- | --- |", flush=True)
+        for case, future in zip(JOB_CASES, outcomes, strict=True):
+            ok &= print_outcome(case.end, case.expected, future)
+    else:
+        print("\nno kube-controller-manager: exit codes are not played")
+    return ok
+
+
+def print_outcome(end: str, expected: str, future: Future[str]) -> bool:
+    """Print a row when its case has been played. Returns whether it is as expected."""
+    try:
+        observed = future.result()
+    except ClusterError as error:
+        observed = " ".join(str(error).split())
+    print(f"| {end} | {expected} | {observed}{'' if observed == expected else ' **differs**'} |", flush=True)
+    return observed == expected
 
 
 def check_manifests(cluster: Cluster) -> bool:

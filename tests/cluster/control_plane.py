@@ -212,6 +212,8 @@ class Cluster:
         except urllib.error.HTTPError as error:
             message = error.read().decode(errors="replace")
             raise ClusterError(f"{arguments[0]} {arguments[1]}: {error.code} {message}") from error
+        except OSError as error:
+            raise ClusterError(f"{arguments[0]} {arguments[1]}: {error}") from error
 
     def get(self, path: str) -> Resource:
         """The object or list at this path of the API."""

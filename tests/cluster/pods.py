@@ -1,0 +1,77 @@
+"""What a kubelet tells the API server about pods. Here nothing runs: each container ends as the test says."""
+
+from control_plane import Cluster, Resource
+
+NODE = "node"
+FINALIZER = "batch.kubernetes.io/job-tracking"  # of a pod that the Job controller has not counted yet
+KILLED = 137
+
+
+def create_node(cluster: Cluster) -> None:
+    """A node that is always ready."""
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
+    cluster.create("/api/v1/nodes", node)
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+    cluster.patch(f"/api/v1/nodes/{NODE}/status", {"status": {"conditions": [ready]}})
+
+
+def pods_of(cluster: Cluster, namespace: str) -> list[Resource]:
+    """All pods of a namespace."""
+    pods: list[Resource] = cluster.get(f"/api/v1/namespaces/{namespace}/pods")["items"]
+    return pods
+
+
+def path_of(pod: Resource) -> str:
+    """The path of a pod in the API."""
+    return f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+
+
+def has_ended(pod: Resource) -> bool:
+    """Whether all its containers have ended, with any exit code."""
+    return pod["status"]["phase"] in ("Succeeded", "Failed")
+
+
+def run_pod(cluster: Cluster, pod: Resource) -> None:
+    """Put a pod on the node, in place of the scheduler, and say that it runs."""
+    name = pod["metadata"]["name"]
+    target = {"apiVersion": "v1", "kind": "Node", "name": NODE}
+    binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+    cluster.create(f"{path_of(pod)}/binding", binding)
+    cluster.patch(f"{path_of(pod)}/status", {"status": {"phase": "Running"}})
+
+
+def end_pod(cluster: Cluster, pod: Resource, exit_code: int, container: str) -> None:
+    """Say that a container of a pod has ended with this code, and the pod with it. A deleted pod then disappears."""
+    status: Resource = {"phase": "Failed" if exit_code else "Succeeded"}
+    spec = pod["spec"]
+    for key, containers in (("initContainerStatuses", "initContainers"), ("containerStatuses", "containers")):
+        status[key] = [
+            {
+                "name": each["name"],
+                "image": each["image"],
+                "imageID": "",
+                "ready": False,
+                "restartCount": 0,
+                "state": state,
+            }
+            for each in spec.get(containers, [])
+            if (state := state_of(each["name"], container, exit_code, spec))
+        ]
+    cluster.patch(f"{path_of(pod)}/status", {"status": status})
+    if cluster.get(path_of(pod))["metadata"].get("deletionTimestamp"):
+        cluster.delete(path_of(pod))
+
+
+def state_of(name: str, ended: str, exit_code: int, spec: Resource) -> Resource:
+    """The state of a container when container `ended` of its pod has ended: earlier ones succeeded, later ones wait."""
+    order = [each["name"] for each in (*spec.get("initContainers", []), *spec["containers"])]
+    if order.index(name) > order.index(ended):
+        return {"waiting": {"reason": "PodInitializing"}}
+    code = exit_code if name == ended else 0
+    return {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+
+
+def evict_pod(cluster: Cluster, pod: Resource) -> None:
+    """Drain the node: the API server marks the pod with the condition DisruptionTarget and deletes it gracefully."""
+    metadata = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}
+    cluster.create(f"{path_of(pod)}/eviction", {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
