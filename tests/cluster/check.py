@@ -5,7 +5,6 @@ applies each manifest of k8s/. docs/deploy.md says which programs it needs.
 """
 
 import argparse
-import shutil
 import signal
 import sys
 import time
@@ -14,7 +13,9 @@ from pathlib import Path
 from types import FrameType
 
 from control_plane import Cluster, ClusterError, running_cluster
-from job_outcomes import JOB_CASES, play_job
+from job_outcomes import JOB_CASES, Case, play_job
+from jobset_outcomes import JOBSET_CASES, play_jobset, start_jobset_controller
+from jobset_outcomes import PROGRAM as JOBSET_PROGRAM
 from manifests import apply_definitions, check_manifest, find_manifests
 from pods import create_node
 
@@ -35,11 +36,14 @@ def main() -> int:
     start = time.monotonic()
     try:
         # The cluster is stopped before the threads are joined, so that they end at once if something failed.
-        with ThreadPoolExecutor(len(JOB_CASES)) as pool, running_cluster(options.bin.resolve()) as cluster:
+        with (
+            ThreadPoolExecutor(len(JOB_CASES) + len(JOBSET_CASES)) as pool,
+            running_cluster(options.bin.resolve()) as cluster,
+        ):
             print(cluster.versions(), flush=True)
             if options.crds is not None:
                 apply_definitions(cluster, options.crds)
-            ok = check_all(cluster, pool)
+            ok = check_all(cluster, options.crds, pool)
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,35 +58,39 @@ def stop(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def check_all(cluster: Cluster, pool: ThreadPoolExecutor) -> bool:
+def check_all(cluster: Cluster, definitions: Path | None, pool: ThreadPoolExecutor) -> bool:
     """Play all cases in threads, because they mostly wait, and meanwhile apply all manifests. Print the tables.
 
     Returns whether everything is as it should be.
     """
-    has_controllers = shutil.which("kube-controller-manager", path=str(cluster.binaries)) is not None
-    outcomes = []
-    if has_controllers:
+    tables: list[tuple[str, tuple[Case, ...], list[Future[str]]]] = []
+    if cluster.has_program("kube-controller-manager"):
         cluster.start_controllers()
         create_node(cluster)
-        outcomes = [pool.submit(play_job, cluster, case, f"job-{number}") for number, case in enumerate(JOB_CASES)]
+        tables.append(("Job", JOB_CASES, [pool.submit(play_job, cluster, case) for case in JOB_CASES]))
+        if definitions is not None and cluster.has_program(JOBSET_PROGRAM):
+            start_jobset_controller(cluster, definitions)
+            tables.append(("JobSet", JOBSET_CASES, [pool.submit(play_jobset, cluster, case) for case in JOBSET_CASES]))
     ok = check_manifests(cluster)
-    if has_controllers:
-        print("\n| end of a pod of the Job | expected | observed |\n| --- | --- | --- |", flush=True)
-        for case, future in zip(JOB_CASES, outcomes, strict=True):
-            ok &= print_outcome(case.end, case.expected, future)
-    else:
-        print("\nno kube-controller-manager: exit codes are not played")
+    for kind, cases, outcomes in tables:
+        print(f"\n| end of a pod of the {kind} | expected | observed |\n| --- | --- | --- |", flush=True)
+        for case, future in zip(cases, outcomes, strict=True):
+            ok &= print_outcome(case, future)
+    for kind in ("Job", "JobSet"):
+        if kind not in {name for name, _, _ in tables}:
+            print(f"\nThe {kind} was not played: its controller is missing.")
     return ok
 
 
-def print_outcome(end: str, expected: str, future: Future[str]) -> bool:
+def print_outcome(case: Case, future: Future[str]) -> bool:
     """Print a row when its case has been played. Returns whether it is as expected."""
     try:
         observed = future.result()
     except ClusterError as error:
         observed = " ".join(str(error).split())
-    print(f"| {end} | {expected} | {observed}{'' if observed == expected else ' **differs**'} |", flush=True)
-    return observed == expected
+    differs = "" if observed == case.expected else " **differs**"
+    print(f"| {case.end} | {case.expected} | {observed}{differs} |", flush=True)
+    return not differs
 
 
 def check_manifests(cluster: Cluster) -> bool:

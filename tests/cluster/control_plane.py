@@ -66,6 +66,12 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def responds(port: int) -> bool:
+    """Whether a program listens on this port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Cluster:
     """A running API server: requests to it, kubectl, and the programs that belong to it.
 
@@ -84,6 +90,10 @@ class Cluster:
         self._processes: list[tuple[str, subprocess.Popen[bytes]]] = []
         self._opener = urllib.request.build_opener()
         self._url = ""
+
+    def has_program(self, name: str) -> bool:
+        """Whether the folder of programs has this one."""
+        return shutil.which(name, path=str(self.binaries)) is not None
 
     def start_program(self, name: str, path: str, *flags: str) -> None:
         """Start a program that runs until `stop`. Its output goes to a file."""
@@ -254,11 +264,18 @@ class Cluster:
             timeout=KUBECTL_SECONDS,
         )
 
-    def create_namespace(self, name: str) -> None:
-        """Create a namespace that allows only pods of the Pod Security Standard `restricted`."""
+    def apply(self, namespace: str, resources: list[Resource]) -> None:
+        """Apply resources with kubectl. Raises ClusterError with its message."""
+        text = yaml.safe_dump_all(resources)
+        done = self.kubectl("apply", f"--namespace={namespace}", "--filename=-", text=text)
+        if done.returncode:
+            raise ClusterError(f"kubectl apply: {done.stderr}")
+
+    def create_namespace(self) -> str:
+        """Create a namespace that allows only pods of the Pod Security Standard `restricted`. Returns its new name."""
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-        metadata = {"name": name, "labels": labels}
-        self.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "test-", "labels": labels}}
+        return str(self.create("/api/v1/namespaces", namespace)["metadata"]["name"])
 
     def versions(self) -> str:
         """The versions of the programs."""

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass
 
 import yaml
-from control_plane import Cluster, ClusterError, Resource, wait_for
+from control_plane import Cluster, Resource, wait_for
 from manifests import K8S
-from pods import FINALIZER, KILLED, end_pod, evict_pod, has_ended, pods_of, run_pod
+from pods import FINALIZER, end_pod, evict_pod, has_ended, pods_of, run_pod
 
 MANIFEST = K8S / "pretrain-job.yaml"
 NAME = "babybert-pretrain"
@@ -16,16 +16,16 @@ QUIET_SECONDS = 15.0  # longer than the delay of the first new pod
 
 
 @dataclass(frozen=True)
-class JobCase:
+class Case:
     """One row of the table.
 
     Attributes:
         end: What happens, for people.
-        expected: What the Job controller should do.
+        expected: What the controller should do.
         exit_codes: Of one pod after the other.
         container: The container that ends. The pod ends with it.
         is_evicted: Whether the node is drained before.
-        backoff_limit: In place of the manifest's. With 0, a counted failure ends the Job.
+        limit: In place of the manifest's `backoffLimit` or `maxRestarts`. With 0, a counted failure is final.
     """
 
     end: str
@@ -33,39 +33,36 @@ class JobCase:
     exit_codes: tuple[int, ...]
     container: str = "pretrain"
     is_evicted: bool = False
-    backoff_limit: int | None = None
+    limit: int | None = None
 
 
 JOB_CASES = (
-    JobCase("exit 0", "Complete", (0,)),
-    JobCase("exit 1", "new pod, counted", (1,)),
-    JobCase("exit 1, five pods in a row", "Failed: BackoffLimitExceeded", (1,) * 5),
-    JobCase("exit 2", "Failed: PodFailurePolicy", (2,)),
-    JobCase("exit 3", "Failed: PodFailurePolicy", (3,)),
-    JobCase("exit 130", "new pod, not counted", (130,), backoff_limit=0),
-    JobCase("exit 143", "new pod, not counted", (143,), backoff_limit=0),
-    JobCase("exit 137 (SIGKILL)", "new pod, counted", (KILLED,)),
-    JobCase("first init container: exit 2 (no Secret)", "Failed: PodFailurePolicy", (2,), container="store"),
-    JobCase("`prepare`: exit 3", "Failed: PodFailurePolicy", (3,), container="prepare"),
-    JobCase("`prepare`: exit 1", "new pod, counted", (1,), container="prepare"),
-    JobCase("drained, exit 143", "new pod, not counted", (143,), is_evicted=True, backoff_limit=0),
-    JobCase("drained, exit 1", "new pod, not counted", (1,), is_evicted=True, backoff_limit=0),
-    JobCase("drained, exit 2", "Failed: PodFailurePolicy", (2,), is_evicted=True),
-    JobCase("drained, has not ended yet", "no new pod", (), is_evicted=True),
+    Case("exit 0", "Complete", (0,)),
+    Case("exit 1", "new pod, counted", (1,)),
+    Case("exit 1, five pods in a row", "Failed: BackoffLimitExceeded", (1,) * 5),
+    Case("exit 2", "Failed: PodFailurePolicy", (2,)),
+    Case("exit 3", "Failed: PodFailurePolicy", (3,)),
+    Case("exit 130", "new pod, not counted", (130,), limit=0),
+    Case("exit 143", "new pod, not counted", (143,), limit=0),
+    Case("exit 137 (SIGKILL)", "new pod, counted", (137,)),
+    Case("first init container: exit 2 (no Secret)", "Failed: PodFailurePolicy", (2,), container="store"),
+    Case("`prepare`: exit 3", "Failed: PodFailurePolicy", (3,), container="prepare"),
+    Case("`prepare`: exit 1", "new pod, counted", (1,), container="prepare"),
+    Case("drained, exit 143", "new pod, not counted", (143,), is_evicted=True, limit=0),
+    Case("drained, exit 1", "new pod, not counted", (1,), is_evicted=True, limit=0),
+    Case("drained, exit 2", "Failed: PodFailurePolicy", (2,), is_evicted=True),
+    Case("drained, has not ended yet", "no new pod", (), is_evicted=True),
 )
 
 
-def play_job(cluster: Cluster, case: JobCase, namespace: str) -> str:
+def play_job(cluster: Cluster, case: Case) -> str:
     """Create the Job in a new namespace, end its pods as the case says, and return what the controller did."""
-    cluster.create_namespace(namespace)
+    namespace = cluster.create_namespace()
     resources = list(yaml.safe_load_all(MANIFEST.read_text(encoding="utf-8")))
     for resource in resources:
-        if resource["kind"] == "Job" and case.backoff_limit is not None:
-            resource["spec"]["backoffLimit"] = case.backoff_limit
-    text = yaml.safe_dump_all(resources)
-    done = cluster.kubectl("apply", f"--namespace={namespace}", "--filename=-", text=text)
-    if done.returncode:
-        raise ClusterError(f"{MANIFEST}: {done.stderr}")
+        if resource["kind"] == "Job" and case.limit is not None:
+            resource["spec"]["backoffLimit"] = case.limit
+    cluster.apply(namespace, resources)
     for exit_code in case.exit_codes or (None,):
         pod = wait_for("a new pod", lambda: running_pod(cluster, namespace), LAST_POD_SECONDS)
         run_pod(cluster, pod)

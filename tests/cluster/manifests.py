@@ -59,8 +59,7 @@ def check_manifest(cluster: Cluster, manifest: Manifest) -> tuple[str, bool]:
     unknown = sorted({each["kind"] for each in manifest.resources if not cluster.knows(each)})
     if unknown:
         return f"skipped: no definition of {', '.join(unknown)}", True
-    namespace = "apply-" + manifest.path.stem
-    cluster.create_namespace(namespace)
+    namespace = cluster.create_namespace()
     for way, flags in (("the first time", []), ("again", []), ("server-side", ["--server-side"])):
         done = cluster.kubectl("apply", f"--namespace={namespace}", *flags, manifest.flag)
         if done.returncode or done.stderr:

@@ -1,10 +1,12 @@
 """What a kubelet tells the API server about pods. Here nothing runs: each container ends as the test says."""
 
-from control_plane import Cluster, Resource
+import contextlib
+
+from control_plane import Cluster, ClusterError, Resource
 
 NODE = "node"
 FINALIZER = "batch.kubernetes.io/job-tracking"  # of a pod that the Job controller has not counted yet
-KILLED = 137
+TERMINATED = 143
 
 
 def create_node(cluster: Cluster) -> None:
@@ -69,6 +71,14 @@ def state_of(name: str, ended: str, exit_code: int, spec: Resource) -> Resource:
         return {"waiting": {"reason": "PodInitializing"}}
     code = exit_code if name == ended else 0
     return {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
+
+
+def end_deleted_pods(cluster: Cluster, namespace: str) -> None:
+    """End each running pod that was deleted, as after SIGTERM."""
+    for pod in pods_of(cluster, namespace):
+        if "deletionTimestamp" in pod["metadata"] and not has_ended(pod):
+            with contextlib.suppress(ClusterError):  # it is gone already
+                end_pod(cluster, pod, TERMINATED, pod["spec"]["containers"][0]["name"])
 
 
 def evict_pod(cluster: Cluster, pod: Resource) -> None:
