@@ -85,6 +85,7 @@ test-compose: $(DEPLOY) images ## run docker/compose.yaml as a whole, with docke
 	$(BIN)/python -m pytest tests/compose.py
 
 test-cluster: $(DEPLOY) ## apply k8s/ to a real control plane and play exit codes: make test-cluster BINARIES=folder CRDS=folder
+	@test -n "$(BINARIES)" || { echo "name the folder with kube-apiserver: make test-cluster BINARIES=folder"; exit 1; }
 	$(BIN)/python tests/cluster/check.py --bin "$(BINARIES)" $(if $(CRDS),--crds "$(CRDS)")
 
 lint-deploy: $(DEPLOY) ## check Dockerfiles, manifests and alerts, and that they agree with each other

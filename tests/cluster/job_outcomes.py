@@ -23,7 +23,7 @@ class Case:
         end: What happens, for people.
         expected: What the controller should do.
         exit_codes: Of one pod after the other.
-        container: The container that ends. The pod ends with it.
+        init_container: The index of the init container that ends the pod. None: the container after them ends it.
         is_evicted: Whether the node is drained before.
         limit: In place of the manifest's `backoffLimit` or `maxRestarts`. With 0, a counted failure is final.
     """
@@ -31,7 +31,7 @@ class Case:
     end: str
     expected: str
     exit_codes: tuple[int, ...]
-    container: str = "pretrain"
+    init_container: int | None = None
     is_evicted: bool = False
     limit: int | None = None
 
@@ -45,9 +45,9 @@ JOB_CASES = (
     Case("exit 130", "new pod, not counted", (130,), limit=0),
     Case("exit 143", "new pod, not counted", (143,), limit=0),
     Case("exit 137 (SIGKILL)", "new pod, counted", (137,)),
-    Case("first init container: exit 2 (no Secret)", "Failed: PodFailurePolicy", (2,), container="store"),
-    Case("`prepare`: exit 3", "Failed: PodFailurePolicy", (3,), container="prepare"),
-    Case("`prepare`: exit 1", "new pod, counted", (1,), container="prepare"),
+    Case("first init container: exit 2 (no Secret)", "Failed: PodFailurePolicy", (2,), init_container=0),
+    Case("last init container: exit 3", "Failed: PodFailurePolicy", (3,), init_container=-1),
+    Case("last init container: exit 1", "new pod, counted", (1,), init_container=-1),
     Case("drained, exit 143", "new pod, not counted", (143,), is_evicted=True, limit=0),
     Case("drained, exit 1", "new pod, not counted", (1,), is_evicted=True, limit=0),
     Case("drained, exit 2", "Failed: PodFailurePolicy", (2,), is_evicted=True),
@@ -69,7 +69,7 @@ def play_job(cluster: Cluster, case: Case) -> str:
         if case.is_evicted:
             evict_pod(cluster, pod)
         if exit_code is not None:
-            end_pod(cluster, pod, exit_code, case.container)
+            end_pod(cluster, pod, exit_code, case.init_container)
     if not case.exit_codes:
         time.sleep(QUIET_SECONDS)
         return "no new pod" if len(pods_of(cluster, namespace)) == 1 else "new pod"

@@ -26,8 +26,8 @@ JOBSET_CASES = (
     Case("exit 130", "all pods anew, not counted", (130,), limit=0),
     Case("exit 143", "all pods anew, not counted", (143,), limit=0),
     Case("exit 137 (SIGKILL)", "all pods anew, counted", (137,)),
-    Case("first init container: exit 2 (no Secret)", "Failed: FailJobSetFailurePolicyAction", (2,), container="store"),
-    Case("`prepare`: exit 3", "Failed: FailJobSetFailurePolicyAction", (3,), container="prepare"),
+    Case("first init container: exit 2 (no Secret)", "Failed: FailJobSetFailurePolicyAction", (2,), init_container=0),
+    Case("last init container: exit 3", "Failed: FailJobSetFailurePolicyAction", (3,), init_container=-1),
     Case("drained, exit 143", "all pods anew, not counted", (143,), is_evicted=True, limit=0),
     Case("drained, exit 1", "all pods anew, not counted", (1,), is_evicted=True, limit=0),
     Case("drained, exit 2", "all pods anew, not counted", (2,), is_evicted=True, limit=0),
@@ -91,7 +91,7 @@ def play_jobset(cluster: Cluster, case: Case) -> str:
         if case.is_evicted:
             evict_pod(cluster, pods[0])
         for pod in pods if exit_code == 0 else pods[:1]:
-            end_pod(cluster, pod, exit_code, case.container)
+            end_pod(cluster, pod, exit_code, case.init_container)
     return wait_for("an outcome", lambda: outcome(cluster, namespace, seen), OUTCOME_SECONDS)
 
 

@@ -9,6 +9,7 @@ from control_plane import Cluster, Resource, wait_for
 
 K8S = Path(__file__).parents[2] / "k8s"
 DEFINITION_SECONDS = 30.0
+MESSAGE_LINES = 2  # of kubectl; what follows is advice
 
 
 @dataclass(frozen=True)
@@ -63,5 +64,6 @@ def check_manifest(cluster: Cluster, manifest: Manifest) -> tuple[str, bool]:
     for way, flags in (("the first time", []), ("again", []), ("server-side", ["--server-side"])):
         done = cluster.kubectl("apply", f"--namespace={namespace}", *flags, manifest.flag)
         if done.returncode or done.stderr:
-            return f"{way}: {done.stderr.strip() or f'exit code {done.returncode}'}", False
+            message = " ".join(done.stderr.splitlines()[:MESSAGE_LINES]) or f"exit code {done.returncode}"
+            return f"{way}: {message}", False
     return "no error, no conflict, no warning", True

@@ -42,35 +42,33 @@ def run_pod(cluster: Cluster, pod: Resource) -> None:
     cluster.patch(f"{path_of(pod)}/status", {"status": {"phase": "Running"}})
 
 
-def end_pod(cluster: Cluster, pod: Resource, exit_code: int, container: str) -> None:
-    """Say that a container of a pod has ended with this code, and the pod with it. A deleted pod then disappears."""
-    status: Resource = {"phase": "Failed" if exit_code else "Succeeded"}
+def end_pod(cluster: Cluster, pod: Resource, exit_code: int, init_container: int | None = None) -> None:
+    """Say that a container of a pod has ended with this code, and the pod with it. A deleted pod then disappears.
+
+    Args:
+        init_container: Its index in the list of init containers. None: the only other container.
+    """
     spec = pod["spec"]
-    for key, containers in (("initContainerStatuses", "initContainers"), ("containerStatuses", "containers")):
-        status[key] = [
-            {
-                "name": each["name"],
-                "image": each["image"],
-                "imageID": "",
-                "ready": False,
-                "restartCount": 0,
-                "state": state,
-            }
-            for each in spec.get(containers, [])
-            if (state := state_of(each["name"], container, exit_code, spec))
-        ]
-    cluster.patch(f"{path_of(pod)}/status", {"status": status})
-    if cluster.get(path_of(pod))["metadata"].get("deletionTimestamp"):
+    first, (main,) = spec.get("initContainers", []), spec["containers"]
+    ended = (main if init_container is None else first[init_container])["name"]
+    statuses, state = [], {"terminated": {"exitCode": 0, "reason": "Completed"}}
+    for container in (*first, main):  # those before the one that ended have succeeded, those after it wait
+        name, image = container["name"], container["image"]
+        if name == ended and exit_code:
+            state = {"terminated": {"exitCode": exit_code, "reason": "Error"}}
+        statuses.append(
+            {"name": name, "image": image, "imageID": "", "ready": False, "restartCount": 0, "state": state}
+        )
+        if name == ended:
+            state = {"waiting": {"reason": "PodInitializing"}}
+    status = {
+        "phase": "Failed" if exit_code else "Succeeded",
+        "initContainerStatuses": statuses[:-1],
+        "containerStatuses": statuses[-1:],
+    }
+    ended_pod = cluster.patch(f"{path_of(pod)}/status", {"status": status})
+    if "deletionTimestamp" in ended_pod["metadata"]:
         cluster.delete(path_of(pod))
-
-
-def state_of(name: str, ended: str, exit_code: int, spec: Resource) -> Resource:
-    """The state of a container when container `ended` of its pod has ended: earlier ones succeeded, later ones wait."""
-    order = [each["name"] for each in (*spec.get("initContainers", []), *spec["containers"])]
-    if order.index(name) > order.index(ended):
-        return {"waiting": {"reason": "PodInitializing"}}
-    code = exit_code if name == ended else 0
-    return {"terminated": {"exitCode": code, "reason": "Error" if code else "Completed"}}
 
 
 def end_deleted_pods(cluster: Cluster, namespace: str) -> None:
@@ -78,7 +76,7 @@ def end_deleted_pods(cluster: Cluster, namespace: str) -> None:
     for pod in pods_of(cluster, namespace):
         if "deletionTimestamp" in pod["metadata"] and not has_ended(pod):
             with contextlib.suppress(ClusterError):  # it is gone already
-                end_pod(cluster, pod, TERMINATED, pod["spec"]["containers"][0]["name"])
+                end_pod(cluster, pod, TERMINATED)
 
 
 def evict_pod(cluster: Cluster, pod: Resource) -> None:
