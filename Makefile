@@ -7,7 +7,7 @@ WEB := .venv/.web
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-learning bench-serving bench-scale \
-	images test-images test-compose lint-deploy lock monitoring tutorial pictures check format clean
+	images test-images test-compose test-cluster lint-deploy lock monitoring tutorial pictures check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -83,6 +83,10 @@ test-images: $(DEPLOY) images ## run the images as a user would, and the Job's p
 
 test-compose: $(DEPLOY) images ## run docker/compose.yaml as a whole, with docker or podman, as root
 	$(BIN)/python -m pytest tests/compose.py
+
+test-cluster: $(DEPLOY) ## apply k8s/ to a real control plane and play exit codes: make test-cluster BINARIES=folder CRDS=folder
+	@test -n "$(BINARIES)" || { echo "name the folder with kube-apiserver: make test-cluster BINARIES=folder"; exit 1; }
+	$(BIN)/python tests/cluster/check.py --bin "$(BINARIES)" $(if $(CRDS),--crds "$(CRDS)")
 
 lint-deploy: $(DEPLOY) ## check Dockerfiles, manifests and alerts, and that they agree with each other
 	$(BIN)/python -m pytest tests/test_deploy.py tests/test_alerts.py

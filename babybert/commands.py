@@ -28,6 +28,7 @@ from babybert.config import (
 )
 from babybert.config.command_line import convert_text
 from babybert.errors import UsageError
+from babybert.s3 import is_s3
 
 if TYPE_CHECKING:
     from babybert.serving.predictor import Predictor
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 
 def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
     """`babybert prepare`."""
-    from babybert.data.dataset import open_dataset, unigram_entropy
-    from babybert.data.prepare import prepare
+    from babybert.data.dataset import unigram_entropy
+    from babybert.data.prepare import prepare_data
 
-    facts = prepare(config)
+    facts, token_counts_V = prepare_data(config)
     corpus = ""
     if "documents" in facts:
         kind = "generated reviews" if facts["generated"] else "documents"
@@ -59,7 +60,7 @@ def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
         print(f"  bad files: {len(files['bad']):,}; only rows before the damage were read")
     if files["left_out"]:
         print(f"  left out: {', '.join(f'{count:,} {reason}' for reason, count in files['left_out'].items())}")
-    entropy = unigram_entropy(open_dataset(config.out).token_counts())
+    entropy = unigram_entropy(token_counts_V)
     print(f"  MLM loss of the unigram baseline: {entropy:.3f} nats; of chance: {math.log(facts['vocabulary']):.3f}")
     return 0
 
@@ -106,13 +107,14 @@ def run_evaluate(config: EvaluateConfig, arguments: argparse.Namespace) -> int:
 def _score_held_out(config: EvaluateConfig) -> dict[str, Any]:
     """The scores on the held-out pairs."""
     from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
-    from babybert.data.dataset import open_dataset
+    from babybert.data.s3_cache import CacheLimits
+    from babybert.data.s3_dataset import open_data
     from babybert.evaluation.report import report
     from babybert.model.device import pick_device
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
-    dataset = open_dataset(config.data)
+    dataset = open_data(config.data, CacheLimits(config.cache, config.cache_gb))
     model, tokenizer = load_model(folder)
     check_same_vocabulary(folder, tokenizer, dataset)
     results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
@@ -124,7 +126,8 @@ def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
     from babybert.checkpoint.format import check_same_vocabulary, find_checkpoint, load_model
     from babybert.config.evaluation_config import TOKENS_PER_PAIR
     from babybert.corpus.minimal_pairs import read_minimal_pairs
-    from babybert.data.dataset import open_dataset
+    from babybert.data.s3_cache import CacheLimits
+    from babybert.data.s3_dataset import open_data
     from babybert.evaluation.blimp import evaluate_blimp
     from babybert.evaluation.pseudo_log_likelihood import uses_bf16
     from babybert.model.device import pick_device
@@ -135,8 +138,8 @@ def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
     pairs = read_minimal_pairs(config.blimp)
     model, tokenizer = load_model(folder)
     train, left_out = None, []
-    if config.data.exists():
-        dataset = open_dataset(config.data)
+    if is_s3(str(config.data)) or Path(config.data).exists():
+        dataset = open_data(config.data, CacheLimits(config.cache, config.cache_gb))
         check_same_vocabulary(folder, tokenizer, dataset)
         train = dataset.examples("train")
     else:
@@ -232,7 +235,7 @@ def run_info(config: InfoConfig, arguments: argparse.Namespace) -> int:
         return 0
     if arguments.path is None:
         raise UsageError("give a path, or --ops; see `babybert info --help`")
-    description = describe(Path(arguments.path), config)
+    description = describe(arguments.path, config)
     if config.json:
         print_json(description)
     else:

@@ -7,6 +7,7 @@ full disk a StorageError.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -135,6 +136,32 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_folder(purpose: str, name: str) -> Iterator[Path]:
+    """An empty folder for temporary files, deleted at the end.
+
+    What a killed process has left there is deleted by the next one that works on the same thing, called `name`.
+
+    Raises UsageError where there is no place for temporary files, StorageError if the disk is full, UserError if
+    another process works on the same thing.
+    """
+    digest = hashlib.sha256(f"{os.getuid()} {name}".encode()).hexdigest()[:16]
+    try:
+        parent = Path(tempfile.gettempdir()) / f"babybert-{purpose}-{digest}"
+    except OSError as error:
+        raise cannot_write(f"no temporary folder can be made: {os_reason(error)}; set TMPDIR", error) from error
+    with lock_folder(parent, "TMPDIR"):
+        folder = parent / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        parent.rmdir()  # it exists still if a killed process had made it
 
 
 def write_file(path: Path, content: bytes) -> None:

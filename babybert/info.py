@@ -16,11 +16,14 @@ from rich.table import Column, Table
 
 from babybert.config import InfoConfig
 from babybert.corpus.files import BadRows
-from babybert.data.dataset import SPLITS, check_sha256, open_dataset, unigram_entropy
+from babybert.data.dataset import SPLITS, Dataset, unigram_entropy
+from babybert.data.s3_cache import CacheLimits
+from babybert.data.s3_dataset import open_data
 from babybert.data.shards import MOST_TOKENS
 from babybert.data.table import TABLE_ENDINGS, Examples, concatenate, read_table
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK, Tokenizer
 from babybert.errors import DataError
+from babybert.s3 import is_s3
 from babybert.tables import escape_control_characters, format_table
 
 DATASET_FACTS = ("corpus", "source", "seed", "duplicates", "skipped_rows", "babybert")
@@ -29,10 +32,14 @@ LENGTH_BINS = 10
 FIRST_TOKENS = 12  # of a tokenizer's vocabulary that are shown
 
 
-def describe(path: Path, config: InfoConfig) -> dict[str, Any]:
-    """What is at `path`, as `babybert info --json` prints it. Raises DataError for an unknown or corrupt file."""
-    if (path / "dataset.json").is_file():
-        return describe_dataset(path, config.rows)
+def describe(address: Path | str, config: InfoConfig) -> dict[str, Any]:
+    """What is at a path or, for a dataset, at an S3 address, as `babybert info --json` prints it.
+
+    Raises DataError for an unknown or corrupt file.
+    """
+    path = Path(address)
+    if is_s3(str(address)) or (path / "dataset.json").is_file():
+        return describe_dataset(open_data(address, CacheLimits(config.cache, config.cache_gb)), address, config.rows)
     if path.is_dir():
         return describe_checkpoint(path)
     if path.name.lower().endswith(TABLE_ENDINGS):
@@ -65,18 +72,17 @@ def format_ops(description: dict[str, Any]) -> str:
     return "\n".join([f"operations on {description['device']}, with --kernels auto", *lines]).rstrip()
 
 
-def describe_dataset(folder: Path, rows: int) -> dict[str, Any]:
-    """A folder that `babybert prepare` wrote, with the first `rows` training pairs. Raises DataError."""
-    dataset = open_dataset(folder)
-    description: dict[str, Any] = {"path": str(folder), "kind": "dataset"}
+def describe_dataset(dataset: Dataset, address: Path | str, rows: int) -> dict[str, Any]:
+    """Prepared data, with the first `rows` training pairs. Raises DataError if a file is missing or damaged."""
+    description: dict[str, Any] = {"path": str(address), "kind": "dataset"}
     description.update({name: dataset.facts[name] for name in DATASET_FACTS})
+    if dataset.facts["corpus"] != "table":
+        description["segments"] = dataset.facts.get("segments", "sentences")
     description["vocabulary"] = dataset.tokenizer.size
     for split in SPLITS:
-        paths = dataset.shards(split)
-        for path, shard in zip(paths, dataset.facts["shards"][split], strict=True):
-            check_sha256(path, shard["sha256"])
+        dataset.verify(split)
         description[split] = {
-            "shards": len(paths),
+            "shards": len(dataset.shards(split)),
             **measure(dataset.examples(split), dataset.tokenizer.size),
             "pairs_without_negative": dataset.facts[split].get("pairs_without_negative", 0),
         }

@@ -5,10 +5,12 @@ boto3 finds credentials, region and endpoint in the standard AWS ways (`AWS_ACCE
 boto3's exceptions; call them inside `s3_errors.s3_errors`.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from babybert.errors import UsageError, UserError
 from babybert.s3_errors import error_code, s3_errors
@@ -18,6 +20,7 @@ TIMEOUT_VARIABLE = "BABYBERT_S3_TIMEOUT"
 DEFAULT_TIMEOUT = "20"  # seconds, for a server that accepts a connection and never answers
 LONGEST_TIMEOUT = 1_000_000  # seconds; timers of the operating system end at much more
 BUCKET_NAME = re.compile(r"[a-zA-Z0-9.\-_]{1,255}")  # as botocore has it; the servers' own rules are stricter
+LARGE_COPY_BYTES = 1 << 28  # copied in parts of this size, because a server may take long for a single one
 # What S3 and compatible servers answer when the condition of a write does not hold.
 CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409", "404", "NoSuchKey")
 
@@ -62,6 +65,17 @@ def make_client() -> Any:
         raise UsageError(f"S3: {error}; correct the AWS variables or ~/.aws/config") from error
 
 
+def shared_client() -> Any:
+    """The client of this process, for many small pieces of work; another one if the settings have changed meanwhile."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", TIMEOUT_VARIABLE))}
+    return _shared_client(tuple(sorted(settings.items())))
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_client(settings: tuple[tuple[str, str], ...]) -> Any:
+    return make_client()
+
+
 def _check_credentials(credentials: Any) -> None:
     """Raise UsageError for keys with a line break, as a Secret made of the output of `echo` has. None is no error here.
 
@@ -85,7 +99,13 @@ def _timeout() -> float:
 
 
 def list_keys(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Key and size in bytes of each object below a prefix, in the order of the keys.
+    """Key and size in bytes of each object below a prefix; see `list_objects`."""
+    for key, size, _ in list_objects(client, bucket, prefix):
+        yield key, size
+
+
+def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
+    """Key, size in bytes and ETag (without quotation marks) of each object below a prefix, in the order of the keys.
 
     Raises UsageError if the answer is not a listing: boto3 takes a web page for an empty one.
     """
@@ -93,7 +113,40 @@ def list_keys(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, int]
         if "Name" not in page and "IsTruncated" not in page:
             raise UsageError(f"s3://{bucket}/{prefix}: the answer is not from an S3 server; correct AWS_ENDPOINT_URL")
         for entry in page.get("Contents", []):
-            yield entry["Key"], entry["Size"]
+            yield entry["Key"], entry["Size"], entry.get("ETag", "").strip('"')
+
+
+def list_uploads(client: Any, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+    """Key and id of each upload in parts below a prefix that was neither completed nor aborted."""
+    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+        for upload in page.get("Uploads", []):
+            yield upload["Key"], upload["UploadId"]
+
+
+def object_status(client: Any, bucket: str, key: str) -> tuple[int, str]:
+    """Size in bytes and ETag (without quotation marks) of an object."""
+    response = client.head_object(Bucket=bucket, Key=key)
+    return response["ContentLength"], response.get("ETag", "").strip('"')
+
+
+def upload_file(client: Any, path: Path, bucket: str, key: str) -> None:
+    """Upload a file. It appears complete or not at all. Raises OSError if it cannot be read."""
+    client.upload_file(str(path), bucket, key)
+
+
+def download_file(client: Any, bucket: str, key: str, file: IO[bytes]) -> None:
+    """Download an object into an open file. Raises OSError if it cannot be written."""
+    client.download_fileobj(bucket, key, file)
+
+
+def copy_object(client: Any, bucket: str, source: str, target: str, etag: str) -> None:
+    """Copy an object inside a bucket, on the server, if it has this ETag. It appears complete or not at all."""
+    from boto3.s3.transfer import TransferConfig
+
+    config = TransferConfig(
+        multipart_threshold=LARGE_COPY_BYTES, multipart_chunksize=LARGE_COPY_BYTES, use_threads=False
+    )
+    client.copy({"Bucket": bucket, "Key": source}, bucket, target, {"CopySourceIfMatch": f'"{etag}"'}, Config=config)
 
 
 def get_if_exists(client: Any, bucket: str, key: str) -> tuple[str, bytes] | None:

@@ -34,6 +34,7 @@ from babybert.corpus.files import BadRows
 from babybert.data.block_plan import BLOCK_TOKENS
 from babybert.data.engine import Engine, Function, Result
 from babybert.data.local_engine import InProcessEngine, LocalEngine
+from babybert.data.output_folder import OutputFolder
 from babybert.data.prepare_corpus import prepare_corpus
 from babybert.logs import configure_logging
 
@@ -83,12 +84,16 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
     """Prepare text of `size` MB with an engine, and return figures."""
     kind, _, workers = name.partition("-")
     with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".scale-") as folder:
-        out, work = Path(folder) / "out", Path(folder) / "work"
-        out.mkdir()
+        out = Path(folder) / "out"
         config = PrepareConfig(corpus="demo", out=out, tokenizer_kind=tokenizer_kind, vocab_size=8192)
+        output = OutputFolder(out)
         start = time.perf_counter()
-        with timed_engine(kind, int(workers), work) as engine, largest_worker() as worker_bytes:
-            writer = prepare_corpus(config, GeneratedText(size * MB), BadRows(), out, engine)
+        with (
+            output.open(),
+            timed_engine(kind, int(workers), output.work) as engine,
+            largest_worker() as worker_bytes,
+        ):
+            writer = prepare_corpus(config, GeneratedText(size * MB), BadRows(), output, engine)
             facts = writer.finish(0)
         seconds = time.perf_counter() - start
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -27,6 +27,11 @@ def fail_at(number: int, fatal: set[int]) -> tuple[int, list[Arrays]]:
     return number, []
 
 
+def read_variable(name: str) -> tuple[str | None, list[Arrays]]:
+    """Return a variable of the environment."""
+    return os.environ.get(name), []
+
+
 def die_until(number: int, folder: Path, deaths: int) -> tuple[int, list[Arrays]]:
     """Log the call in a file. Number 3 kills its process, unless it has done so `deaths` times."""
     with (folder / "calls").open("a") as file:

@@ -133,6 +133,8 @@ def files_case(rng: random.Random, folder: Path) -> str:
     optional = ["--skip-bad-rows", "--documents=blank-lines", "--limit=5", "--format=parquet", "--max-positions=9",
                 "--min-frequency=3", "--vocab-size=40", "--delimiter=;", "--delimiter=tab", "--text-column=body",
                 "--duplicates=2"]  # fmt: skip
+    if corpus != "table" and rng.random() < 0.3:
+        flags.append("--segments=runs")
     flags += [flag for flag in optional if rng.random() < (0.6 if flag == "--skip-bad-rows" else 0.08)]
     if rng.random() < 0.15:
         flags += ["--tokenizer-kind=wordpiece", "--vocab-size=300"]

@@ -12,20 +12,24 @@ from babybert.data import block_plan, pieces
 from babybert.data.block_plan import BINS, Histogram, PlannedShard, count_bins, plan_blocks, plan_shards
 from babybert.data.blocks import MovedText, ShardJob, count_after_move, final_pieces, write_shard
 from babybert.data.pieces import Pieces, PiecesBuilder
-from babybert.data.sentences import TokenizedDocuments
+from babybert.data.sentences import TokenizedText
 from babybert.data.shuffle import BinRange, partition
 from babybert.data.tokenize_batch import count_documents
 
-END = np.array([9], np.int32)
+END = 9
 TEXTS = [f"text {i}" for i in range(200)]
 CSV_BYTES = 10**9
+
+
+def tokens_of(ids: list[int]) -> TokenizedText:
+    return TokenizedText(np.array(ids, np.int32), np.array(ids) == END)
 
 
 def batch_of(texts: list[str], seed: int = 0, validation_fraction: float = 0.25) -> Pieces:
     """Documents of ten equal tokens."""
     builder = PiecesBuilder(seed, validation_fraction)
     for text in texts:
-        builder.add(text, np.full(10, int(text.split()[1]), np.int32), lambda: END)
+        builder.add(text, tokens_of([int(text.split()[1])] * 10))
     return builder.finish()
 
 
@@ -42,18 +46,18 @@ def blocks_of(batches: list[Pieces], shards: list[PlannedShard], moved: MovedTex
 
     ranges = [BinRange.of([shard]) for shard in shards]
     parts = [partition(ranges, moved, None, batch, None)[1] for batch in batches]
-    blocks: dict[bool, list[tuple[int, TokenizedDocuments]]] = {False: [], True: []}
+    blocks: dict[bool, list[tuple[int, Pieces]]] = {False: [], True: []}
     for index, shard in enumerate(shards):
         joined = pieces.join([Pieces(*part[index]) for part in parts])
         blocks[shard.held_out] += _blocks(shard, joined)
     return blocks
 
 
-def documents(blocks: list[tuple[int, TokenizedDocuments]]) -> list[list[int]]:
+def documents(blocks: list[tuple[int, Pieces]]) -> list[list[int]]:
     return [
         block.tokens[start:end].tolist()
         for _, block in blocks
-        for start, end in itertools.pairwise(block.offsets.tolist())
+        for start, end in itertools.pairwise([*block.starts.tolist(), len(block.tokens)])
     ]
 
 
@@ -63,7 +67,7 @@ def equal(first: dict[bool, Any], second: dict[bool, Any]) -> bool:
         and all(
             np.array_equal(a, b)
             for (_, x), (_, y) in zip(first[held_out], second[held_out], strict=True)
-            for a, b in zip(vars(x).values(), vars(y).values(), strict=True)
+            for a, b in zip(x, y, strict=True)
         )
         for held_out in (False, True)
     )
@@ -175,16 +179,16 @@ def test_a_text_is_moved_with_its_copies_and_pieces(monkeypatch: pytest.MonkeyPa
 
 def test_provisional_ids_become_final_ids() -> None:
     builder = PiecesBuilder(0, 0.5)
-    builder.add("x", np.array([0, 2, 1], np.int32), lambda: END)
+    builder.add("x", tokens_of([0, 2, 1]))
     word_ids, final_ids = np.array([1, 0, 3], np.int32), np.array([7, 8, 9, 10], np.int32)
     assert final_pieces(builder.finish(), [word_ids], [final_ids]).tokens.tolist() == [8, 10, 7]
 
 
 def test_a_long_document_comes_in_pieces_that_end_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 7)
-    ids = np.array([1, 2, 9, 3, 9, 4, 5, 6, 9, *range(10, 30)], np.int32)
+    ids = [1, 2, 9, 3, 9, 4, 5, 6, 9, *range(10, 30)]
     builder = PiecesBuilder(0, 0.5)
-    builder.add("a book", ids, lambda: END)
+    builder.add("a book", tokens_of(ids))
     batches = [builder.finish()]
     assert sum(count_documents(batches[0])[0]) == 1
     blocks = blocks_of(batches, shards_of(batches))
@@ -205,14 +209,14 @@ def test_no_document_and_one_document(count: int) -> None:
 def test_rows_of_different_blocks_get_different_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks with the same documents: the masks depend on the number of the block, too."""
     builder = PiecesBuilder(0, 0.001)
-    builder.add("one", np.array([*range(10, 50), 9, *range(50, 90), 9], np.int32), lambda: END)
+    builder.add("one", tokens_of([*range(10, 50), END, *range(50, 90), END]))
     (shard, _) = shards_of([builder.finish()])
     (block_range,) = shard.ranges
     contents = []
     for first_block in (0, 1):
         numbered = shard._replace(ranges=(block_range._replace(first_block=first_block),))
-        job = ShardJob(numbered, None, "csv", 0, 1, 128, 100, END)
-        (facts, statistics), (content,) = write_shard(job, builder.finish())
+        job = ShardJob(numbered, None, "csv", 0, 1, 128, "sentences", 100)
+        (_, facts, statistics), (content,) = write_shard(job, builder.finish())
         assert facts["rows"] == statistics.pairs == 1
         assert facts["bytes"] == len(content[0])
         contents.append(content[0].tobytes())

@@ -16,11 +16,11 @@ from conftest import S3, Seaweed, aws_variables
 from faulty_proxy import FaultyProxy, Refusal, S3Proxy, S3Request, allow
 from processes import COMMAND_SECONDS, ChildProcess, run_babybert, run_until_killed, start_babybert
 
-from babybert.checkpoint import lease
+from babybert import s3_lease
 from babybert.checkpoint.format import checkpoint_problem, find_checkpoint, list_checkpoints, read_manifest, read_state
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.checkpoint.metrics_log import read_metrics
-from babybert.checkpoint.storage import S3Store
+from babybert.checkpoint.storage import LEASE, S3Store
 from babybert.cli import main
 from babybert.config import PrepareConfig, PretrainConfig
 from babybert.data.digest import sha256
@@ -165,14 +165,14 @@ def test_resume_never_refuses_existing_checkpoints(small: Small, address: str, t
 def test_two_jobs_do_not_share_a_folder_or_a_prefix(
     small: Small, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "_is_dead_process_of_this_host", lambda content: False)
+    monkeypatch.setattr(s3_lease, "_is_dead_process_of_this_host", lambda content: False)
     job = start(small, tmp_path, address, "--epochs=100000")
     try:
         job.wait_for_line("held-out")
         with pytest.raises(UserError, match="another process writes there"):
             pretrain(small())
         with pytest.raises(
-            UserError, match=rf"process {job.process.pid} on .* is training there; stop it, or choose another --store"
+            UserError, match=rf"process {job.process.pid} on .* is writing there; stop it, or choose another --store"
         ):
             pretrain(small(out=tmp_path / "other", store=address))
     finally:
@@ -411,7 +411,7 @@ def test_a_job_that_lost_its_lease_stops_and_leaves_the_store_alone(small: Small
             assert time.monotonic() < deadline, job.output
             time.sleep(0.1)
         content = {"owner": "x", "host": "elsewhere", "process": 1, "seconds": 60.0}
-        store.client.put_object(Bucket=store.bucket, Key=store.key(lease.LEASE), Body=json.dumps(content).encode())
+        store.client.put_object(Bucket=store.bucket, Key=store.key(LEASE), Body=json.dumps(content).encode())
         code = job.wait(COMMAND_SECONDS)
     finally:
         job.kill()

@@ -524,6 +524,18 @@ def test_a_jobset_restarts_by_the_exit_codes() -> None:
     assert jobset["replicatedJobs"][0]["template"]["spec"]["backoffLimit"] == 0
 
 
+def test_the_page_shows_what_the_real_controllers_did() -> None:
+    """`make test-cluster` plays these cases, where the programs of Kubernetes are at hand."""
+    sys.path.insert(0, str(ROOT / "tests/cluster"))
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    for cases in (
+        importlib.import_module("job_outcomes").JOB_CASES,
+        importlib.import_module("jobset_outcomes").JOBSET_CASES,
+    ):
+        rows = "".join(f"| {case.end} | {case.expected} |\n" for case in cases)
+        assert rows in text, "run `make test-cluster` and write its tables"
+
+
 def test_kubernetes_accepts_the_job_of_the_jobset() -> None:
     """There is no schema of a JobSet here, but it holds the spec of a Job."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make lint-deploy` installs it")

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from conftest import S3
 from faulty_proxy import answering
+from test_sources import content
 
 from babybert.config import PrepareConfig
-from babybert.corpus import sources
 from babybert.corpus.download import Download, download
 from babybert.corpus.sources import find_files
 from babybert.data.prepare import prepare
@@ -74,13 +74,6 @@ def web() -> Iterator[UnsteadyServer]:
     yield server
     server.shutdown()
     server.server_close()
-
-
-@pytest.mark.parametrize(
-    ("part", "name"), [("ä.csv", "ä.csv"), ("a\0b", "a_b"), ("x" * 500 + ".csv", "x" * 196 + ".csv")]
-)
-def test_part_of_a_key_becomes_the_name_of_a_file(part: str, name: str) -> None:
-    assert sources._file_name(part) == name
 
 
 def test_two_processes_download_a_file_once(web: UnsteadyServer, tmp_path: Path) -> None:
@@ -159,7 +152,7 @@ def test_objects_prefixes_and_globs_of_s3(s3: S3, tmp_path: Path) -> None:
     s3.client.put_object(Bucket=s3.bucket, Key="in/no.md", Body=b"E")
 
     def texts(source: str) -> list[str]:
-        return [path.read_text() for path in find_files([f"s3://{s3.bucket}/{source}"], (".txt",), tmp_path).paths]
+        return list(map(content, find_files([f"s3://{s3.bucket}/{source}"], (".txt",), tmp_path).paths))
 
     assert texts("in/a.txt") == ["A"]
     assert texts("in/no.md") == ["E"]

@@ -61,6 +61,14 @@ def test_of_several_errors_the_one_of_the_first_input_is_raised(tmp_path: Path, 
         list(engine.map(engine_jobs.fail_at, ((n, {2, 4}) for n in range(1, 100))))
 
 
+def test_workers_have_the_environment_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("one", "two"):
+        monkeypatch.setenv("BABYBERT_TEST_VALUE", value)
+        with LocalEngine(tmp_path, 2) as engine:
+            results = engine.map(engine_jobs.read_variable, [("BABYBERT_TEST_VALUE",)] * 4)
+            assert [result.summary for result in results] == [value] * 4
+
+
 def test_only_the_job_of_a_dead_process_runs_again(tmp_path: Path) -> None:
     with LocalEngine(tmp_path / "work", 2) as engine:
         (tmp_path / "work").mkdir(exist_ok=True)
@@ -78,16 +86,20 @@ def test_a_job_that_always_kills_its_process_is_an_error(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "tokenizer_kind"), [("csv", "basic-english"), ("jsonl", "wordpiece")])
+@pytest.mark.parametrize(
+    ("kind", "tokenizer_kind", "segments"), [("csv", "basic-english", "runs"), ("jsonl", "wordpiece", "sentences")]
+)
 def test_the_data_depends_neither_on_the_workers_nor_on_the_order_of_the_files(
     tmp_path: Path,
     kind: str,
     tokenizer_kind: Any,
+    segments: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make_many_batches(monkeypatch)
-    config = dataclasses.replace(corpus_config(tmp_path / "corpus", kind), tokenizer_kind=tokenizer_kind)
+    corpus = corpus_config(tmp_path / "corpus", kind)
+    config = dataclasses.replace(corpus, tokenizer_kind=tokenizer_kind, segments=segments)
     for workers in (1, 2):
         facts = prepare(dataclasses.replace(config, out=tmp_path / str(workers), workers=workers))
         assert facts["skipped_rows"] == BAD_ROWS

@@ -9,14 +9,22 @@ import pytest
 from babybert.data.block_plan import BlockRange, PlannedShard
 from babybert.data.digest import sha256
 from babybert.data.finished_shards import FinishedShards
+from babybert.data.output_folder import OutputFolder
 from babybert.data.split_statistics import SplitStatistics
 
 SHARDS = [PlannedShard(held_out, 0, (BlockRange(0, 9, 1, 0),), 5) for held_out in (False, True)]
 
 
+def output_of(folder: Path) -> OutputFolder:
+    """An output that keeps shards in this folder."""
+    output = OutputFolder(folder)
+    output.files = folder
+    return output
+
+
 def finish(folder: Path, key: str = "key") -> FinishedShards:
     """Finish the first of two shards."""
-    finished = FinishedShards(folder, key, "csv", 3)
+    finished = FinishedShards(output_of(folder), key, "csv", 3)
     finished.load(SHARDS)
     (folder / "written").write_text("the rows")
     statistics = SplitStatistics(3, sentences=4, pairs=2, longest=7)
@@ -28,7 +36,7 @@ def finish(folder: Path, key: str = "key") -> FinishedShards:
 
 def found(folder: Path, key: str = "key", planned: Any = SHARDS) -> FinishedShards:
     """What the next command finds."""
-    finished = FinishedShards(folder, key, "csv", 3)
+    finished = FinishedShards(output_of(folder), key, "csv", 3)
     finished.load(planned)
     return finished
 
@@ -39,9 +47,10 @@ def test_a_finished_shard_is_found_with_its_counts(tmp_path: Path) -> None:
     (tmp_path / "validation-00000.csv").write_text("without a record")
     after = found(tmp_path)
     assert [shard in after for shard in SHARDS] == [True, False]
-    facts, statistics = after[SHARDS[0]]
-    assert facts == before[SHARDS[0]][0]
+    facts, statistics = after[SHARDS[0]], after.statistics[0]
+    assert facts == before[SHARDS[0]]
     assert facts["file"] == "train-00000.csv"
+    assert after.statistics[1].pairs == 0
     assert np.array_equal(statistics.token_counts_V, [0, 10, 2**40])
     assert (statistics.sentences, statistics.pairs, statistics.longest) == (4, 2, 7)
     assert {path.name for path in tmp_path.iterdir()} == {"train-00000.csv", "train-00000.csv.record"}

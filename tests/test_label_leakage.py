@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pytest
 
 from babybert.config import PrepareConfig
 from babybert.data.dataset import open_dataset
@@ -11,7 +13,8 @@ from babybert.data.prepare import prepare
 from babybert.data.table import Examples
 
 
-def test_the_layout_of_a_pair_does_not_tell_its_label(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segments", ["sentences", "runs"])
+def test_the_layout_of_a_pair_does_not_tell_its_label(tmp_path: Path, segments: Literal["sentences", "runs"]) -> None:
     """A classifier that sees lengths, punctuation and positions, but no words, must stay at chance.
 
     The texts resemble real reviews: their lengths differ, and first and last sentences differ from the others. The
@@ -31,10 +34,11 @@ def test_the_layout_of_a_pair_does_not_tell_its_label(tmp_path: Path) -> None:
             end = rng.choice(["...", "?!", "!!!", "."] if is_last else [".", ".", ".", "?"])
             sentences.append(" ".join(rng.choice(words, length)) + end)
         (tmp_path / f"{document}.txt").write_text(" ".join(sentences) + ("" if document % 3 else " no end"))
-    prepare(PrepareConfig(corpus="text", source=(str(tmp_path),), out=tmp_path / "data", max_positions=48))
+    out = tmp_path / "data"
+    prepare(PrepareConfig(corpus="text", source=(str(tmp_path),), out=out, max_positions=64, segments=segments))
     dataset = open_dataset(tmp_path / "data")
     examples = dataset.examples("train")
-    features = layout_features(examples)
+    features = layout_features(examples, dataset.tokenizer.sentence_end_ids())
     labels = examples.is_next
     assert len(labels) > 3000
     half = len(labels) // 2
@@ -50,7 +54,7 @@ def test_the_layout_of_a_pair_does_not_tell_its_label(tmp_path: Path) -> None:
     assert accuracy(np.column_stack([features, noisy_labels])) > 0.5 + bound
 
 
-def layout_features(examples: Examples) -> np.ndarray:
+def layout_features(examples: Examples, end_ids: np.ndarray) -> np.ndarray:
     """Everything that can be seen without knowing a word, with squares and products."""
     rows = []
     for row in range(len(examples)):
@@ -62,10 +66,12 @@ def layout_features(examples: Examples) -> np.ndarray:
         last_tokens = [ids[length_a], ids[-2], ids[length_a - 1], ids[-3]]
         is_frequent = [token == frequent for token in last_tokens for frequent in range(5, 9)]
         masked_tokens = int((pair.labels > 0).sum())
-        rows.append([*lengths, *is_frequent, masked_tokens])
+        is_end = np.isin(ids, end_ids)
+        ends = [int(is_end[pair.segments == segment].sum()) for segment in (1, 2)]
+        rows.append([*lengths, *ends, *is_frequent, masked_tokens])
     x = np.array(rows, float)
     x = (x - x.mean(0)) / (x.std(0) + 1e-9)
-    return np.column_stack([x, x[:, :5] ** 2, x[:, :1] * x, x[:, 1:2] * x])
+    return np.column_stack([x, x[:, :7] ** 2, x[:, :1] * x, x[:, 1:2] * x])
 
 
 def fit(features: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,5 +1,6 @@
 """The lease on an S3 prefix, against a real S3 server: one owner at a time, and only the owner changes anything."""
 
+import contextlib
 import json
 import threading
 import time
@@ -13,10 +14,10 @@ from test_checkpoint_storage import Save, keys, save, store
 
 from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
 from babybert.checkpoint.format import checkpoint_problem
-from babybert.checkpoint.lease import LEASE, Lease, LeaseLost
-from babybert.checkpoint.storage import S3Store
+from babybert.checkpoint.storage import LEASE, S3Store
 from babybert.checkpoint.uploader import Uploader
 from babybert.errors import StorageError, UsageError, UserError
+from babybert.s3_lease import Lease, LeaseLost
 
 __all__ = ["save", "store"]  # fixtures
 OTHER_OWNER = {"owner": "x", "host": "elsewhere", "process": 1, "seconds": 60.0}
@@ -28,12 +29,12 @@ def put_lease(s3: S3, store: S3Store, content: bytes) -> None:
 
 @pytest.mark.slow
 def test_a_second_job_is_refused_while_the_first_runs(store: S3Store, s3: S3) -> None:
-    with Lease(store, seconds=6.0) as first:
-        with pytest.raises(UserError, match=r"process \d+ on .* is training there"), Lease(store, seconds=6.0):
+    with store.lease(6.0) as first:
+        with pytest.raises(UserError, match=r"process \d+ on .* is writing there"), store.lease(6.0):
             pass
         assert not first.is_lost
     assert keys(s3) == []
-    with Lease(store, seconds=6.0):
+    with store.lease(6.0):
         pass
 
 
@@ -44,7 +45,7 @@ def test_of_many_jobs_exactly_one_gets_the_lease(store: S3Store) -> None:
 
     def take() -> None:
         try:
-            with Lease(S3Store(store.address), seconds=6.0):
+            with S3Store(store.address).lease(6.0):
                 results.append("taken")
                 everyone_tried.wait(60)
         except UserError:
@@ -65,15 +66,15 @@ def test_the_lease_of_a_dead_job_expires(store: S3Store, s3: S3) -> None:
     content = {**OTHER_OWNER, "seconds": 1.5, "renewed": time.time() + 10_000}
     put_lease(s3, store, json.dumps(content).encode())
     start = time.monotonic()
-    with Lease(store, seconds=5.0):
+    with store.lease(5.0):
         assert 1.4 < time.monotonic() - start < 10
     put_lease(s3, store, b"{garbage")
-    with Lease(store, seconds=0.5):
+    with store.lease(0.5):
         pass
 
 
 def test_an_owner_notices_that_its_lease_is_lost(store: S3Store, s3: S3) -> None:
-    with Lease(store, seconds=0.3) as lease:
+    with store.lease(0.3) as lease:
         put_lease(s3, store, json.dumps(OTHER_OWNER).encode())
         deadline = time.monotonic() + 10
         while not lease.is_lost:
@@ -90,7 +91,7 @@ def test_a_job_without_the_lease_changes_nothing(store: S3Store, save: Save, s3:
         store.upload(save(step))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     upload = s3.client.create_multipart_upload(Bucket=s3.bucket, Key=store.key("step-00000004", "0" * 32, "x"))
-    with Lease(store, seconds=3600.0):
+    with store.lease(3600.0):
         store.upload(save(4))
         put_lease(s3, store, json.dumps(OTHER_OWNER).encode())
         before = keys(s3)
@@ -112,12 +113,13 @@ def test_a_job_without_the_lease_changes_nothing(store: S3Store, save: Save, s3:
 def test_two_owners_and_one_that_was_suspended(store: S3Store, save: Save, tmp_path: Path) -> None:
     """The second owner takes over while the first one's thread sleeps. The first one's uploader must stop for good."""
     first_store, second_store = S3Store(store.address), S3Store(store.address)
-    first = Lease(first_store, seconds=1.0)
-    first._renew_until_stopped = lambda: None  # type: ignore[method-assign]  # as if the process were suspended
-    with first:
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Lease, "_renew_until_stopped", lambda lease: None)  # as if the process were suspended
+            first = stack.enter_context(first_store.lease(1.0))
         first_store.upload(save(1))
         uploader = Uploader(first_store, 1, CheckpointMetrics(CollectorRegistry()), tmp_path / "metrics.jsonl")
-        with Lease(second_store, seconds=1.0):  # waits until the first one's lease has expired
+        with second_store.lease(1.0):  # waits until the first one's lease has expired
             second_store.upload(save(3))
             uploader.submit(save(2))
             with pytest.raises(LeaseLost, match="has taken over"):
@@ -132,16 +134,16 @@ def test_a_lease_that_may_not_be_deleted_expires(
     store: S3Store, s3_proxy: S3Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     s3_proxy.rule = deny("s3:DeleteObject")
-    with Lease(store, seconds=0.5):
+    with store.lease(0.5):
         pass
     assert "the lease could not be released and expires in 0 s" in caplog.text
     assert "the credentials need the right s3:DeleteObject" in caplog.text
-    with Lease(store, seconds=5.0):
+    with store.lease(5.0):
         pass
 
 
 def test_a_renewal_that_is_refused_does_not_lose_the_lease(store: S3Store, s3_proxy: S3Proxy) -> None:
-    with Lease(store, seconds=0.3) as lease:
+    with store.lease(0.3) as lease:
         s3_proxy.rule = lambda request: access_denied(request) if request.method == "PUT" else None
         while not any(request.method == "PUT" for request in s3_proxy.requests[-2:]):
             time.sleep(0.05)
@@ -154,12 +156,12 @@ def test_a_lease_that_cannot_be_taken_names_the_right(store: S3Store, s3: S3, s3
     put_lease(s3, store, json.dumps(OTHER_OWNER).encode())
     s3_proxy.rule = deny(right)
     message = f"cannot take the lease: access denied .* need the right {right}"
-    with pytest.raises(UsageError, match=message), Lease(store, seconds=0.5):
+    with pytest.raises(UsageError, match=message), store.lease(0.5):
         pass
 
 
 def test_a_missing_lease_is_waited_for_and_renewed(store: S3Store, save: Save, s3: S3) -> None:
-    with Lease(store, seconds=0.6):
+    with store.lease(0.6):
         s3.client.delete_object(Bucket=s3.bucket, Key=store.key(LEASE))
         with pytest.raises(StorageError, match="is missing"):
             store.upload(save(1))

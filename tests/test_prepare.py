@@ -125,7 +125,7 @@ def test_a_folder_belongs_to_one_prepare_at_a_time(tmp_path: Path) -> None:
         ("babybert.data.dataset_writer:DatasetWriter._write_vocabulary", 1, 2),
         ("babybert.data.shards:Shard.close", 2, 1),
         ("babybert.data.dataset_writer:DatasetWriter.finish", 1, 2),
-        ("babybert.data.prepare:_move_into_place", 1, 2),
+        ("babybert.data.output_folder:OutputFolder.publish", 1, 2),
         ("pathlib:Path.replace", 1, 0),  # a shard gets its name
         ("pathlib:Path.replace", 2, 0),  # the record of a shard appears
         ("pathlib:Path.replace", 5, 2),  # the first file is moved to its place
@@ -154,11 +154,11 @@ def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_goes_on(
 def test_what_a_command_with_other_settings_has_finished_is_not_used(tmp_path: Path) -> None:
     out = tmp_path / "data"
     flags = ["prepare", "--demo-documents=80", "--validation-fraction=0.2", f"--out={out}"]
-    run_until_killed("babybert.data.prepare:_move_into_place", 1, *flags)
-    other = PrepareConfig(out=tmp_path / "other", demo_documents=80, validation_fraction=0.2, max_positions=64)
-    for folder in (other.out, out):
+    run_until_killed("babybert.data.output_folder:OutputFolder.publish", 1, *flags)
+    other = PrepareConfig(demo_documents=80, validation_fraction=0.2, max_positions=64)
+    for folder in (tmp_path / "other", out):
         prepare(dataclasses.replace(other, out=folder))
-    assert digests(out) == digests(other.out)
+    assert digests(out) == digests(tmp_path / "other")
 
 
 @pytest.mark.parametrize("calls", [5, 8, 9])

@@ -292,6 +292,21 @@ def prepare_settings(*flags: str, environment: Mapping[str, str] | None = None) 
     return load_config(PrepareConfig, "prepare", parser.parse_args(flags), environment or {}, COMMANDS)
 
 
+def test_a_folder_or_an_address_of_s3(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("prepare:\n  out: s3://bucket/from/the//file\n")
+
+    def out_of(*flags: str, **environment: str) -> Path | str:
+        parser = argparse.ArgumentParser()
+        add_flags(parser, PrepareConfig)
+        return load_config(PrepareConfig, "prepare", parser.parse_args(flags), environment, COMMANDS).out
+
+    assert out_of(f"--config={tmp_path / 'settings.yaml'}") == "s3://bucket/from/the//file"
+    assert out_of(BABYBERT_PREPARE_OUT="s3://bucket") == "s3://bucket"
+    assert out_of("--out=none", BABYBERT_PREPARE_OUT="s3://bucket") == Path("none")
+    with pytest.raises(UsageError, match=r"s3://b!/x: 'b!' is not a bucket name"):
+        out_of("--out=s3://b!/x")
+
+
 def test_lists_from_flags_variables_and_files(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("prepare: {corpus: text, source: [a, 'b, c']}")

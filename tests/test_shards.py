@@ -58,9 +58,11 @@ def test_text_equals_that_of_csv_and_json() -> None:
 
 
 def write(folder: Path, examples: Examples, kind: str, shard_bytes: int = 10**9) -> list[dict[str, Any]]:
-    with ShardWriter(folder, "train", kind, shard_bytes, VOCABULARY) as writer:
+    finished: list[Path] = []
+    with ShardWriter(folder, "train", kind, shard_bytes, VOCABULARY, finished.append) as writer:
         for first in range(0, len(examples), 400):
             writer.add(examples.rows(first, first + 400))
+    assert finished == [folder / shard["file"] for shard in writer.shards]
     return writer.shards
 
 

@@ -10,7 +10,8 @@ from babybert.cli import main
 from babybert.config import PrepareConfig
 from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
-from babybert.corpus.sources import SourceFiles, find_files, safe_parts
+from babybert.corpus.s3_file import SourceFile
+from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.dataset import open_dataset
 from babybert.errors import DataError
 
@@ -27,7 +28,13 @@ def write_files(folder: Path, *names: str) -> Path:
 
 
 def contents(found: SourceFiles) -> list[str]:
-    return [path.read_text() for path in found.paths]
+    return list(map(content, found.paths))
+
+
+def content(path: SourceFile) -> str:
+    """The text of a file, which is fetched if it is in S3."""
+    with path.open("rb") as file:
+        return str(file.read(), "utf-8")
 
 
 def test_endings_match_in_upper_and_lower_case(tmp_path: Path) -> None:
@@ -51,7 +58,7 @@ def test_files_behind_links_are_found_once(tmp_path: Path) -> None:
     assert sorted(contents(found)) == ["a.txt", "c.txt", "deep/d.txt", "z/b.txt"]
     assert folder / "z/b.txt" in found.paths
     assert found.left_out == {"found twice": 1, "link to a folder that is searched anyway": 4}
-    assert found.paths == find(tmp_path, folder).paths == sorted(found.paths)
+    assert found.paths == find(tmp_path, folder).paths == sorted(found.paths, key=str)
 
 
 def test_a_file_of_two_sources_is_read_once(tmp_path: Path) -> None:
@@ -185,12 +192,3 @@ def test_equal_keys_of_two_buckets_are_two_files(s3: S3, tmp_path: Path) -> None
     found = find(tmp_path, f"s3://{s3.bucket}/a.txt", f"s3://{other}", f"s3://{s3.bucket}")
     assert contents(found) == ["a.txt", "of the other bucket"]
     assert found.left_out == {"found twice": 1}
-
-
-def test_a_long_key_gets_a_name_that_a_disk_accepts(tmp_path: Path) -> None:
-    for key in ("a/" + "x" * 300 + ".txt.gz", "\U0001f600" * 100 + ".txt", "../../b.txt"):
-        path = tmp_path.joinpath(*safe_parts(key))
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-        assert path.suffixes == Path(key).suffixes
-        assert tmp_path in path.resolve().parents

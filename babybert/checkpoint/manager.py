@@ -1,7 +1,7 @@
 """The checkpoints of one run: saved locally, uploaded to S3 in the background, and found again at the start.
 
 The manager also keeps other jobs out. A lock on the run's folder ends with the process (see `folders.py`). A lease in
-S3 expires (see `lease.py`).
+S3 expires (see `s3_lease.py`).
 """
 
 import contextlib
@@ -21,7 +21,6 @@ from babybert.checkpoint.format import (
     list_checkpoints,
     save_checkpoint,
 )
-from babybert.checkpoint.lease import Lease
 from babybert.checkpoint.retention import prune_checkpoints
 from babybert.checkpoint.storage import METRICS, S3Store, split_step
 from babybert.checkpoint.uploader import Uploader
@@ -31,6 +30,7 @@ from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.folders import lock_folder
 from babybert.model.bert import BabyBert
 from babybert.s3 import is_s3
+from babybert.s3_lease import Lease
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class CheckpointManager:
             stack.enter_context(lock_folder(self._run, "--out"))
             if self._store:
                 self._store.check_access()
-                self._lease = stack.enter_context(Lease(self._store))
+                self._lease = stack.enter_context(self._store.lease())
                 keep = self._config.keep_checkpoints
                 self._uploader = Uploader(self._store, keep, self._metrics, self._run / METRICS)
             self._resources = stack.pop_all()

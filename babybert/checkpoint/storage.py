@@ -5,7 +5,7 @@ Below `s3://bucket/prefix/`:
     step-00001234/<attempt>/...    the files of a local checkpoint; each upload has a new attempt id
     step-00001234/manifest.json    the manifest with the attempt id; put last, it makes the checkpoint exist
     metrics.jsonl                  the run's curve so far
-    lease.json                     who may write here; see `lease.py`
+    lease.json                     who may write here; see `s3_lease.py`
 
 A crash at any moment leaves the older checkpoints valid and at most an attempt without a manifest, which the next
 `prune` deletes. Deleting goes the other way round: the manifest first. Where S3 refuses to delete a manifest, the files
@@ -15,15 +15,15 @@ Every write and delete calls `guard` first, which the lease sets: a job that has
 guard costs one small request.
 """
 
+import contextlib
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from babybert.checkpoint.access_check import check_access
 from babybert.checkpoint.format import (
     MANIFEST,
     STEP_FOLDER,
@@ -34,12 +34,15 @@ from babybert.checkpoint.format import (
 )
 from babybert.checkpoint.retention import steps_to_delete
 from babybert.errors import DataError, StorageError, UsageError, os_reason
-from babybert.s3 import list_keys, make_client, split_address
+from babybert.s3 import list_keys, list_uploads, make_client, split_address
+from babybert.s3_access import check_access
 from babybert.s3_errors import s3_errors
+from babybert.s3_lease import LEASE_SECONDS, Lease
 
 MANIFEST_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/manifest\.json\Z")
 DATA_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/([0-9a-f]{32})/[^/]+\Z")
 METRICS = "metrics.jsonl"
+LEASE = "lease.json"
 
 
 def split_step(address: str) -> tuple[str, int | None]:
@@ -73,6 +76,13 @@ class S3Store:
     def check_access(self) -> None:
         """Try everything that a run does here. Says what cannot be done, and which right it needs."""
         check_access(self.client, self.bucket, self.key("step-"), self.address)
+
+    @contextlib.contextmanager
+    def lease(self, seconds: float = LEASE_SECONDS) -> Iterator[Lease]:
+        """Take the lease of the store, which from then on guards every change; see `Lease`."""
+        with Lease(self.client, self.bucket, self.key(LEASE), self.address, "--store", seconds) as lease:
+            self.guard = lease.require_held
+            yield lease
 
     def steps(self) -> list[int]:
         """The steps that have a manifest, newest first."""
@@ -186,14 +196,10 @@ class S3Store:
     def abort_uploads(self) -> None:
         """Abort uploads that were killed: their parts are invisible, and S3 charges for them until they are aborted."""
         with s3_errors(self.address):
-            paginator = self.client.get_paginator("list_multipart_uploads")
-            for page in paginator.paginate(Bucket=self.bucket, Prefix=self.key("step-")):
-                for upload in page.get("Uploads", []):
-                    if DATA_KEY.search(upload["Key"]):  # else it is the probe of a job that checks its access
-                        self.guard()
-                        self.client.abort_multipart_upload(
-                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
+            for key, upload in list_uploads(self.client, self.bucket, self.key("step-")):
+                if DATA_KEY.search(key):  # else it is the probe of a job that checks its access
+                    self.guard()
+                    self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload)
 
     def upload_metrics(self, path: Path) -> None:
         """Upload the run's `metrics.jsonl`, if there is one."""

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
-from babybert.checkpoint.lease import LeaseLost
 from babybert.checkpoint.storage import S3Store
 from babybert.errors import StorageError, UserError
+from babybert.s3_lease import LeaseLost
 
 logger = logging.getLogger(__name__)
 

@@ -114,6 +114,8 @@ def _convert(value: Any, value_type: Any, where: str, is_text: bool) -> Any:
     Args:
         is_text: the value is read as text, not as a path or address.
     """
+    if value_type == Path | str:
+        value_type = str if isinstance(value, str) and is_s3(value) else Path
     if _is_union(value_type):
         if value is None or value in ("", "none"):
             return None

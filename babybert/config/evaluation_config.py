@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from babybert.config.cache_options import DATA_HELP, CacheOptions, check_address
 from babybert.config.fields import (
     option,
     require,
@@ -17,14 +18,14 @@ CHECKPOINT_HELP = "a run (its newest valid checkpoint) or one checkpoint"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(CacheOptions):
     """Score a checkpoint on held-out pairs or on BLiMP, next to baselines that need no model."""
 
     checkpoint: Path = option(Path("runs/demo"), CHECKPOINT_HELP)
-    data: Path = option(
+    data: Path | str = option(
         Path("data/demo"),
-        "folder that `babybert prepare` wrote; with --blimp, only for the unigram and bigram baselines, which are left "
-        "out if there is no such folder",
+        f"{DATA_HELP}; with --blimp, only for the unigram and bigram baselines, which are left out if there is no such "
+        "folder",
     )
     blimp: str | None = option(
         None,
@@ -52,6 +53,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require_usable_numbers(self)
+        check_address(self.data)
+        self.check_cache()
         require(self.max_pairs is None or self.max_pairs >= 1, f"max_pairs is {self.max_pairs}; it must be at least 1")
         require_at_least(self, 1, "batch_size")
         require(
@@ -137,7 +140,7 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True)
-class InfoConfig:
+class InfoConfig(CacheOptions):
     """Describe and check a dataset, table, tokenizer, checkpoint or run."""
 
     rows: int = option(3, "rows to show as text")
@@ -148,6 +151,7 @@ class InfoConfig:
 
     def __post_init__(self) -> None:
         require_usable_numbers(self)
+        self.check_cache()
         require(self.rows >= 0, f"rows is {self.rows}; it must not be negative")
 
 

@@ -15,6 +15,7 @@ from babybert.config.fields import (
     require_usable_numbers,
     unset_option,
 )
+from babybert.s3 import is_s3, split_address
 
 RAY_ADDRESS = re.compile(r"auto|[^\s/]+:\d{1,5}")
 TOKENIZER_TRAINING = ("tokenizer_kind", "vocab_size", "min_frequency")  # have no meaning with --tokenizer
@@ -33,7 +34,7 @@ class PrepareConfig:
         (), "files, folders, patterns or s3:// addresses; for imdb, the public archive is downloaded if none is given"
     )
     validation_source: tuple[str, ...] = option((), "table: the held-out rows")
-    out: Path = option(Path("data/demo"), "folder for the prepared data")
+    out: Path | str = option(Path("data/demo"), "folder or s3:// address for the prepared data")
     text_column: str = option("text", "csv, jsonl, parquet: the column or key that holds the documents", is_text=True)
     delimiter: Literal["auto", ",", ";", "tab", "|"] = option(
         "auto", "csv, table: what separates the cells; auto: what the header uses"
@@ -66,7 +67,12 @@ class PrepareConfig:
     )
     min_frequency: int = unset_option(1, "rarer words become [UNK]; 1 keeps all, as the reference does")
     validation_fraction: float = option(0.05, "share of documents held out; copies of a text are all on one side")
-    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs are shorter than 80")
+    segments: Literal["sentences", "runs"] = option(
+        "sentences",
+        "what A and B are; sentences: one sentence each, as the reference; runs: as many consecutive sentences as fit "
+        "into max_positions, as BERT",
+    )
+    max_positions: int = option(128, "longest pair in tokens; 95 % of IMDB's pairs of sentences are shorter than 80")
     duplicates: int = option(
         1, "copies of each training pair with different masks; BERT used 10, --masking dynamic needs only 1"
     )
@@ -91,10 +97,12 @@ class PrepareConfig:
         None, "ray: the address of a running cluster; none: one is started on this machine and stopped at the end"
     )
     seed: int = option(0, "seed of the split, the pairs and the masks; the same seed writes the same files")
-    overwrite: bool = option(False, "replace data that is already in the folder")
+    overwrite: bool = option(False, "replace data that is already there")
 
     def __post_init__(self) -> None:
         require_usable_numbers(self)
+        if is_s3(str(self.out)):
+            split_address(str(self.out))
         self._check_sources()
         self._check_tokenizer()
         require(self.limit is None or self.limit >= 2, f"limit is {self.limit}; it must be at least 2 documents")
@@ -155,6 +163,7 @@ class PrepareConfig:
                 bool(self.validation_source),
                 "--corpus table needs --validation-source: pairs can no longer be held out by document",
             )
+            require(self.segments == "sentences", "--segments is for documents; the pairs of --corpus table are made")
             require(self.tokenizer is not None, "--corpus table needs --tokenizer: the one that its ids come from")
         else:
             require(

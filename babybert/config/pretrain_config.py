@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from babybert.config.cache_options import DATA_HELP, CacheOptions, check_address
 from babybert.config.fields import (
     UNSET,
     option,
@@ -69,7 +70,7 @@ class ModelOptions:
 class DataOptions:
     """The training pairs and how batches are made of them."""
 
-    data: Path = option(Path("data/demo"), "folder that `babybert prepare` wrote")
+    data: Path | str = option(Path("data/demo"), DATA_HELP)
     batch_size: int = recipe_option(64, "pairs per step over all devices; the reference's 6 leaves the machine idle")
     accumulate: int = option(1, "split a step into this many micro-batches: less memory, the same gradient")
     masking: Literal["static", "dynamic"] = recipe_option(
@@ -85,6 +86,7 @@ class DataOptions:
 
     def check_data(self) -> None:
         """Raise UsageError for values that cannot work."""
+        check_address(self.data)
         require_at_least(self, 1, "batch_size", "accumulate", "validation_pairs")
         require(0 < self.masked_share < 1, f"masked_share is {self.masked_share}; it must be between 0 and 1")
         require(
@@ -302,6 +304,7 @@ REFERENCE_RECIPE: dict[str, Any] = {
 class PretrainConfig(
     ModelOptions,
     DataOptions,
+    CacheOptions,
     OptimizerOptions,
     ScheduleOptions,
     DeviceOptions,
@@ -320,6 +323,7 @@ class PretrainConfig(
         require_usable_numbers(self)
         self.check_model()
         self.check_data()
+        self.check_cache()
         self.check_optimizer()
         self.check_schedule()
         self.check_checkpoints()

@@ -7,11 +7,11 @@ to end, but its documents can be tokenized by many processes. What is prepared m
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from babybert.corpus.documents import Corpus, FileCorpus, file_size, read_file
+from babybert.corpus.documents import Corpus, FileCorpus, read_file
 from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Document, Reader
+from babybert.corpus.s3_file import SourceFile, file_size
 from babybert.progress import Progress
 
 BATCH_BYTES = 1 << 22  # of text (characters), or of files that are still to be read; about a second of work
@@ -35,7 +35,7 @@ class DocumentBatch:
         documents: the documents, if they have been read.
     """
 
-    paths: tuple[Path, ...] = ()
+    paths: tuple[SourceFile, ...] = ()
     reader: Reader | None = None
     documents: tuple[Document, ...] = ()
 
@@ -81,7 +81,7 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
         return
     corpus.bad_rows.start_again()
     with Progress(task, corpus.size, "bytes") as progress:
-        small_files: list[Path] = []
+        small_files: list[SourceFile] = []
         size = 0
         for path in corpus.files.paths:
             is_large = file_size(path) > most_bytes

@@ -8,10 +8,10 @@ import csv
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO
 
 from babybert.corpus.files import BadRows, decompressed, utf8_lines
+from babybert.corpus.s3_file import SourceFile
 from babybert.errors import DataError
 
 DELIMITERS = {",": ",", ";": ";", "tab": "\t", "|": "|"}
@@ -21,7 +21,7 @@ ChooseColumns = Callable[[list[str]], list[int]]
 
 
 def read_csv_rows(
-    path: Path, file: IO[bytes], bad_rows: BadRows, choose_columns: ChooseColumns, delimiter: str = "auto"
+    path: SourceFile, file: IO[bytes], bad_rows: BadRows, choose_columns: ChooseColumns, delimiter: str = "auto"
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the chosen cells of each row of a CSV file with a header.
 
@@ -66,7 +66,7 @@ def read_csv_rows(
         raise DataError(f"{path}: line {rows.line_num}: {_explain(error)}") from error
 
 
-def _read_header_lines(path: Path, lines: Iterator[str]) -> list[str]:
+def _read_header_lines(path: SourceFile, lines: Iterator[str]) -> list[str]:
     """Read the lines up to the end of the header: a quoted name may span several. Raises DataError if there is none."""
     header_lines = []
     quotes = 0
@@ -83,7 +83,7 @@ def _read_header_lines(path: Path, lines: Iterator[str]) -> list[str]:
 
 
 def _choose_delimiter(
-    path: Path, header_lines: list[str], candidates: list[str], choose_columns: ChooseColumns
+    path: SourceFile, header_lines: list[str], candidates: list[str], choose_columns: ChooseColumns
 ) -> tuple[str, list[int]]:
     """Return the first candidate with which the header has the wanted columns, and their positions.
 

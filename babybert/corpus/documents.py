@@ -24,6 +24,7 @@ from babybert.corpus.readers import (
     read_parquet,
     read_text,
 )
+from babybert.corpus.s3_file import SourceFile, file_size
 from babybert.corpus.sources import SourceFiles, find_files
 from babybert.errors import DataError
 from babybert.progress import Progress
@@ -187,8 +188,8 @@ class LimitedCorpus:
 def open_corpus(config: PrepareConfig, work_folder: Path, bad_rows: BadRows) -> Corpus:
     """Open the corpus that `config` names.
 
-    Objects in S3 are copied into `work_folder`. IMDB without a source is downloaded into `config.download_folder`.
-    Raises DataError if the source has no files, StorageError if it cannot be fetched.
+    Objects in S3 are copied into `work_folder` while they are read. IMDB without a source is downloaded into
+    `config.download_folder`. Raises DataError if the source has no files, StorageError if it cannot be fetched.
     """
     corpus = _open_whole_corpus(config, work_folder, bad_rows)
     if config.limit is None:
@@ -218,7 +219,7 @@ def _open_whole_corpus(config: PrepareConfig, work_folder: Path, bad_rows: BadRo
 
 
 def read_file(
-    path: Path, reader: Reader, bad_rows: BadRows, advance: Callable[[int], None] = lambda size: None
+    path: SourceFile, reader: Reader, bad_rows: BadRows, advance: Callable[[int], None] = lambda size: None
 ) -> Iterator[Document]:
     """Yield the documents of one file; if bad files are skipped, those before the damage.
 
@@ -235,14 +236,6 @@ def read_file(
                 shown = position
     finally:
         advance(file_size(path) - shown)
-
-
-def file_size(path: Path) -> int:
-    """Return the size of a file in bytes; 0 if there is none."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def source_suffixes(corpus: str) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any, cast
 
+from babybert.corpus.s3_file import SourceFile
 from babybert.errors import DataError, os_reason
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class BadRows:
             logger.info("skipped: more rows; from here on they are counted but not shown")
 
     @contextlib.contextmanager
-    def bad_file(self, path: Path) -> Iterator[None]:
+    def bad_file(self, path: SourceFile) -> Iterator[None]:
         """Handle a DataError about the file that is read inside: raise it, or log it and count the file.
 
         Rows that were yielded before are kept: reading the same file again yields the same rows.
@@ -116,7 +116,7 @@ class BadRows:
 
 
 def find_column(
-    path: Path, header: Sequence[str], column: str, flag: str = "", normalize: Callable[[str], str] = str
+    path: SourceFile, header: Sequence[str], column: str, flag: str = "", normalize: Callable[[str], str] = str
 ) -> int:
     """Return the position of `column` in `header`, whose names are compared after `normalize`.
 
@@ -143,7 +143,7 @@ def shown_text(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[:longest] + "..."
 
 
-def decompressed(path: Path, file: IO[bytes]) -> io.BufferedIOBase:
+def decompressed(path: SourceFile, file: IO[bytes]) -> io.BufferedIOBase:
     """Return a file that reads the content of `file`, decompressed as the ending of its name says.
 
     Raises DataError for a name without such an ending if the content is that of another kind of file.
@@ -216,7 +216,7 @@ def decoded_chunks(content: io.BufferedIOBase, encoding: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def file_errors(path: SourceFile) -> Iterator[None]:
     """Turn what the libraries raise for damaged or unreadable files into a DataError about the file."""
     try:
         yield
@@ -228,7 +228,7 @@ def file_errors(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {os_reason(error)}") from error
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
+def _damaged(path: SourceFile, error: Exception) -> DataError:
     details = shown_text(" ".join(str(error).split()), 300)
     return DataError(f"{path}: damaged, or not what its name says ({details}); get the file again")
 

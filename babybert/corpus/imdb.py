@@ -15,6 +15,7 @@ from typing import IO
 from babybert.corpus.download import Download
 from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Document, Reader, decode, read_csv, read_text
+from babybert.corpus.s3_file import SourceFile
 from babybert.corpus.sources import SourceFiles
 from babybert.errors import DataError
 
@@ -41,14 +42,18 @@ def choose_reader(files: SourceFiles) -> Reader:
     if len(paths) == 1 and paths[0].suffix.lower() != ".txt":
         return read_archive
     # A folder is in the list if it cannot be read, which reading it will report.
-    files.paths = [path for path in paths if REVIEW_PATH.search(path.as_posix()) or path.is_dir()]
+    files.paths = [path for path in paths if REVIEW_PATH.search(str(path)) or _is_folder(path)]
     files.leave_out("not a labelled review", len(paths) - len(files.paths))
     if not files.paths:
         raise DataError(f"{paths[0]}: not IMDB's reviews; expected files such as train/pos/0_9.txt")
     return read_text
 
 
-def read_archive(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
+def _is_folder(path: SourceFile) -> bool:
+    return isinstance(path, Path) and path.is_dir()
+
+
+def read_archive(path: SourceFile, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
     """Stream the reviews out of the `.tar.gz`. Nothing is extracted to disk, so no path in the archive can do harm.
 
     Raises DataError if the archive has no reviews.

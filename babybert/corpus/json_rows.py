@@ -4,7 +4,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any, cast
 
 from babybert.corpus.files import (
@@ -17,6 +16,7 @@ from babybert.corpus.files import (
     shown_text,
     utf8_lines,
 )
+from babybert.corpus.s3_file import SourceFile
 from babybert.errors import DataError
 
 START_BYTES = 256  # in which the first character that is not white space is looked for
@@ -27,7 +27,7 @@ WHITE_SPACE = re.compile(r"\s*")
 DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 
 
-def read_json_texts(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[tuple[str, str]]:
+def read_json_texts(path: SourceFile, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[tuple[str, str]]:
     """Yield where each text under `key` is, for messages, and the text. Blank lines are skipped."""
     content = decompressed(path, file)
     encoding = encoding_of(content)
@@ -50,7 +50,7 @@ def read_json_texts(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) ->
             yield where, texts[0]
 
 
-def read_json_lines(name: Path | str, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+def read_json_lines(name: SourceFile | str, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
     """Yield where each line is, for messages, and its value. Blank lines are skipped; an object is a tuple of pairs."""
     for line_number, line in enumerate(utf8_lines(content), 1):
         where = f"{name}: line {line_number}"
@@ -66,7 +66,7 @@ def read_json_lines(name: Path | str, content: io.BufferedIOBase, bad_rows: BadR
                 yield where, value
 
 
-def _read_array(path: Path, content: io.BufferedIOBase, encoding: str) -> Iterator[tuple[str, Any]]:
+def _read_array(path: SourceFile, content: io.BufferedIOBase, encoding: str) -> Iterator[tuple[str, Any]]:
     """Yield the elements of an array that is all that is in the file."""
     array = _ArrayText(decoded_chunks(content, encoding))
     array.take()  # the bracket

@@ -15,6 +15,7 @@ from babybert.corpus import imdb
 from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.documents import open_corpus, source_suffixes
 from babybert.corpus.files import BadRows, file_errors, find_column
+from babybert.corpus.s3_file import SourceFile
 from babybert.corpus.sources import find_files
 from babybert.errors import DataError
 from babybert.folders import temporary_folder
@@ -60,7 +61,7 @@ def _read_imdb(sources: tuple[str, ...], work_folder: Path) -> Iterator[Labelled
         yield Labelled(document.text, label, split)
 
 
-def _read_csv(path: Path, text_column: str, label_column: str) -> Iterator[Labelled]:
+def _read_csv(path: SourceFile, text_column: str, label_column: str) -> Iterator[Labelled]:
     def choose_columns(header: list[str]) -> list[int]:
         return [
             find_column(path, header, text_column, "--text-column"),

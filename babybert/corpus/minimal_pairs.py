@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from babybert.corpus.files import BadRows, decompressed, file_errors, shown_names
 from babybert.corpus.json_rows import read_json_lines
+from babybert.corpus.s3_file import SourceFile, file_size
 from babybert.corpus.sources import find_files
 from babybert.errors import DataError
 from babybert.folders import temporary_folder
@@ -83,7 +84,7 @@ def read_minimal_pairs(source: str) -> list[MinimalPair]:
     return _without_copies(pairs)
 
 
-def _open_files(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
+def _open_files(path: SourceFile) -> Iterator[tuple[str, io.BufferedIOBase]]:
     """The name and the content of each JSON Lines file: those in an archive, or the file itself."""
     name = path.name.lower()
     if name.endswith(TAR_ENDINGS):
@@ -91,15 +92,15 @@ def _open_files(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
     elif name.endswith(".zip"):
         yield from _open_zip(path)
     elif name.endswith(ENDING):
-        _check_size(str(path), path.stat().st_size)
+        _check_size(str(path), file_size(path))
         with path.open("rb") as file:
             yield str(path), decompressed(path, file)
     else:
         raise DataError(f"{path}: not a folder, a {ENDING} file or an archive ({', '.join((*TAR_ENDINGS, '.zip'))})")
 
 
-def _open_tar(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
-    inner = path.with_suffix(".gz") if path.suffix.lower() == ".tgz" else path
+def _open_tar(path: SourceFile) -> Iterator[tuple[str, io.BufferedIOBase]]:
+    inner = Path(path.name).with_suffix(".gz") if path.suffix.lower() == ".tgz" else path
     with path.open("rb") as file, decompressed(inner, file) as content:
         with tarfile.open(fileobj=content, mode="r|") as tar:
             for member in tar:
@@ -115,8 +116,8 @@ def _open_tar(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
             continue
 
 
-def _open_zip(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
-    with zipfile.ZipFile(path) as archive:
+def _open_zip(path: SourceFile) -> Iterator[tuple[str, io.BufferedIOBase]]:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if not member.is_dir() and _is_wanted(member.filename):
                 name = f"{path}: {member.filename}"
@@ -126,7 +127,7 @@ def _open_zip(path: Path) -> Iterator[tuple[str, io.BufferedIOBase]]:
 
 
 @contextlib.contextmanager
-def _zip_errors(path: Path) -> Iterator[None]:
+def _zip_errors(path: SourceFile) -> Iterator[None]:
     """Turn what zipfile raises for damaged and encrypted archives into a DataError about the file."""
     try:
         yield

@@ -5,7 +5,6 @@ rows; it yields documents in the order of the file and holds only a few rows in 
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, NamedTuple
 
 import pyarrow.parquet
@@ -14,6 +13,7 @@ from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.files import BadRows, decompressed, find_column, utf8_lines
 from babybert.corpus.json_rows import read_json_texts
 from babybert.corpus.parquet_cells import is_text, to_python
+from babybert.corpus.s3_file import SourceFile
 from babybert.errors import DataError
 
 ROWS_PER_BATCH = 1000  # of a Parquet file
@@ -31,17 +31,17 @@ class Document(NamedTuple):
     text: str
 
 
-Reader = Callable[[Path, IO[bytes], BadRows], Iterator[Document]]
+Reader = Callable[[SourceFile, IO[bytes], BadRows], Iterator[Document]]
 
 
-def read_text(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
+def read_text(path: SourceFile, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
     """Read a text file as one document."""
     text = decode(str(path), b"".join(utf8_lines(decompressed(path, file))), bad_rows)
     if text is not None:
         yield Document(str(path), text)
 
 
-def read_paragraphs(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
+def read_paragraphs(path: SourceFile, file: IO[bytes], bad_rows: BadRows) -> Iterator[Document]:
     """Read the documents of a text file, which are separated by lines that are blank but for white space."""
     paragraph: list[str] = []
     first_line = 0
@@ -60,7 +60,7 @@ def read_paragraphs(path: Path, file: IO[bytes], bad_rows: BadRows) -> Iterator[
 
 
 def read_csv(
-    path: Path, file: IO[bytes], bad_rows: BadRows, column: str, delimiter: str = "auto"
+    path: SourceFile, file: IO[bytes], bad_rows: BadRows, column: str, delimiter: str = "auto"
 ) -> Iterator[Document]:
     """Read the texts in one column of a CSV file with a header."""
 
@@ -71,13 +71,13 @@ def read_csv(
         yield Document(f"{path}: row {row_number}", text)
 
 
-def read_json(path: Path, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[Document]:
+def read_json(path: SourceFile, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[Document]:
     """Read the texts under one key of the objects in a file: one object per line, or an array of objects."""
     for where, text in read_json_texts(path, file, bad_rows, key):
         yield Document(where, text)
 
 
-def read_parquet(path: Path, file: IO[bytes], bad_rows: BadRows, column: str) -> Iterator[Document]:
+def read_parquet(path: SourceFile, file: IO[bytes], bad_rows: BadRows, column: str) -> Iterator[Document]:
     """Read the texts in one column of a Parquet file."""
     table = pyarrow.parquet.ParquetFile(file)
     schema = table.schema_arrow

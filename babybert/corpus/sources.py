@@ -12,21 +12,20 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from babybert.corpus.files import file_errors
+from babybert.corpus.s3_file import S3File, SourceFile
 from babybert.errors import DataError
-from babybert.progress import Progress
 from babybert.s3 import is_s3, list_keys, make_client, split_address
 from babybert.s3_errors import s3_errors
 
 logger = logging.getLogger(__name__)
 
 GLOB_CHARACTER = re.compile(r"[*?\[]")
-LONGEST_NAME = 200  # bytes; file systems allow 255
 SUFFIXES_SHOWN = 5
 HIDDEN = "hidden"
 OTHER_ENDING = "other ending"
@@ -48,7 +47,7 @@ class SourceFiles:
         other_endings: how many of them have which ending, if that is why.
     """
 
-    paths: list[Path] = field(default_factory=list)
+    paths: list[SourceFile] = field(default_factory=list)
     left_out: collections.Counter[str] = field(default_factory=collections.Counter)
     other_endings: collections.Counter[str] = field(default_factory=collections.Counter)
 
@@ -100,7 +99,7 @@ def find_files(sources: Sequence[str], suffixes: tuple[str, ...], work_folder: P
     Args:
         sources: what to search for.
         suffixes: only files with these endings, in upper or lower case, are taken from a folder or prefix.
-        work_folder: where objects from S3 are copied to.
+        work_folder: where objects from S3 are copied to while they are read.
 
     Raises DataError for a source that names no file.
     """
@@ -109,7 +108,7 @@ def find_files(sources: Sequence[str], suffixes: tuple[str, ...], work_folder: P
     for source in sources:
         of_source = SourceFiles()
         if is_s3(source):
-            _fetch_s3(source, suffixes, work_folder, of_source, seen)
+            _find_s3(source, suffixes, work_folder, of_source, seen)
         else:
             with file_errors(Path(source)):
                 _add_local(_find_local(source, suffixes, of_source), of_source, seen)
@@ -205,34 +204,19 @@ def _may_be_file(path: Path) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _fetch_s3(source: str, suffixes: tuple[str, ...], work_folder: Path, found: SourceFiles, seen: set[str]) -> None:
-    """Copy the objects that `source` names into `work_folder`, unless they were seen before."""
+def _find_s3(source: str, suffixes: tuple[str, ...], work_folder: Path, found: SourceFiles, seen: set[str]) -> None:
+    """Add the objects that `source` names, unless they were seen before."""
     bucket, key = split_address(source)
     client = make_client()
     with s3_errors(source):
         sizes = _find_objects(client, bucket, key, suffixes, found)
-        new_sizes = {name: size for name, size in sizes.items() if f"{bucket}/{name}" not in seen}
-        found.leave_out(FOUND_TWICE, len(sizes) - len(new_sizes))
-        with Progress(f"fetch {source}", sum(new_sizes.values()), "bytes") as progress:
-            for name in new_sizes:
-                # The number makes the copy's path unique: two buckets may have the same key.
-                target = work_folder.joinpath(f"s3-{len(seen):06d}", *safe_parts(name))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                client.download_file(bucket, name, str(target), Callback=progress.advance)
-                found.paths.append(target)
-                seen.add(f"{bucket}/{name}")
-
-
-def safe_parts(key: str) -> Iterator[str]:
-    """Yield the parts of a key as names of files. Without `..`, the copy cannot leave the work folder."""
-    for part in PurePosixPath(key).parts:
-        if part not in ("/", ".."):
-            yield _file_name(part)
-
-
-def _file_name(part: str) -> str:
-    """Part of a key as the name of a file: in this locale's encoding, without NUL, its end if it is too long."""
-    return os.fsdecode(part.replace("\0", "_").encode("utf-8", "surrogateescape")[-LONGEST_NAME:])
+    for name, size in sizes.items():
+        file = S3File(bucket, name, size, work_folder)
+        if str(file) in seen:
+            found.leave_out(FOUND_TWICE)
+        else:
+            seen.add(str(file))
+            found.paths.append(file)
 
 
 def _find_objects(client: Any, bucket: str, key: str, suffixes: tuple[str, ...], found: SourceFiles) -> dict[str, int]:

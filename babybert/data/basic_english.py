@@ -11,18 +11,23 @@ The result must equal that of `tokenizers`. So lower case and white space outsid
 itself, once per character, and cached.
 """
 
+import itertools
 import re
 from collections import defaultdict
 
 import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
-from babybert.data.sentence_ends import ASCII_SENTENCE_ENDS, OTHER_SENTENCE_ENDS
+from babybert.data.sentence_ends import ASCII_SENTENCE_ENDS, OTHER_SENTENCE_ENDS, SENTENCE_ENDS
+from babybert.data.sentence_splitter import SentenceSplitter
+from babybert.data.sentences import TokenizedText, ends_after
 from babybert.data.tokenizer import FIRST_ORDINARY, MAX_WORD_CHARACTERS, RULES, UNK, Tokenizer
 
 NON_ASCII = re.compile(r"[^\x00-\x7f]")
 BYTE_RULES = tuple((old.encode(), new.encode()) for old, new in RULES)
 LONG_WORD = b"[UNK]"  # stands for each word of more than MAX_WORD_CHARACTERS; real words are in lower case
+PART_END = b"\xff"  # does not occur in UTF-8
+SPLITTER = SentenceSplitter([*SENTENCE_ENDS, "'", '"', ")"])  # `"` is no token but is dropped
 INITIAL_CAPACITY = 1024  # words; the array of counts grows as needed
 
 
@@ -43,7 +48,14 @@ class BasicEnglishTokenizer:
 
     def add(self, text: str) -> np.ndarray:
         """Count the words of one document and return their provisional ids (int32)."""
-        words = self.split(text)
+        return self._count(self.split(text))
+
+    def add_sentences(self, text: str) -> TokenizedText:
+        """Do what `add` does, and find out where the sentences end in the text."""
+        parts = self._split(SPLITTER.split(text))
+        return TokenizedText(self._count(list(itertools.chain(*parts))), ends_after(parts))
+
+    def _count(self, words: list[bytes]) -> np.ndarray:
         if max(map(len, words), default=0) > MAX_WORD_CHARACTERS:
             words = [LONG_WORD if len(word.decode()) > MAX_WORD_CHARACTERS else word for word in words]
         ids = np.fromiter(map(self._ids.__getitem__, words), np.int32, len(words))
@@ -57,12 +69,17 @@ class BasicEnglishTokenizer:
 
     def split(self, text: str) -> list[bytes]:
         """Split a text into tokens (UTF-8) by the rules of `tokenizer.py`."""
-        if not text.isascii():
-            text = NON_ASCII.sub(self._fold, text)
-        folded = text.encode().lower()  # bytes.lower changes only A to Z; `_fold` has done the rest
+        (words,) = self._split([text])
+        return words
+
+    def _split(self, parts: list[str]) -> list[list[bytes]]:
+        """Split each part of a text into tokens. All parts are split together, which is faster."""
+        parts = [part if part.isascii() else NON_ASCII.sub(self._fold, part) for part in parts]
+        # bytes.lower changes only A to Z; `_fold` has done the rest.
+        folded = PART_END.join(map(str.encode, parts)).lower()
         for old, new in BYTE_RULES:
             folded = folded.replace(old, new)
-        return folded.split()  # bytes.split splits only at ASCII white space
+        return [part.split() for part in folded.split(PART_END)]  # bytes.split splits only at ASCII white space
 
     def _fold(self, match: re.Match[str]) -> str:
         """Return a character in lower case, a line feed if it is white space, a sentence end between spaces."""

@@ -15,9 +15,11 @@ import numpy as np
 from babybert.data.block_plan import PlannedShard, bins_of, count_bins
 from babybert.data.engine import Arrays
 from babybert.data.masking import mask_tokens
-from babybert.data.pairs import assemble, make_pairs
+from babybert.data.pairs import SPECIALS_IN_A_PAIR, assemble, make_pairs
 from babybert.data.pieces import Pieces, join
-from babybert.data.sentences import TokenizedDocuments, split_sentences
+from babybert.data.runs import make_runs
+from babybert.data.sentences import TokenizedDocuments, split_after
+from babybert.data.shard_upload import ShardUpload, UploadedShard
 from babybert.data.shards import Shard
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import Examples
@@ -63,7 +65,7 @@ class BatchSurvey(NamedTuple):
     Attributes:
         pairs: the texts that have pairs, by split (training, held out).
         unknown: how many tokens are `[UNK]`.
-        ends: how many tokens are sentence ends.
+        ends: how many tokens are sentence ends that are in the vocabulary.
     """
 
     pairs: tuple[PairSurvey, PairSurvey]
@@ -82,16 +84,14 @@ def final_pieces(arrays: Arrays, word_ids: Arrays | None, final_ids: Arrays | No
     pieces = Pieces(*arrays)
     if word_ids is None or final_ids is None:
         return pieces
-    return pieces._replace(tokens=final_ids[0][word_ids[0]][pieces.tokens])
+    tokens = final_ids[0][word_ids[0]][pieces.tokens]
+    return pieces._replace(tokens=tokens, is_end=pieces.is_end & (tokens != UNK))
 
 
-def survey(
-    arrays: Arrays, word_ids: Arrays | None, final_ids: Arrays | None, end_ids: np.ndarray
-) -> tuple[BatchSurvey, list[Arrays]]:
+def survey(arrays: Arrays, word_ids: Arrays | None, final_ids: Arrays | None) -> tuple[BatchSurvey, list[Arrays]]:
     """Find out which documents of a batch have sentence pairs."""
     pieces = final_pieces(arrays, word_ids, final_ids)
-    documents = TokenizedDocuments(pieces.tokens, np.append(pieces.starts, len(pieces.tokens)), pieces.texts)
-    sentences = split_sentences(documents, end_ids)
+    sentences = split_after(_documents(pieces), pieces.is_end)
     has_next = sentences.document[1:] == sentences.document[:-1]
     with_pairs = np.unique(sentences.document[1:][has_next])
     surveys = []
@@ -100,8 +100,11 @@ def survey(
         places = zip(pieces.keys[in_split].tolist(), pieces.texts[in_split].tolist(), strict=True)
         surveys.append(PairSurvey(min(places, default=None), len(np.unique(pieces.texts[in_split])) > 1))
     unknown = int(np.count_nonzero(pieces.tokens == UNK))
-    ends = int(np.count_nonzero(np.isin(pieces.tokens, end_ids)))
-    return BatchSurvey((surveys[0], surveys[1]), unknown, ends), []
+    return BatchSurvey((surveys[0], surveys[1]), unknown, int(np.count_nonzero(pieces.is_end))), []
+
+
+def _documents(pieces: Pieces) -> TokenizedDocuments:
+    return TokenizedDocuments(pieces.tokens, np.append(pieces.starts, len(pieces.tokens)), pieces.texts)
 
 
 def count_after_move(arrays: Arrays, moved: MovedText) -> tuple[tuple[np.ndarray, ...], list[Arrays]]:
@@ -122,13 +125,14 @@ class ShardJob(NamedTuple):
 
     Attributes:
         shard: its blocks.
-        folder: where its file is written, under a name that no other job uses; None to return it as data.
+        folder: where its file is written, under a name that no other job uses; None for a temporary file.
         file_format: one of `FORMATS`.
         seed: see `PrepareConfig`.
         duplicates: how often each training pair is written; see `PrepareConfig`.
         max_positions: see `PrepareConfig`.
+        segments: see `PrepareConfig`.
         vocab_size: the size of the vocabulary.
-        end_ids: the ids of the sentence ends (int32).
+        upload: uploads the file, which is then deleted; None to leave it in the folder or, without one, to return it.
     """
 
     shard: PlannedShard
@@ -137,11 +141,26 @@ class ShardJob(NamedTuple):
     seed: int
     duplicates: int
     max_positions: int
+    segments: str
     vocab_size: int
-    end_ids: np.ndarray
+    upload: ShardUpload | None = None
 
 
-def write_shard(job: ShardJob, *parts: Arrays) -> tuple[tuple[dict[str, Any], SplitStatistics], list[Arrays]]:
+class WrittenShard(NamedTuple):
+    """A shard that a job has made.
+
+    Attributes:
+        written: its file, or the object that was uploaded; None if the content is returned as data.
+        facts: what `Shard.close` returned.
+        statistics: the counts over its pairs.
+    """
+
+    written: Path | UploadedShard | None
+    facts: dict[str, Any]
+    statistics: SplitStatistics
+
+
+def write_shard(job: ShardJob, *parts: Arrays) -> tuple[WrittenShard, list[Arrays]]:
     """Make the pairs of a shard and write them.
 
     Args:
@@ -149,26 +168,26 @@ def write_shard(job: ShardJob, *parts: Arrays) -> tuple[tuple[dict[str, Any], Sp
         parts: the `Pieces` of all batches for this shard.
 
     Returns:
-        what `Shard.close` returned, and the counts over the pairs. The data is the content of the file (uint8), if
-        there is no folder.
+        what was made. The data is the content of the file (uint8), if there is neither a folder nor an upload.
     """
     folder = job.folder or Path(tempfile.gettempdir())
     path = folder / f".{uuid.uuid4().hex}"
     statistics = SplitStatistics(job.vocab_size)
+    is_left = False
     try:
         shard = Shard(path, job.file_format, job.vocab_size)
         for examples in _make_examples(job, join([Pieces(*part) for part in parts]), statistics):
             shard.add(examples)
             statistics.add(examples)
         facts = shard.close()
-        if job.folder is not None:
-            return (facts, statistics), []
-        return (facts, statistics), [[np.fromfile(path, np.uint8)]]
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
+        if job.upload is not None:
+            return WrittenShard(job.upload.put(path), facts, statistics), []
         if job.folder is None:
+            return WrittenShard(None, facts, statistics), [[np.fromfile(path, np.uint8)]]
+        is_left = True
+        return WrittenShard(path, facts, statistics), []
+    finally:
+        if not is_left:
             path.unlink(missing_ok=True)
 
 
@@ -178,10 +197,16 @@ def _make_examples(job: ShardJob, pieces: Pieces, statistics: SplitStatistics) -
     Counts sentences and pairs without a negative in `statistics`.
     """
     split_index = int(job.shard.held_out)
-    for block_index, block in _blocks(job.shard, pieces):
-        sentences = split_sentences(block, job.end_ids)
-        pairs = make_pairs(block, sentences, job.seed, split_index, block_index)
-        ids, segments, offsets = assemble(block, sentences, pairs, job.max_positions)
+    for block_index, block_pieces in _blocks(job.shard, pieces):
+        block = _documents(block_pieces)
+        sentences = split_after(block, block_pieces.is_end)
+        if job.segments == "runs":
+            runs = make_runs(sentences, job.max_positions - SPECIALS_IN_A_PAIR, job.seed, split_index, block_index)
+            spans, formats = runs.segments, runs.formats
+        else:
+            spans, formats = sentences, None
+        pairs = make_pairs(block, spans, job.seed, split_index, block_index, formats)
+        ids, segments, offsets = assemble(block, spans, pairs, job.max_positions)
         rows = np.arange(len(pairs)) + block_index * ROWS_OF_A_BLOCK
         for copy in range(1 if job.shard.held_out else job.duplicates):
             # Even epochs for training pairs, odd ones for held-out pairs: equal rows get different masks.
@@ -192,7 +217,7 @@ def _make_examples(job: ShardJob, pieces: Pieces, statistics: SplitStatistics) -
         statistics.without_negative += pairs.without_negative
 
 
-def _blocks(shard: PlannedShard, pieces: Pieces) -> Iterator[tuple[int, TokenizedDocuments]]:
+def _blocks(shard: PlannedShard, pieces: Pieces) -> Iterator[tuple[int, Pieces]]:
     """Yield the number and the documents of each block of a shard."""
     order = np.lexsort((pieces.digests, pieces.texts, pieces.keys))
     bins = bins_of(pieces.keys[order])
@@ -201,9 +226,7 @@ def _blocks(shard: PlannedShard, pieces: Pieces) -> Iterator[tuple[int, Tokenize
         in_range = order[first:end]
         cuts = block_bounds(pieces.lengths[in_range], block_range.blocks)
         for block, (start, stop) in enumerate(itertools.pairwise(cuts)):
-            documents = pieces.take(in_range[start:stop])
-            offsets = np.append(documents.starts, len(documents.tokens))
-            yield block_range.first_block + block, TokenizedDocuments(documents.tokens, offsets, documents.texts)
+            yield block_range.first_block + block, pieces.take(in_range[start:stop])
 
 
 def block_bounds(lengths: np.ndarray, blocks: int) -> list[int]:

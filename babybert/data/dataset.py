@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,7 +40,10 @@ class Dataset:
         folder: the folder that `babybert prepare` wrote.
         facts: the content of `dataset.json`.
         tokenizer: the tokenizer that the data was made with.
+        per_node: whether each machine has its own copy of the pairs; see `S3Dataset`.
     """
+
+    per_node: ClassVar[bool] = False
 
     folder: Path
     facts: dict[str, Any]
@@ -61,7 +64,7 @@ class Dataset:
         if examples is not None:
             return examples
         # The cache is missing, or a shard was touched. A touched shard may still have the same content.
-        self._verify_shards(split)
+        self.verify(split)
         examples = open_cache(cache)
         if examples is not None:
             stamp_cache(cache, stamps)
@@ -86,7 +89,8 @@ class Dataset:
         shard_digests = "".join(shard["sha256"] for shard in self.facts["shards"][split])
         return hashlib.sha256((prefix + shard_digests).encode()).hexdigest()
 
-    def _verify_shards(self, split: str) -> None:
+    def verify(self, split: str) -> None:
+        """Compute the digests of all shards of a split. Raises DataError if one is missing or differs."""
         for path, shard in zip(self.shards(split), self.facts["shards"][split], strict=True):
             check_sha256(path, shard["sha256"])
 
@@ -124,20 +128,28 @@ def open_dataset(folder: Path) -> Dataset:
         raise DataError(
             f"{folder}: no dataset.json, so the data is missing or incomplete; run `babybert prepare --out {folder}`"
         )
+    facts = parse_description(path.read_bytes(), str(path))
+    check_sha256(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
+    return Dataset(folder, facts, Tokenizer.load(folder / "tokenizer.json"))
+
+
+def parse_description(content: bytes, place: str) -> dict[str, Any]:
+    """Return what `dataset.json` says. Raises DataError, which names `place`, if it is damaged or of another format."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads(content)
         if facts["format"] != FORMAT:
             raise DataError(
-                f"{path}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again"
+                f"{place}: format {facts['format']}; this version reads format {FORMAT}: prepare the data again"
             )
-        check_sha256(folder / "tokenizer.json", facts["files"]["tokenizer.json"]["sha256"])
+        for name in ("tokenizer.json", "vocabulary.csv"):
+            assert isinstance(facts["files"][name]["sha256"], str)
         for split in SPLITS:
             assert facts[split]["pairs"] == sum(shard["rows"] for shard in facts["shards"][split])
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{path}: not a description of prepared data ({error!r}); prepare the data again") from error
-    return Dataset(folder, facts, Tokenizer.load(folder / "tokenizer.json"))
+        raise DataError(f"{place}: not a description of prepared data ({error!r}); prepare the data again") from error
+    return facts
 
 
 def unigram_entropy(counts: np.ndarray) -> float:
@@ -166,4 +178,9 @@ def check_sha256(path: Path, expected: str) -> None:
     if not path.is_file():
         raise DataError(f"{path}: missing; prepare the data again")
     if sha256(path) != expected:
-        raise DataError(f"{path}: differs from what dataset.json recorded; prepare the data again")
+        raise differs(str(path))
+
+
+def differs(place: str) -> DataError:
+    """The error for a file or object that has another SHA-256 than it should have."""
+    return DataError(f"{place}: differs from what dataset.json recorded; prepare the data again")

@@ -12,6 +12,7 @@ import tokenizers
 from babybert import __version__
 from babybert.config import PrepareConfig
 from babybert.data.dataset import FORMAT
+from babybert.data.dataset_output import DESCRIPTION, DatasetOutput
 from babybert.data.digest import sha256
 from babybert.data.shards import ShardWriter
 from babybert.data.split_statistics import SplitStatistics
@@ -22,15 +23,19 @@ BYTES_PER_MB = 1_000_000
 
 
 class DatasetWriter:
-    """Writes a dataset into a folder: `write_split` for each split, then `finish`.
+    """Writes the files of a dataset that is to be published: `write_split` for each split, then `finish`.
 
     Attributes:
         facts: the content of `dataset.json`; complete after `finish`.
+        token_counts_V: how often each token occurs in the training pairs (int64); there after the training split.
     """
 
-    def __init__(self, config: PrepareConfig, folder: Path, tokenizer: Tokenizer) -> None:
+    token_counts_V: np.ndarray
+
+    def __init__(self, config: PrepareConfig, output: DatasetOutput, tokenizer: Tokenizer) -> None:
         self._config = config
-        self._folder = folder
+        self._output = output
+        self._folder = output.files
         self._tokenizer = tokenizer
         default_source = "built-in grammar" if config.corpus == "demo" else "public archive"
         self.facts: dict[str, Any] = {
@@ -44,6 +49,7 @@ class DatasetWriter:
             "seed": config.seed,
             "duplicates": config.duplicates,
             "max_positions": config.max_positions,
+            **({"segments": config.segments} if config.segments != "sentences" else {}),
             "vocabulary": tokenizer.size,
             "tokenizer_digest": tokenizer.digest,
             "skipped_rows": 0,
@@ -59,11 +65,15 @@ class DatasetWriter:
             statistics: counts the pairs that are written.
         """
         shard_bytes = self._config.shard_mb * BYTES_PER_MB
-        with ShardWriter(self._folder, split, self._config.format, shard_bytes, self._tokenizer.size) as writer:
+        settings = (self._config.format, shard_bytes, self._tokenizer.size)
+        with ShardWriter(self._folder, split, *settings, self._keep) as writer:
             for examples in chunks:
                 writer.add(examples)
                 statistics.add(examples)
         self.describe_split(split, writer.shards, statistics)
+
+    def _keep(self, path: Path) -> None:
+        self._output.keep(path.name, path)
 
     def describe_split(self, split: str, shards: list[dict[str, Any]], statistics: SplitStatistics) -> None:
         """Record one split, whose shards are written, and write `vocabulary.csv` for the training split.
@@ -77,6 +87,7 @@ class DatasetWriter:
         self.facts[split] = statistics.as_dict()
         self.facts["shards"][split] = shards
         if split == "train":
+            self.token_counts_V = statistics.token_counts_V
             self._write_vocabulary(statistics.token_counts_V)
 
     def _write_vocabulary(self, token_counts_V: np.ndarray) -> None:
@@ -92,7 +103,7 @@ class DatasetWriter:
         self.facts["skipped_rows"] = skipped_rows
         self._tokenizer.save(self._folder / "tokenizer.json")
         self.facts["files"] = {name: self._describe_file(name) for name in ("tokenizer.json", "vocabulary.csv")}
-        (self._folder / "dataset.json").write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+        (self._folder / DESCRIPTION).write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
         return self.facts
 
     def _describe_file(self, name: str) -> dict[str, Any]:

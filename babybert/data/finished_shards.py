@@ -1,7 +1,7 @@
 """Shards that are finished, with a record each, so that the same command goes on after the driver was killed.
 
-A record is next to the shard until the dataset is complete. It has a key: a digest of everything that the shards depend
-on. Shards of another key are deleted, and so is everything else that a killed command has left there.
+A record is kept with the shard until the dataset is complete. It has a key: a digest of everything that the shards
+depend on. Shards of another key are deleted, and so is everything else that a killed command has left there.
 """
 
 import contextlib
@@ -13,39 +13,34 @@ from typing import Any
 import numpy as np
 
 from babybert.data.block_plan import PlannedShard
-from babybert.data.digest import sha256
+from babybert.data.dataset_output import DatasetOutput
+from babybert.data.shard_upload import UploadedShard
 from babybert.data.shards import shard_name
 from babybert.data.split_statistics import SplitStatistics
-from babybert.folders import write_file
-
-RECORD_SUFFIX = ".record"
 
 
 class FinishedShards:
-    """The shards in a folder.
+    """The shards that are finished.
 
     Attributes:
-        folder: the folder; it has the files of the shards and their records.
+        output: where they are kept.
+        statistics: the counts over their pairs, by split (training, held out).
     """
 
-    def __init__(self, folder: Path, key: str, file_format: str, vocab_size: int) -> None:
-        self.folder = folder
+    def __init__(self, output: DatasetOutput, key: str, file_format: str, vocab_size: int) -> None:
+        self.output = output
         self._key = key
         self._format = file_format
-        self._vocab_size = vocab_size
-        self._found: dict[str, tuple[dict[str, Any], SplitStatistics]] = {}
+        self._found: dict[str, dict[str, Any]] = {}
+        self.statistics = (SplitStatistics(vocab_size), SplitStatistics(vocab_size))
 
     def load(self, planned: list[PlannedShard]) -> None:
-        """Find the planned shards that an earlier command has finished; delete everything else in the folder."""
-        names = set(map(self.name, planned))
-        for record in self.folder.glob("*" + RECORD_SUFFIX):
-            name = record.name.removesuffix(RECORD_SUFFIX)
-            if name in names and (found := self._read(record, self.folder / name)):
-                self._found[name] = found
-        kept = {*self._found, *(name + RECORD_SUFFIX for name in self._found)}
-        for path in self.folder.iterdir():
-            if path.name not in kept:
-                path.unlink()
+        """Find the planned shards that an earlier command has finished; delete everything else that is kept."""
+        shards = {self.name(shard): shard for shard in planned}
+        for name, record in self.output.records():
+            if name in shards and (found := self._read(name, record)):
+                self._count(shards[name], *found)
+        self.output.delete_all_except(self._found)
 
     def name(self, shard: PlannedShard) -> str:
         """Return the name of a shard's file."""
@@ -54,27 +49,38 @@ class FinishedShards:
     def __contains__(self, shard: PlannedShard) -> bool:
         return self.name(shard) in self._found
 
-    def __getitem__(self, shard: PlannedShard) -> tuple[dict[str, Any], SplitStatistics]:
-        """Return what `dataset.json` records about a finished shard, and the counts over its pairs."""
+    def __getitem__(self, shard: PlannedShard) -> dict[str, Any]:
+        """Return what `dataset.json` records about a finished shard."""
         return self._found[self.name(shard)]
 
-    def add(self, shard: PlannedShard, path: Path, facts: dict[str, Any], statistics: SplitStatistics) -> None:
-        """Give a shard that was written to `path` its name, then write its record. Raises OSError."""
+    def add(
+        self,
+        shard: PlannedShard,
+        written: Path | UploadedShard,
+        facts: dict[str, Any],
+        statistics: SplitStatistics,
+    ) -> None:
+        """Keep a shard that was written or uploaded, then write its record. Raises OSError."""
         name = self.name(shard)
         facts = {**facts, "file": name}
-        path.replace(self.folder / name)
+        place = self.output.keep(name, written)
         counts = {name: value for name, value in dataclasses.asdict(statistics).items() if name != "token_counts_V"}
-        header = json.dumps({"key": self._key, "facts": facts, "statistics": counts}).encode()
+        header = json.dumps({"key": self._key, "place": place, "facts": facts, "statistics": counts}).encode()
         record = header + b"\n" + statistics.token_counts_V.astype("<i8").tobytes()
-        write_file(self.folder / (name + RECORD_SUFFIX), record)
-        self._found[name] = (facts, statistics)
+        self.output.write_record(name, record)
+        self._count(shard, facts, statistics)
 
-    def _read(self, record: Path, path: Path) -> tuple[dict[str, Any], SplitStatistics] | None:
+    def _count(self, shard: PlannedShard, facts: dict[str, Any], statistics: SplitStatistics) -> None:
+        # The counts of each shard would take memory: of a large corpus, some GB.
+        self._found[self.name(shard)] = facts
+        self.statistics[shard.held_out].merge(statistics)
+
+    def _read(self, name: str, record: bytes) -> tuple[dict[str, Any], SplitStatistics] | None:
         """Read a record. None if it is of another key, or if it or the shard is damaged."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            header, _, token_counts = record.read_bytes().partition(b"\n")
+            header, _, token_counts = record.partition(b"\n")
             content = json.loads(header)
-            if content["key"] == self._key and sha256(path) == content["facts"]["sha256"]:
+            if content["key"] == self._key and self.output.is_kept(name, content["place"], content["facts"]):
                 statistics = SplitStatistics(**content["statistics"])
                 statistics.token_counts_V += np.frombuffer(token_counts, "<i8")
                 return content["facts"], statistics

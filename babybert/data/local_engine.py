@@ -184,7 +184,7 @@ class LocalEngine(InProcessEngine):
 
     def _new_pool(self) -> ProcessPoolExecutor:
         """A pool of one process: if it dies, it is known which job it ran."""
-        return ProcessPoolExecutor(1, self._context, prepare_worker)
+        return ProcessPoolExecutor(1, self._context, prepare_worker, (dict(os.environ),))
 
     def _start(self, function: Function, arguments: tuple[Any, ...], pieces: int) -> Any:
         worker = min(self._workers, key=lambda worker: len(worker.jobs))

@@ -7,6 +7,9 @@ negatives (is_next 0): their second sentences are permuted among these pairs, ea
 have second sentences of the same kind, and a model must compare A with B to tell the labels apart. Devlin et al. (2019)
 draw B from the whole corpus, so a B that opens a document is certainly a negative. `is_next` is 1 where B follows A;
 Google's BERT uses the opposite.
+
+Runs of sentences (`runs.py`) become pairs in the same way. The two runs of a pair fill it together, so their lengths
+depend on each other. Therefore, a run is exchanged for one of the same format.
 """
 
 from dataclasses import dataclass
@@ -44,8 +47,17 @@ class Pairs:
         return len(self.a)
 
 
-def make_pairs(documents: TokenizedDocuments, sentences: Sentences, seed: int, split: int, block: int = 0) -> Pairs:
+def make_pairs(
+    documents: TokenizedDocuments,
+    sentences: Sentences,
+    seed: int,
+    split: int,
+    block: int = 0,
+    formats: np.ndarray | None = None,
+) -> Pairs:
     """Pair neighbouring sentences, then permute the second sentences of half the pairs across documents.
+
+    With `formats`, of `Runs`, each place gets one of the same format, or the most similar one that there is.
 
     The second sentence of a negative is never from the same document or a copy of it, nor word for word the true next
     one. Pairs for which there is no such sentence (in a corpus of one document, or of equal sentences) are left out and
@@ -63,9 +75,11 @@ def make_pairs(documents: TokenizedDocuments, sentences: Sentences, seed: int, s
     is_next = np.ones(len(a), np.int8)
 
     negatives = np.sort(rng.permutation(len(a))[: len(a) // 2])
-    b[negatives], is_valid = _permute_across_documents(
-        b[negatives], sentences.text, _content_ids(documents, sentences), rng
-    )
+    contents = _content_ids(documents, sentences)
+    if formats is None:
+        b[negatives], is_valid = _permute_across_documents(b[negatives], sentences.text, contents, rng)
+    else:
+        b[negatives], is_valid = _exchange_in_formats(b[negatives], formats, sentences.text, contents, rng)
     is_next[negatives] = 0
     keep = np.ones(len(a), bool)
     keep[negatives[~is_valid]] = False
@@ -83,21 +97,52 @@ def _permute_across_documents(
     Returns:
         the permuted sentences, and for each place whether it is valid.
     """
-
-    def is_invalid(sentences: np.ndarray) -> np.ndarray:
-        same_text = texts[sentences] == texts[true_next]
-        same_words = contents[sentences] == contents[true_next]
-        return np.asarray(same_text | same_words)
-
     permuted = rng.permutation(true_next)
     for _ in range(MAX_PERMUTATIONS):
-        invalid = np.flatnonzero(is_invalid(permuted))
+        invalid = np.flatnonzero(_is_invalid(permuted, true_next, texts, contents))
         if not len(invalid):
             break
         others = rng.choice(len(permuted), size=min(len(invalid) + 1, len(permuted)), replace=False)
         places = np.union1d(invalid, others)
         permuted[places] = rng.permutation(permuted[places])
-    return permuted, ~is_invalid(permuted)
+    return permuted, ~_is_invalid(permuted, true_next, texts, contents)
+
+
+def _is_invalid(sentences: np.ndarray, true_next: np.ndarray, texts: np.ndarray, contents: np.ndarray) -> np.ndarray:
+    """Return which sentences are of the same text as the true next one, or have its words."""
+    return np.asarray((texts[sentences] == texts[true_next]) | (contents[sentences] == contents[true_next]))
+
+
+def _exchange_in_formats(
+    true_next: np.ndarray, formats: np.ndarray, texts: np.ndarray, contents: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exchange runs so that each place gets one of the same format, of another text, and with other words, than it had.
+
+    In the order of formats, and at random among equal ones, each place gets the next run of the same length, and the
+    last place the first one. Invalid places are then permuted with others nearby, at a distance that doubles each time,
+    until none is left or `MAX_PERMUTATIONS` have been tried.
+
+    Returns:
+        the exchanged runs, and for each place whether it is valid.
+    """
+    count = len(true_next)
+    order = np.lexsort((rng.random(count), formats[true_next, 1], formats[true_next, 0]))
+    true_next = true_next[order]
+    is_last_of_length = np.diff(formats[true_next, 0], append=-1) != 0
+    source = np.arange(1, count + 1)
+    source[is_last_of_length] = np.append(0, source[is_last_of_length])[:-1]
+    exchanged = true_next[source]
+    for attempt in range(MAX_PERMUTATIONS):
+        invalid = np.flatnonzero(_is_invalid(exchanged, true_next, texts, contents))
+        if not len(invalid):
+            break
+        distance = min(2 << attempt, count)
+        others = np.clip(invalid + rng.integers(-distance, distance + 1, len(invalid)), 0, count - 1)
+        places = np.union1d(invalid, others)
+        nearby = np.argsort(places + rng.uniform(0, distance + 1, len(places)))
+        exchanged[places] = exchanged[places[nearby]]
+    in_place = np.argsort(order)
+    return exchanged[in_place], ~_is_invalid(exchanged, true_next, texts, contents)[in_place]
 
 
 def _content_ids(documents: TokenizedDocuments, sentences: Sentences) -> np.ndarray:

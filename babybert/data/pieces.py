@@ -6,17 +6,18 @@ has no influence.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from babybert.data.pairs import ranges
+from babybert.data.sentences import TokenizedText
 
 PIECE_TOKENS = 1 << 16  # longer documents (books) are cut into pieces, so that a block always has many documents
 
 
-# The arrays of `Pieces`, without the tokens.
+# The arrays of `Pieces` with one value a piece.
 PIECE_TYPE = [("lengths", "i4"), ("keys", "u8"), ("texts", "u8"), ("digests", "u8"), ("held_out", "?")]
 
 
@@ -47,7 +48,8 @@ class Pieces(NamedTuple):
 
     Attributes:
         tokens: the token ids of all pieces (int32).
-        lengths: how many of them each piece has (int32).
+        is_end: which of them are sentence ends (bool); see `TokenizedText`.
+        lengths: how many tokens each piece has (int32).
         keys: the place of each piece in the order of its split (uint64).
         texts: a number for the text of its document, `Digest.text` (uint64).
         digests: `Digest.split` of its document (uint64); orders texts that have one number by accident.
@@ -55,6 +57,7 @@ class Pieces(NamedTuple):
     """
 
     tokens: np.ndarray
+    is_end: np.ndarray
     lengths: np.ndarray
     keys: np.ndarray
     texts: np.ndarray
@@ -73,8 +76,8 @@ class Pieces(NamedTuple):
 
     def take(self, order: np.ndarray) -> "Pieces":
         """Return the pieces with these indices, in this order."""
-        tokens = self.tokens[ranges(self.starts[order], self.lengths[order].astype(np.int64))]
-        return Pieces(tokens, *(array[order] for array in self[1:]))
+        taken = ranges(self.starts[order], self.lengths[order].astype(np.int64))
+        return Pieces(self.tokens[taken], self.is_end[taken], *(array[order] for array in self[2:]))
 
 
 def join(all_pieces: Sequence[Pieces]) -> Pieces:
@@ -88,31 +91,30 @@ class PiecesBuilder:
     def __init__(self, seed: int, validation_fraction: float) -> None:
         self._seed = seed
         self._validation_fraction = validation_fraction
-        self._tokens: list[np.ndarray] = [np.zeros(0, np.int32)]
+        self._tokens = [TokenizedText(np.zeros(0, np.int32), np.zeros(0, bool))]
         self._pieces: list[tuple[int, int, int, int, bool]] = []
         self.fingerprint = 0
 
-    def add(self, text: str, ids: np.ndarray, end_ids: Callable[[], np.ndarray]) -> None:
+    def add(self, text: str, tokens: TokenizedText) -> None:
         """Add a document.
 
         Args:
             text: its text, which determines its split and its place.
-            ids: its token ids (int32).
-            end_ids: returns the ids of sentence ends, after which a long document may be cut.
+            tokens: its tokens; a long document is cut after a sentence end.
         """
         digest = digest_of(text, self._seed)
         held_out = digest.is_held_out(self._validation_fraction)
-        for piece, length in enumerate(_cut(ids, end_ids)):
+        for piece, length in enumerate(_cut(tokens.is_end)):
             key = digest.text if piece == 0 else _piece_key(digest, piece)
             self._pieces.append((length, key, digest.text, digest.split, held_out))
-        self._tokens.append(ids)
+        self._tokens.append(tokens)
         self.fingerprint = add_fingerprints(self.fingerprint, digest.split << 64 | digest.text)
 
     def finish(self) -> Pieces:
         """Return all documents as arrays."""
-        tokens = np.concatenate(self._tokens)
+        tokens, is_end = map(np.concatenate, zip(*self._tokens, strict=True))
         columns = np.array(self._pieces, PIECE_TYPE)
-        return Pieces(tokens, *(np.ascontiguousarray(columns[name]) for name in columns.dtype.names or ()))
+        return Pieces(tokens, is_end, *(np.ascontiguousarray(columns[name]) for name in columns.dtype.names or ()))
 
 
 def add_fingerprints(first: int, second: int) -> int:
@@ -126,12 +128,12 @@ def _piece_key(digest: Digest, piece: int) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _cut(ids: np.ndarray, end_ids: Callable[[], np.ndarray]) -> Iterator[int]:
+def _cut(is_end: np.ndarray) -> Iterator[int]:
     """Yield lengths of at most `PIECE_TOKENS` tokens that end with a sentence, if a sentence ends in them."""
     start = 0
-    while len(ids) - start > PIECE_TOKENS:
-        sentence_ends = np.flatnonzero(np.isin(ids[start : start + PIECE_TOKENS], end_ids()))
+    while len(is_end) - start > PIECE_TOKENS:
+        sentence_ends = np.flatnonzero(is_end[start : start + PIECE_TOKENS])
         length = int(sentence_ends[-1]) + 1 if len(sentence_ends) else PIECE_TOKENS
         yield length
         start += length
-    yield len(ids) - start
+    yield len(is_end) - start

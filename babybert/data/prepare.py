@@ -1,130 +1,114 @@
-"""`babybert prepare`: from a corpus, or from tables of masked pairs, to a folder of prepared data.
+"""`babybert prepare`: from a corpus, or from tables of masked pairs, to prepared data in a folder or in S3.
 
-The folder has `tokenizer.json`, the shards of the table (`train-00000.csv`, `validation-00000.csv`, ...),
-`vocabulary.csv` (token counts of the training pairs, for the unigram baseline) and `dataset.json`. Everything is
-written to `.partial/` and moved at the end, `dataset.json` last. So files that a killed or failed command leaves are
-never taken for a dataset, and the next command deletes them.
+A dataset has `tokenizer.json`, the shards of the table (`train-00000.csv`, `validation-00000.csv`, ...),
+`vocabulary.csv` (token counts of the training pairs, for the unigram baseline) and `dataset.json`. `dataset_output.py`
+says how it appears. Files that a killed or failed command leaves are never taken for a dataset.
 
 `prepare_corpus.py` says how documents become shards. Only what a killed command has finished is used again.
 """
 
-import contextlib
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from babybert.config import PrepareConfig
-from babybert.corpus.documents import file_size, open_corpus
+from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
+from babybert.corpus.s3_file import SourceFile, file_size
 from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.dataset import SPLITS
+from babybert.data.dataset_output import DatasetOutput
 from babybert.data.dataset_writer import DatasetWriter
 from babybert.data.engines import choose_engine
+from babybert.data.output_folder import OutputFolder
+from babybert.data.output_prefix import OutputPrefix
 from babybert.data.prepare_corpus import prepare_corpus
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError, UsageError, cannot_write, os_reason
-from babybert.folders import lock_folder
+from babybert.errors import DataError
 from babybert.progress import Progress
+from babybert.s3 import is_s3
+
+
+class PreparedData(NamedTuple):
+    """What was prepared.
+
+    Attributes:
+        facts: the content of `dataset.json`.
+        token_counts_V: how often each token occurs in the training pairs (int64).
+    """
+
+    facts: dict[str, Any]
+    token_counts_V: np.ndarray
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Prepare the data that `config` describes and return the content of `dataset.json`.
+    """Prepare the data and return the content of `dataset.json`; see `prepare_data`."""
+    return prepare_data(config).facts
 
-    Raises DataError for a corpus that cannot be used, UsageError if the folder has data already or must not be
-    written, StorageError if the disk is full or fails, UserError if another process writes into the folder. In each
-    case, earlier data in the folder stays as it was.
+
+def prepare_data(config: PrepareConfig) -> PreparedData:
+    """Prepare the data that `config` describes.
+
+    Raises DataError for a corpus that cannot be used, UsageError if there is data already or it must not be written,
+    StorageError if the disk is full or fails or S3 stays away, UserError if another process writes there. In each case,
+    earlier data stays as it was, unless S3 fails while it is replaced.
     """
-    _require_replaceable(config)
-    with lock_folder(config.out, "--out"), _temporary_folders(config.out) as (partial, work):
-        _require_replaceable(config)  # again: another process may have prepared data before this one had the lock
-        if config.corpus == "table":
-            _empty(partial)
-            facts = _import_tables(config, partial, work)
-        else:
-            facts = _prepare_corpus(config, partial, work)
-        _move_into_place(facts, partial, config.out)
-    return facts
+    output = open_output(config.out)
+    output.require_replaceable(config.overwrite)
+    with output.open():
+        output.require_replaceable(config.overwrite)  # again: another process may have been faster
+        make = _import_tables if config.corpus == "table" else _prepare_corpus
+        writer = make(config, output)
+        output.publish(writer.facts)
+    return PreparedData(writer.facts, writer.token_counts_V)
 
 
-@contextlib.contextmanager
-def _temporary_folders(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Make a folder for finished files and an empty one for everything else, and delete both on exit.
-
-    The first one may have files of a command that was killed. OSError becomes an error that tells the user what to do.
-    """
-    partial, work = folders = (out / ".partial", out / ".work")
-    try:
-        partial.mkdir(exist_ok=True)
-        _empty(work)
-        yield folders
-    except OSError as error:
-        message = f"{out}: cannot write the data: {os_reason(error)}; make room or choose another --out"
-        raise cannot_write(message, error) from error
-    finally:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+def open_output(out: Path | str) -> DatasetOutput:
+    """Return where to write the dataset."""
+    if is_s3(str(out)):
+        return OutputPrefix(str(out))
+    return OutputFolder(Path(out))
 
 
-def _empty(folder: Path) -> None:
-    """Make a new folder; an earlier one is deleted."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-
-
-def _require_replaceable(config: PrepareConfig) -> None:
-    """Raise UsageError if the folder has prepared data that must not be replaced."""
-    if (config.out / "dataset.json").exists() and not config.overwrite:
-        raise UsageError(
-            f"{config.out}: has prepared data already; add --overwrite to replace it, or choose another --out"
-        )
-
-
-def _move_into_place(facts: dict[str, Any], partial: Path, out: Path) -> None:
-    """Replace the data in `out`. Without `dataset.json`, deleted first and moved last, it is no dataset meanwhile."""
-    (out / "dataset.json").unlink(missing_ok=True)
-    for split in SPLITS:
-        for old_shard in out.glob(f"{split}-*"):
-            old_shard.unlink()
-    shutil.rmtree(out / ".cache", ignore_errors=True)
-    shards = [shard["file"] for split in SPLITS for shard in facts["shards"][split]]
-    for name in (*shards, *facts["files"], "dataset.json"):
-        (partial / name).replace(out / name)
-
-
-def _prepare_corpus(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
+def _prepare_corpus(config: PrepareConfig, output: DatasetOutput) -> DatasetWriter:
     """Make a dataset from documents."""
     bad_rows = BadRows(config.skip_bad_rows)
-    corpus = open_corpus(config, work, bad_rows)
-    with choose_engine(config, corpus.size, work / "engine") as engine:
-        writer = prepare_corpus(config, corpus, bad_rows, partial, engine)
+    corpus = open_corpus(config, output.work, bad_rows)
+    with choose_engine(config, corpus.size, output.work / "engine") as engine:
+        output.check_workers(engine)
+        writer = prepare_corpus(config, corpus, bad_rows, output, engine)
     writer.facts.update(_describe_files([corpus.files], bad_rows))
-    return writer.finish(bad_rows.count)
+    writer.finish(bad_rows.count)
+    return writer
 
 
-def _import_tables(config: PrepareConfig, partial: Path, work: Path) -> dict[str, Any]:
+def _import_tables(config: PrepareConfig, output: DatasetOutput) -> DatasetWriter:
     """Make a dataset from externally prepared tables (the course's, for example), which keep their masks."""
     assert config.tokenizer is not None  # PrepareConfig requires it for --corpus table
     tokenizer = Tokenizer.load(config.tokenizer)
     bad_rows = BadRows(config.skip_bad_rows)
-    writer = DatasetWriter(config, partial, tokenizer)
+    output.delete_all_except(())
+    writer = DatasetWriter(config, output, tokenizer)
     files = []
     for split, sources in zip(SPLITS, (config.source, config.validation_source), strict=True):
-        tables = find_files(sources, TABLE_ENDINGS, work / split)
+        tables = find_files(sources, TABLE_ENDINGS, output.work / split)
         tables.log()
         files.append(tables)
         with Progress(f"read {split}", sum(map(file_size, tables.paths)), "bytes") as progress:
             examples = _read_tables(tables.paths, config, tokenizer.size, bad_rows, progress)
             writer.write_split(split, examples, SplitStatistics(tokenizer.size))
     writer.facts.update(_describe_files(files, bad_rows))
-    return writer.finish(bad_rows.count)
+    writer.finish(bad_rows.count)
+    return writer
 
 
 def _read_tables(
-    paths: list[Path], config: PrepareConfig, vocab_size: int, bad_rows: BadRows, progress: Progress
+    paths: list[SourceFile], config: PrepareConfig, vocab_size: int, bad_rows: BadRows, progress: Progress
 ) -> Iterator[Examples]:
     """Yield the pairs of all tables. Raises DataError if there is none."""
     is_empty = True

@@ -37,11 +37,11 @@ from babybert.corpus.files import BadRows
 from babybert.data.block_plan import Histogram, PlannedShard, plan_shards
 from babybert.data.blocks import ShardJob, count_after_move, survey, write_shard
 from babybert.data.dataset import SPLITS
+from babybert.data.dataset_output import DatasetOutput
 from babybert.data.dataset_writer import BYTES_PER_MB, DatasetWriter
-from babybert.data.engine import Engine, Result
+from babybert.data.engine import Engine
 from babybert.data.finished_shards import FinishedShards
 from babybert.data.shuffle import shuffle
-from babybert.data.split_statistics import SplitStatistics
 from babybert.data.splits import find_text_to_move
 from babybert.data.tokenize_corpus import TokenizedCorpus, tokenize_corpus
 from babybert.data.tokenizer import MAX_WORD_CHARACTERS
@@ -54,21 +54,21 @@ NOT_OF_THE_DATA = ("out", "overwrite", "download_folder", "engine", "workers", "
 
 
 def prepare_corpus(
-    config: PrepareConfig, corpus: Corpus, bad_rows: BadRows, partial: Path, engine: Engine
+    config: PrepareConfig, corpus: Corpus, bad_rows: BadRows, output: DatasetOutput, engine: Engine
 ) -> DatasetWriter:
-    """Write the shards of a corpus into `partial` and return the writer of the rest of the dataset.
+    """Write the shards of a corpus and return the writer of the rest of the dataset.
 
     Raises DataError for a corpus that cannot be used.
     """
     tokenized = tokenize_corpus(config, corpus, bad_rows, engine)
     tokenizer = tokenized.tokenizer
-    writer = DatasetWriter(config, partial, tokenizer)
+    writer = DatasetWriter(config, output, tokenizer)
     documents, tokens = int(tokenized.documents.sum()), int(tokenized.tokens.sum())
     writer.facts.update(documents=documents, tokens=tokens)
     logger.info(f"{documents:,} documents, {tokens:,} tokens, vocabulary {tokenizer.size:,}")
     moved = _move_text(tokenized, writer.facts["source"], engine)
     planned = plan_shards(tokenized.histogram, config.format, config.shard_mb * BYTES_PER_MB, config.duplicates)
-    finished = FinishedShards(partial, _key(config, tokenized), config.format, tokenizer.size)
+    finished = FinishedShards(output, _key(config, tokenized), config.format, tokenizer.size)
     finished.load(planned)
     missing = [shard for shard in planned if shard not in finished]
     if len(missing) < len(planned):
@@ -85,8 +85,7 @@ def prepare_corpus(
 
 def _move_text(tokenized: TokenizedCorpus, source: str, engine: Engine) -> Any:
     """Return the text that has to be in the other split, if there is one, and correct the counts."""
-    end_ids = tokenized.tokenizer.sentence_end_ids()
-    inputs = ((*batch, tokenized.final_ids, end_ids) for batch in tokenized.batches)
+    inputs = ((*batch, tokenized.final_ids) for batch in tokenized.batches)
     results = engine.map(survey, inputs)
     surveys = (result.summary for result in results)
     moved = find_text_to_move(surveys, int(tokenized.documents.sum()), int(tokenized.tokens.sum()), source)
@@ -120,9 +119,10 @@ def _write_shards(
     engine: Engine,
 ) -> None:
     """Make the shards and record each as soon as it is finished. The batches of documents are deleted."""
-    folder = finished.folder if engine.workers_see_files else None
-    end_ids = tokenized.tokenizer.sentence_end_ids()
-    settings = (config.format, config.seed, config.duplicates, config.max_positions, tokenized.tokenizer.size, end_ids)
+    output = finished.output
+    folder = output.files if engine.workers_see_files else None
+    pair_settings = (config.seed, config.duplicates, config.max_positions, config.segments)
+    settings = (config.format, *pair_settings, tokenized.tokenizer.size, output.upload)
     running: dict[int, list[Any]] = {}
 
     def inputs() -> Iterator[tuple[Any, ...]]:
@@ -130,24 +130,23 @@ def _write_shards(
             running[index] = parts
             yield ShardJob(shards[index], folder, *settings), *parts
 
-    pieces = 0 if engine.workers_see_files else 1
+    pieces = 0 if engine.workers_see_files or output.upload else 1
     with Progress("write pairs", sum(shard.tokens for shard in shards), "tokens") as progress:
         for result in engine.map(write_shard, inputs(), pieces):
-            shard = shards[result.input_index]
-            facts, statistics = result.summary
-            finished.add(shard, _shard_file(result, finished.folder, engine), facts, statistics)
+            written, facts, statistics = result.summary
+            if result.handles:
+                written = _write_content(result.handles[0], output.files, engine)
+            finished.add(shards[result.input_index], written, facts, statistics)
             for handle in running.pop(result.input_index):
                 engine.drop(handle)
-            progress.advance(shard.tokens)
+            progress.advance(shards[result.input_index].tokens)
 
 
-def _shard_file(result: Result, folder: Path, engine: Engine) -> Path:
-    """Return the file that a job has written; if it returned the content, write it first."""
-    path: Path = folder / result.summary[0]["file"]
-    if result.handles:
-        path = folder / f".{uuid.uuid4().hex}"
-        path.write_bytes(engine.get(result.handles[0])[0].data)
-        engine.drop(result.handles[0])
+def _write_content(handle: Any, folder: Path, engine: Engine) -> Path:
+    """Write a shard that a job has returned as data to a file."""
+    path = folder / f".{uuid.uuid4().hex}"
+    path.write_bytes(engine.get(handle)[0].data)
+    engine.drop(handle)
     return path
 
 
@@ -156,14 +155,7 @@ def _describe_splits(
 ) -> None:
     """Add up the counts of the shards. Shards without a pair are left out."""
     for split_index, split in enumerate(SPLITS):
-        statistics = SplitStatistics(tokenized.tokenizer.size, documents=int(tokenized.documents[split_index]))
-        shards = []
-        for shard in planned:
-            if shard.held_out == (split == "validation"):
-                facts, shard_statistics = finished[shard]
-                statistics.merge(shard_statistics)
-                if facts["rows"]:
-                    shards.append(facts)
-                else:
-                    (finished.folder / facts["file"]).unlink()
-        writer.describe_split(split, shards, statistics)
+        statistics = finished.statistics[split_index]
+        statistics.documents = int(tokenized.documents[split_index])
+        facts = [finished[shard] for shard in planned if shard.held_out == (split == "validation")]
+        writer.describe_split(split, [of_shard for of_shard in facts if of_shard["rows"]], statistics)

@@ -3,7 +3,7 @@
 import functools
 import gzip
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -35,18 +35,28 @@ PARQUET_SCHEMA = pa.schema(
 class ShardWriter:
     """Append examples to shards; a new one is begun when the current one has reached `shard_bytes`. A context manager.
 
-    Errors of the disk are raised as OSError. The caller deletes files that are incomplete then.
+    Errors of the disk are raised as OSError. The caller deletes files that are incomplete then. `keep` is called with
+    the file of each finished shard.
 
     Attributes:
         shards: what `dataset.json` records about each finished shard; complete after exit.
     """
 
-    def __init__(self, folder: Path, name: str, file_format: str, shard_bytes: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        file_format: str,
+        shard_bytes: int,
+        vocab_size: int,
+        keep: Callable[[Path], None],
+    ) -> None:
         self._folder = folder
         self._name = name
         self._format = file_format
         self._shard_bytes = shard_bytes
         self._vocab_size = vocab_size
+        self._keep = keep
         self._shard: Shard | None = None
         self.shards: list[dict[str, Any]] = []
 
@@ -57,7 +67,7 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._shard and error is None:
-            self.shards.append(self._shard.close())
+            self._finish(self._shard)
 
     def add(self, examples: Examples) -> None:
         """Append all rows."""
@@ -67,8 +77,12 @@ class ShardWriter:
                 self._shard = Shard(path, self._format, self._vocab_size)
             self._shard.write_chunk(chunk)
             if self._shard.size >= self._shard_bytes:
-                self.shards.append(self._shard.close())
+                self._finish(self._shard)
                 self._shard = None
+
+    def _finish(self, shard: "Shard") -> None:
+        self.shards.append(shard.close())
+        self._keep(self._folder / self.shards[-1]["file"])
 
 
 def shard_name(split: str, number: int, file_format: str) -> str:

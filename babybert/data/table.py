@@ -16,13 +16,13 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.files import COMPRESSION_SUFFIXES, BadRows, file_errors, find_column, shown_text
+from babybert.corpus.s3_file import SourceFile
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
@@ -120,7 +120,7 @@ class ListColumn(NamedTuple):
     lengths: np.ndarray
 
 
-def read_table(path: Path, vocab_size: int, bad_rows: BadRows, delimiter: str = "auto") -> Iterator[Examples]:
+def read_table(path: SourceFile, vocab_size: int, bad_rows: BadRows, delimiter: str = "auto") -> Iterator[Examples]:
     """Read and check one CSV or Parquet file, a chunk of rows at a time.
 
     Raises DataError for a missing column, for a file without rows and for a damaged file, after the rows before the
@@ -140,7 +140,7 @@ def read_table(path: Path, vocab_size: int, bad_rows: BadRows, delimiter: str = 
         raise DataError(f"{path}: has no rows")
 
 
-def _csv_chunks(path: Path, file: IO[bytes], bad_rows: BadRows, delimiter: str) -> Iterator[RawChunk]:
+def _csv_chunks(path: SourceFile, file: IO[bytes], bad_rows: BadRows, delimiter: str) -> Iterator[RawChunk]:
     rows = read_csv_rows(path, file, bad_rows, lambda header: _find_columns(path, header), delimiter)
     damage: Exception | None = None
     while damage is None:
@@ -158,7 +158,7 @@ def _csv_chunks(path: Path, file: IO[bytes], bad_rows: BadRows, delimiter: str) 
     raise damage
 
 
-def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[RawChunk]:
+def _parquet_chunks(path: SourceFile, file: IO[bytes]) -> Iterator[RawChunk]:
     # Imported here, because pyarrow takes 25 MB, and training on cached data does not use it.
     import pyarrow.parquet
     import pyarrow.types
@@ -183,7 +183,7 @@ def _parquet_chunks(path: Path, file: IO[bytes]) -> Iterator[RawChunk]:
         first_row += len(batch)
 
 
-def _find_columns(path: Path, header: list[str]) -> list[int]:
+def _find_columns(path: SourceFile, header: list[str]) -> list[int]:
     """Return the positions of `COLUMNS`, in our spelling or in the course's (`BERT Input`)."""
 
     def normalize(name: str) -> str:
@@ -192,7 +192,7 @@ def _find_columns(path: Path, header: list[str]) -> list[int]:
     return [find_column(path, header, column, normalize=normalize) for column in COLUMNS]
 
 
-def _parse_chunk(path: Path, chunk: RawChunk, vocab_size: int, bad_rows: BadRows) -> Examples:
+def _parse_chunk(path: SourceFile, chunk: RawChunk, vocab_size: int, bad_rows: BadRows) -> Examples:
     """Turn the cells of a chunk into arrays without its bad rows, which are reported.
 
     Rows are checked first (lists of integers, of one length), then the numbers in the rows that are left.
@@ -211,7 +211,7 @@ def _parse_chunk(path: Path, chunk: RawChunk, vocab_size: int, bad_rows: BadRows
     )
 
 
-def _parse_rows(path: Path, chunk: RawChunk, bad_rows: BadRows) -> tuple[Examples, list[int]]:
+def _parse_rows(path: SourceFile, chunk: RawChunk, bad_rows: BadRows) -> tuple[Examples, list[int]]:
     """Parse the rows of a chunk.
 
     Returns:
@@ -267,7 +267,7 @@ def _find_bad_numbers(examples: Examples, vocab_size: int) -> dict[int, str]:
     return problems
 
 
-def _report(path: Path, row_numbers: list[int], problems: dict[int, str], bad_rows: BadRows) -> np.ndarray:
+def _report(path: SourceFile, row_numbers: list[int], problems: dict[int, str], bad_rows: BadRows) -> np.ndarray:
     """Report the problems in the order of the rows; return for each row whether it is good."""
     is_good = np.ones(len(row_numbers), bool)
     for row in sorted(problems):

@@ -17,6 +17,7 @@ from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.block_plan import count_bins
 from babybert.data.engine import Arrays
 from babybert.data.pieces import Pieces, PiecesBuilder, digest_of
+from babybert.data.sentences import TokenizedText
 from babybert.data.tokenizer import Tokenizer
 from babybert.data.wordpiece_trainer import ChunkCounts, level_of
 
@@ -29,6 +30,7 @@ class BatchSettings(NamedTuple):
     seed: int
     validation_fraction: float
     skip_bad_rows: bool
+    segments: str
 
 
 @dataclass
@@ -75,8 +77,11 @@ def tokenize_words(batch: DocumentBatch, settings: BatchSettings) -> tuple[Batch
     tokenizer = BasicEnglishTokenizer()
     builder = PiecesBuilder(settings.seed, settings.validation_fraction)
     for document in batch.read(bad_rows):
-        ids = tokenizer.add(document.text)
-        builder.add(document.text, ids, tokenizer.sentence_end_ids)
+        if settings.segments == "runs":
+            builder.add(document.text, tokenizer.add_sentences(document.text))
+        else:
+            ids = tokenizer.add(document.text)
+            builder.add(document.text, TokenizedText(ids, np.isin(ids, tokenizer.sentence_end_ids())))
     pieces = builder.finish()
     summary = _summarize(pieces, builder.fingerprint, bad_rows, tokenizer.long_words)
     summary.words = tokenizer.words
@@ -96,11 +101,16 @@ def tokenize_with(
     tokenizer = load_tokenizer(tokenizer_file[0].tobytes())
     builder = PiecesBuilder(settings.seed, settings.validation_fraction)
     long_words = 0
+    end_ids = tokenizer.sentence_end_ids()
     documents = batch.read(bad_rows)
     while some_documents := list(itertools.islice(documents, DOCUMENTS_PER_CALL)):
         texts = [document.text for document in some_documents]
-        for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
-            builder.add(text, ids, tokenizer.sentence_end_ids)
+        if settings.segments == "runs":
+            tokenized = tokenizer.encode_sentences(texts)
+        else:
+            tokenized = [TokenizedText(ids, np.isin(ids, end_ids)) for ids in tokenizer.encode_documents(texts)]
+        for text, tokens in zip(texts, tokenized, strict=True):
+            builder.add(text, tokens)
         long_words += sum(map(tokenizer.count_long_words, texts))
     pieces = builder.finish()
     return _summarize(pieces, builder.fingerprint, bad_rows, long_words), [pieces]

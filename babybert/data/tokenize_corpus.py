@@ -79,7 +79,7 @@ class CorpusReader:
         self._corpus = corpus
         self._bad_rows = bad_rows
         self._engine = engine
-        self._settings = BatchSettings(config.seed, config.validation_fraction, config.skip_bad_rows)
+        self._settings = BatchSettings(config.seed, config.validation_fraction, config.skip_bad_rows, config.segments)
 
     def map(self, task: str, function: Function, *arguments: Any, pieces: int = 0) -> Iterator[Result]:
         """Call `function` with each batch, the settings and `arguments`. Yield the results in the order of the batches.

@@ -14,6 +14,7 @@ Rules and vocabulary are one file, `tokenizer.json`, which is part of every data
 
 import functools
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,12 +25,13 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS, SENTENCE_ENDS
+from babybert.data.sentence_splitter import CLOSERS, LINE_BREAK, SentenceSplitter
+from babybert.data.sentences import TokenizedText, ends_after
 from babybert.errors import DataError
 
 PAD, CLS, SEP, MASK, UNK = range(5)
 SPECIAL_TOKENS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
 FIRST_ORDINARY = len(SPECIAL_TOKENS)  # the smallest id that is not one of a special token
-LINE_BREAK = "<br />"
 # Longer words are data, such as an inline picture. 100 is the limit of BERT's WordPiece; IMDB's longest word has 76.
 MAX_WORD_CHARACTERS = 100
 # Only a text with such a run can have a longer word: lower case and BERT's rules turn one character into four at most.
@@ -144,6 +146,23 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
+
+    def encode_sentences(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Return the ids of each document, as `encode_documents` does, and where its sentences end in the text."""
+        documents = [self._splitter.split(text) for text in texts]
+        self._backend.encode_special_tokens = True
+        encodings = self._backend.encode_batch_fast(list(itertools.chain(*documents)), add_special_tokens=False)
+        all_ids = iter([encoding.ids for encoding in encodings])
+        parts_of_documents = [list(itertools.islice(all_ids, len(document))) for document in documents]
+        return [
+            TokenizedText(np.array(list(itertools.chain(*parts)), np.int32), ends_after(parts))
+            for parts in parts_of_documents
+        ]
+
+    @functools.cached_property
+    def _splitter(self) -> SentenceSplitter:
+        ends = [end for end in SENTENCE_ENDS if self.words(f"a{end}a") == ["a", end, "a"]]
+        return SentenceSplitter([*ends, *(closer for closer in CLOSERS if self.words(f".{closer}a")[-1] == "a")])
 
     def words(self, document: str) -> list[str]:
         """Return the words of a document, before WordPiece splits them into pieces."""

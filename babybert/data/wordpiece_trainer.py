@@ -16,7 +16,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-from babybert.data.tokenizer import FIRST_ORDINARY, LINE_BREAK, MAX_WORD_CHARACTERS, Tokenizer
+from babybert.data.sentence_splitter import LINE_BREAK
+from babybert.data.tokenizer import FIRST_ORDINARY, MAX_WORD_CHARACTERS, Tokenizer
 
 logger = logging.getLogger(__name__)
 

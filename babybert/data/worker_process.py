@@ -12,8 +12,13 @@ import pyarrow
 JOB_MODULES = [f"babybert.data.{name}" for name in ("worker_process", "tokenize_batch", "blocks", "shuffle")]
 
 
-def prepare_worker() -> None:
-    """Use one core, leave Ctrl-C to the driver, and end when the driver ends, whatever kills it."""
+def prepare_worker(environment: dict[str, str]) -> None:
+    """Use one core, leave Ctrl-C to the driver, and end when the driver ends, whatever kills it.
+
+    `environment` are the driver's variables. Those of the fork server are as old as the first engine of the process.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
     use_one_core()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()

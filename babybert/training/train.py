@@ -17,7 +17,9 @@ from torch import nn
 from babybert.checkpoint.format import CheckpointState
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import PretrainConfig
-from babybert.data.dataset import open_dataset, warn_of_only_label
+from babybert.data.dataset import SPLITS, warn_of_only_label
+from babybert.data.s3_cache import CacheLimits
+from babybert.data.s3_dataset import open_data
 from babybert.evaluation.scores import EvaluationStopped, Scores, evaluate_held_out
 from babybert.progress import Progress
 from babybert.training.distributed import start_distributed
@@ -56,12 +58,13 @@ def pretrain(config: PretrainConfig) -> TrainingResult | None:
         metrics = RunMetrics()
         if config.metrics and context.is_main:
             metrics.serve(config.metrics_host, config.metrics_port)
-        dataset = open_dataset(config.data)
+        dataset = open_data(config.data, CacheLimits(config.cache, config.cache_gb))
         manager = None
         if context.is_main:
             manager = stack.enter_context(CheckpointManager(config, metrics.checkpoints))
             logger.info(f"reading {config.data}")
-            for split in ("train", "validation"):
+        if context.is_main or dataset.per_node:
+            for split in SPLITS:
                 dataset.examples(split)  # writes the cache, which the other ranks then read
         context.barrier()
         setup = set_up(config, context, dataset, manager)

@@ -50,9 +50,10 @@ def reviews() -> Iterator[str]:
 def open_data(corpus: str | None = None) -> Dataset:
     """The prepared reviews in `data/imdb` or `data/demo`. If they do not exist, they are prepared first."""
     config = _prepare_config(corpus or corpus_name())
-    if not (config.out / "dataset.json").exists():
+    folder = Path(config.out)
+    if not (folder / "dataset.json").exists():
         prepare(config)
-    return open_dataset(config.out)
+    return open_dataset(folder)
 
 
 def example_pair(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

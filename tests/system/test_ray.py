@@ -12,14 +12,16 @@ import engine_jobs
 import numpy as np
 import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
-from conftest import run_until_killed
+from conftest import S3, aws_variables, run_until_killed
 from engine_corpus import BAD_ROWS, corpus_config, digests, make_many_batches
-from processes import start_babybert
+from faulty_proxy import Refusal, S3Proxy, pass_all
+from processes import run_babybert, start_babybert
+from test_output_prefix import is_upload, objects
 
 from babybert.config import PrepareConfig
 from babybert.data.engine import WorkerDied
 from babybert.data.prepare import prepare
-from babybert.errors import DataError, StorageError
+from babybert.errors import DataError, StorageError, UsageError
 
 ray_engine = pytest.importorskip("babybert.data.ray_engine")
 Digests = dict[str, dict[str, str]]
@@ -40,7 +42,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch)
     return {
         "csv": corpus_config(folder / "csv", "csv"),
         "jsonl": dataclasses.replace(
-            corpus_config(folder / "jsonl", "jsonl"), tokenizer_kind="wordpiece", vocab_size=300
+            corpus_config(folder / "jsonl", "jsonl"), tokenizer_kind="wordpiece", vocab_size=300, segments="runs"
         ),
         "demo": PrepareConfig(demo_documents=300, validation_fraction=0.1),
     }
@@ -56,9 +58,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory, configs: dict[str, Prepar
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a cluster of two CPUs, which the tests connect to as to one of other machines."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch, s3_endpoint: str) -> Iterator[str]:
+    """The address of a cluster of two CPUs, which the tests connect to as to one of other machines.
+
+    Its workers use the S3 server itself, whatever the tests set for the driver.
+    """
     ray = ray_engine.ray
+    for name, value in aws_variables(s3_endpoint).items():
+        patch.setenv(name, value)
     patch.setenv("PYTHONPATH", str(Path(engine_jobs.__file__).parent), prepend=os.pathsep)
     with ray_engine.RayEngine(tmp_path_factory.mktemp("cluster"), 2, None):
         address = ray.get_runtime_context().gcs_address
@@ -185,6 +192,30 @@ def test_errors_of_jobs_are_those_of_this_machine(
             list(engine.map(engine_jobs.fail_at, ((n, {2, 4}) for n in range(1, 100))))
         with pytest.raises(WorkerDied):
             list(engine.map(engine_jobs.die_until, [(3, tmp_path, 99)], pieces=1))
+
+
+def test_workers_of_a_running_cluster_upload_their_shards_themselves(
+    cluster: str, configs: dict[str, PrepareConfig], expected: Digests, s3: S3, s3_proxy: S3Proxy
+) -> None:
+    """The driver uses a proxy, which sees no shard. A server where nothing arrives is noticed before the work."""
+    for name, config in configs.items():
+        prepare(dataclasses.replace(config, out=f"s3://{s3.bucket}/{name}", engine="ray", ray_address=cluster))
+        assert objects(s3, f"{name}/") == expected[name]
+    assert not any(map(is_upload, s3_proxy.requests))
+    s3_proxy.rule = lambda request: Refusal(404) if request.method == "HEAD" else None
+    config = dataclasses.replace(configs["csv"], out=f"s3://{s3.bucket}/other", engine="ray", ray_address=cluster)
+    with pytest.raises(UsageError, match="workers use another S3 server than this command"):
+        prepare(config)
+    s3_proxy.rule = pass_all
+    prepare(config)
+    assert objects(s3, "other/") == expected["csv"]
+
+
+def test_a_cluster_of_this_machine_uploads_to_s3(s3: S3, expected: Digests) -> None:
+    flags = ["prepare", "--demo-documents=300", "--validation-fraction=0.1", "--engine=ray", "--workers=1"]
+    done = run_babybert(*flags, f"--out=s3://{s3.bucket}/data")
+    assert done.returncode == 0, done.stderr
+    assert objects(s3, "data/") == expected["demo"]
 
 
 def test_without_a_cluster_the_error_names_the_address(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """The lease that keeps a second job from writing below the same S3 prefix.
 
-`lease.json` names the owner. It is created only if it does not exist, and replaced only if it has not changed (RFC
-9110, If-None-Match and If-Match), so of several jobs exactly one gets it. A thread renews it. A lease that is not
-renewed for as long as it lasts may be taken over. The new owner watches it for that time, so clocks that disagree do
-no harm.
+The lease is an object that names its owner. It is created only if it does not exist, and replaced only if it has not
+changed (RFC 9110, If-None-Match and If-Match), so of several jobs exactly one gets it. A thread renews it. A lease that
+is not renewed for as long as it lasts may be taken over. The new owner watches it for that time, so clocks that
+disagree do no harm.
 
-An owner that was suspended for longer than the lease lasts has lost it without knowing. Therefore `S3Store` asks
+An owner that was suspended for longer than the lease lasts has lost it without knowing. Therefore it asks
 `require_held` before every write and delete (fencing). Between that answer and the write lies the time of one request:
 S3 offers no condition on another object that would close this gap.
 """
@@ -20,29 +20,42 @@ import time
 import uuid
 from typing import Any
 
-from babybert.checkpoint.storage import S3Store
 from babybert.errors import StorageError, UserError
 from babybert.s3 import get_if_exists, put_if
 from babybert.s3_errors import s3_errors
 
 logger = logging.getLogger(__name__)
 
-LEASE = "lease.json"
+LEASE_SECONDS = 45.0
 
 
 class LeaseLost(UserError):
-    """Another job has taken over the store. Exit code 1: a restart waits for it to end."""
+    """Another job has taken over. Exit code 1: a restart waits for it to end."""
 
 
 class Lease:
     """The right to write below a prefix, for `seconds` at a time. Use as a context manager.
 
+    Args:
+        client: a boto3 client.
+        bucket: the bucket.
+        key: the object of the lease.
+        address: what the lease is for, for messages.
+        flag: the setting that names the address, for messages.
+        seconds: how long the lease lasts without being renewed.
+
     Raises UserError when the owner is alive. The exit code is 1, so that a Kubernetes Job tries again: an owner that
     is being evicted will be gone by then.
     """
 
-    def __init__(self, store: S3Store, seconds: float = 45.0) -> None:
-        self._store = store
+    def __init__(
+        self, client: Any, bucket: str, key: str, address: str, flag: str, seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._key = key
+        self._address = address
+        self._flag = flag
         self._seconds = seconds
         self._owner = uuid.uuid4().hex
         self._etag = ""  # of the lease as this process wrote it last
@@ -50,9 +63,8 @@ class Lease:
         self._lost_to: str | None = None
 
     def __enter__(self) -> "Lease":
-        with s3_errors(f"{self._store.address}: cannot take the lease"):
+        with s3_errors(f"{self._address}: cannot take the lease"):
             self._acquire()
-        self._store.guard = self.require_held
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease", daemon=True)
         self._thread.start()
         return self
@@ -63,10 +75,8 @@ class Lease:
         if self.is_lost:
             return
         try:
-            with s3_errors(self._store.address):
-                self._store.client.delete_object(
-                    Bucket=self._store.bucket, Key=self._store.key(LEASE), IfMatch=self._etag
-                )
+            with s3_errors(self._address):
+                self._client.delete_object(Bucket=self._bucket, Key=self._key, IfMatch=self._etag)
         except UserError as problem:
             logger.warning(f"the lease could not be released and expires in {self._seconds:.0f} s ({problem})")
 
@@ -79,7 +89,7 @@ class Lease:
         """Raise LeaseLost if another job is known to have taken over. Costs nothing."""
         if self._lost_to is not None:
             raise LeaseLost(
-                f"{self._lost_to} has taken over {self._store.address}: this job stops, so that the two do not mix"
+                f"{self._lost_to} has taken over {self._address}: this job stops, so that the two do not mix"
             )
 
     def require_held(self) -> None:
@@ -88,12 +98,12 @@ class Lease:
         Raises LeaseLost if another one does, StorageError if that cannot be known now.
         """
         self.raise_if_lost()
-        with s3_errors(self._store.address):
+        with s3_errors(self._address):
             _, content = self._read()
         if content.get("owner") == self._owner:
             return
         if not content:
-            raise StorageError(f"{self._store.address}: {LEASE} is missing; waiting until it is renewed")
+            raise StorageError(f"s3://{self._bucket}/{self._key} is missing; waiting until it is renewed")
         self._lost_to = _describe(content)
         self.raise_if_lost()
 
@@ -109,8 +119,8 @@ class Lease:
             return
         if not self._put(IfMatch=etag):
             raise UserError(
-                f"{self._store.address}: another process was faster to take over from {_describe(content)}; "
-                "stop it, or choose another --store"
+                f"{self._address}: another process was faster to take over from {_describe(content)}; "
+                f"stop it, or choose another {self._flag}"
             )
 
     def _wait_until_expired(self, etag: str, content: dict[str, Any]) -> bool:
@@ -120,7 +130,7 @@ class Lease:
         """
         lifetime = float(content.get("seconds") or self._seconds)
         logger.info(
-            f"{self._store.address}: in use by {_describe(content)}; waiting up to {lifetime:.0f} s "
+            f"{self._address}: in use by {_describe(content)}; waiting up to {lifetime:.0f} s "
             "to see whether it is alive"
         )
         start = time.monotonic()
@@ -132,14 +142,14 @@ class Lease:
             if self._put(IfNoneMatch="*"):  # it was released
                 return False
             raise UserError(
-                f"{self._store.address}: {_describe(content)} is training there; stop it, or choose another --store"
+                f"{self._address}: {_describe(content)} is writing there; stop it, or choose another {self._flag}"
             )
         return True
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self._seconds / 3):
             # While the server is away, the lease is neither renewed nor known to be lost. Uploads report the error.
-            with contextlib.suppress(UserError), s3_errors(self._store.address):
+            with contextlib.suppress(UserError), s3_errors(self._address):
                 self._renew()
             if self.is_lost:
                 return
@@ -162,8 +172,7 @@ class Lease:
             "seconds": self._seconds,
             "renewed": time.time(),
         }
-        store = self._store
-        etag = put_if(store.client, store.bucket, store.key(LEASE), json.dumps(content).encode(), **condition)
+        etag = put_if(self._client, self._bucket, self._key, json.dumps(content).encode(), **condition)
         if etag is None:
             return False
         self._etag = etag
@@ -171,7 +180,7 @@ class Lease:
 
     def _read(self) -> tuple[str, dict[str, Any]]:
         """ETag and content of the lease; ("", {}) if there is none."""
-        found = get_if_exists(self._store.client, self._store.bucket, self._store.key(LEASE))
+        found = get_if_exists(self._client, self._bucket, self._key)
         if found is None:
             return "", {}
         etag, body = found

@@ -1,7 +1,7 @@
-"""Tries once everything that a run does in S3, before its first step.
+"""Tries once everything that a job does in S3, before its work.
 
 A right that is missing, or a server that cannot do what is needed, then ends the job at once with exit code 2, and not
-after hours of training. The probe has a name like a checkpoint's, so that a policy for these names applies to it.
+after hours of work. The probe has a name like what the job writes, so that a policy for these names applies to it.
 """
 
 import contextlib
@@ -13,20 +13,23 @@ from babybert.errors import UsageError, UserError
 from babybert.s3 import get_if_exists, list_keys, put_if
 from babybert.s3_errors import s3_errors
 
+Action = tuple[str, str, Callable[[], Any]]  # what is done, the right that it needs, and how
+PROBE = "check-"
 ANOTHER_ETAG = '"00000000000000000000000000000000"'  # of no object
 
 
-def check_access(client: Any, bucket: str, prefix: str, address: str) -> None:
+def check_access(client: Any, bucket: str, prefix: str, address: str, copy_to: str | None = None) -> None:
     """Raise UsageError, DataError or StorageError for the first thing that cannot be done, naming the right it needs.
 
     Args:
         client: a boto3 client.
         bucket: the bucket.
-        prefix: what the keys of all checkpoints begin with.
-        address: the store, for messages.
+        prefix: what the keys begin with that the job writes.
+        address: where the job writes, for messages.
+        copy_to: what the keys begin with to which the job copies objects; None if it does not.
     """
-    probe = f"{prefix}check-{uuid.uuid4().hex}"
-    actions: tuple[tuple[str, str, Callable[[], Any]], ...] = (
+    probe = f"{prefix}{PROBE}{uuid.uuid4().hex}"
+    actions: tuple[Action, ...] = (
         ("list", "s3:ListBucket", lambda: next(list_keys(client, bucket, prefix), None)),
         ("write", "s3:PutObject", lambda: client.put_object(Bucket=bucket, Key=probe, Body=b"")),
         ("read", "s3:GetObject", lambda: client.get_object(Bucket=bucket, Key=probe)["Body"].read()),
@@ -42,6 +45,8 @@ def check_access(client: Any, bucket: str, prefix: str, address: str) -> None:
         ("abort an upload", "s3:AbortMultipartUpload", lambda: _abort_upload(client, bucket, probe)),
         ("delete", "s3:DeleteObject", lambda: client.delete_object(Bucket=bucket, Key=probe)),
     )
+    if copy_to is not None:
+        actions = (*actions[:-1], *_copy_actions(client, bucket, probe, copy_to), actions[-1])
     try:
         for action, right, call in actions:
             with s3_errors(f"{address}: cannot {action} there", right):
@@ -50,6 +55,20 @@ def check_access(client: Any, bucket: str, prefix: str, address: str) -> None:
         with contextlib.suppress(UserError), s3_errors(address):
             client.delete_object(Bucket=bucket, Key=probe)
         raise
+
+
+def is_probe(name: str) -> bool:
+    """Whether an object is what a job tries its access with."""
+    return name.rpartition("/")[2].startswith(PROBE)
+
+
+def _copy_actions(client: Any, bucket: str, probe: str, copy_to: str) -> tuple[Action, ...]:
+    copy = f"{copy_to}{PROBE}{uuid.uuid4().hex}"
+    source = {"Bucket": bucket, "Key": probe}
+    return (
+        ("copy", "s3:PutObject", lambda: client.copy_object(Bucket=bucket, Key=copy, CopySource=source)),
+        ("delete", "s3:DeleteObject", lambda: client.delete_object(Bucket=bucket, Key=copy)),
+    )
 
 
 def _check_conditions(client: Any, bucket: str, probe: str, address: str) -> None:
