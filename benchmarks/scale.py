@@ -91,7 +91,7 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
         with (
             output.open(),
             timed_engine(kind, int(workers), output.work) as engine,
-            largest_worker() as worker_bytes,
+            sampled_memory() as (driver_bytes, worker_bytes),
         ):
             writer = prepare_corpus(config, GeneratedText(size * MB), BadRows(), output, engine)
             facts = writer.finish(0)
@@ -108,7 +108,7 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
         "blocks": blocks,
         "shards": len(digests),
         "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "driver_mib": usage.ru_maxrss * 1024 / MIB,
+        "driver_mib": max(driver_bytes) / MIB,
         "driver_cpu_seconds": usage.ru_utime + usage.ru_stime,
         "worker_mib": max(worker_bytes) / MIB,
         "jobs": engine.jobs,
@@ -149,24 +149,32 @@ def timed_engine(kind: str, workers: int, folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def largest_worker() -> Iterator[list[int]]:
-    """Sample the memory of the processes that this one starts, without what they share. Yields the list of samples."""
-    samples = [0]
+def sampled_memory() -> Iterator[tuple[list[int], list[int]]]:
+    """Sample the memory of this process and of each worker, without what they share. Yields both lists of samples.
+
+    Ray's object store is shared memory.
+    """
+    driver_bytes, worker_bytes = [0], [0]
     stop = threading.Event()
 
+    def private(process: psutil.Process) -> int:
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+
     def sample() -> None:
+        this_process = psutil.Process()
         while not stop.wait(SECONDS_BETWEEN_SAMPLES):
-            for process in psutil.Process().children(recursive=True):
+            driver_bytes.append(private(this_process))
+            for process in this_process.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     # Of Ray's processes, only those that run jobs.
                     if "ray" not in " ".join(process.cmdline()) or process.name().startswith("ray::"):
-                        memory = process.memory_info()
-                        samples.append(memory.rss - memory.shared)
+                        worker_bytes.append(private(process))
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield samples
+        yield driver_bytes, worker_bytes
     finally:
         stop.set()
         thread.join()

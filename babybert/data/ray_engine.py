@@ -26,7 +26,7 @@ from babybert.errors import StorageError, UserError
 from babybert.folders import make_temporary_folder
 
 CONNECT_SECONDS = 10
-OBJECT_STORE_BYTES = 1 << 30  # of a cluster that is started here; what does not fit is written to disk
+OBJECT_STORE_BYTES = 2 << 30  # of a cluster that is started here; what does not fit is written to disk
 DIED = (
     exceptions.WorkerCrashedError,
     exceptions.OutOfMemoryError,
