@@ -114,27 +114,45 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
         "jobs": engine.jobs,
         "job_seconds": engine.seconds,
         "job_bytes": engine.bytes_returned,
+        "input_seconds": engine.input_seconds,
+        "result_seconds": engine.result_seconds,
     }
 
 
 class TimedJobs(Engine):
-    """Adds up, by the name of the job, how many there were, their seconds, and the bytes that they returned."""
+    """Adds up by the name of the job: how many there were, their seconds, and the bytes that they returned.
+
+    Also for how many seconds the driver made their inputs (which may wait for other jobs) and used their results.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.jobs: collections.Counter[str] = collections.Counter()
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self.bytes_returned: collections.Counter[str] = collections.Counter()
+        self.input_seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self.result_seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     def map(self, function: Function, inputs: Iterable[tuple[Any, ...]], pieces: int = 0) -> Generator[Result]:
         """Run the jobs with `run_timed`; see `Engine.map`."""
-        with contextlib.closing(super().map(functools.partial(run_timed, function), inputs, pieces)) as results:
+        name = function.__name__
+        timed_inputs = self._timed_inputs(name, inputs)
+        with contextlib.closing(super().map(functools.partial(run_timed, function), timed_inputs, pieces)) as results:
             for result in results:
                 timed = result.summary
-                self.jobs[function.__name__] += 1
-                self.seconds[function.__name__] += timed.seconds
-                self.bytes_returned[function.__name__] += timed.bytes_returned
+                self.jobs[name] += 1
+                self.seconds[name] += timed.seconds
+                self.bytes_returned[name] += timed.bytes_returned
+                start = time.perf_counter()
                 yield result._replace(summary=timed.summary)
+                self.result_seconds[name] += time.perf_counter() - start
+
+    def _timed_inputs(self, name: str, inputs: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        start = time.perf_counter()
+        for arguments in inputs:
+            self.input_seconds[name] += time.perf_counter() - start
+            yield arguments
+            start = time.perf_counter()
 
 
 def timed_engine(kind: str, workers: int, folder: Path) -> Any:
