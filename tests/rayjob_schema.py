@@ -66,6 +66,21 @@ def extract(schema: dict[str, Any], values: list[Any]) -> dict[str, Any]:
     return result
 
 
+def unwritten_defaults(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
+    """Fields that Kubernetes would add. In a list, they make `kubectl apply --server-side` find a conflict."""
+    found = []
+    if isinstance(value, dict):
+        for name, part in schema.get("properties", {}).items():
+            if name in value:
+                found += unwritten_defaults(part, value[name], f"{path}.{name}")
+            elif "default" in part:
+                found.append(f"{path}.{name}")
+    elif isinstance(value, list):
+        for item in value:
+            found += unwritten_defaults(schema.get("items", {}), item, path)
+    return found
+
+
 def extract_of(crd: Path) -> dict[str, Any]:
     """The extract that belongs to the manifest."""
     schema = closed(read_crd(crd))

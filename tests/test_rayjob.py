@@ -56,7 +56,9 @@ def test_the_extract_is_that_of_the_whole_schema() -> None:
         pytest.skip(f"{CRD} does not name KubeRay's ray.io_rayjobs.yaml")
     crd = Path(os.environ[CRD])
     assert rayjob_schema.extract_of(crd) == json.loads(EXTRACT.read_text()), "run tests/rayjob_schema.py"
-    assert errors(rayjob_schema.closed(rayjob_schema.read_crd(crd)), rayjob()) == []
+    schema = rayjob_schema.read_crd(crd)
+    assert errors(rayjob_schema.closed(schema), rayjob()) == []
+    assert rayjob_schema.unwritten_defaults(schema, rayjob()) == []
 
 
 @pytest.mark.parametrize("name", ["head", "worker"])
