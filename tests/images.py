@@ -422,7 +422,6 @@ def test_the_ray_image_runs_what_kuberay_starts(engine: Engine, data: Path, tmp_
     health += ["http://localhost:52365/api/local_raylet_healthz"]  # of workers
     script = f"""
         set -e
-        ulimit -n 65536
         ray start --head --num-cpus=2 --object-store-memory=100000000 --node-ip-address=127.0.0.1
         for url in {" ".join(health)}; do
           python -c 'import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read())' $url
