@@ -3,6 +3,8 @@
 #   docker build -t babybert-train .                                                  CUDA
 #   docker build -t babybert-train:cpu --build-arg TORCH=cpu --build-arg BASE=docker.io/library/debian:bookworm-slim .
 #
+# --build-arg RAY=1 adds Ray, for `prepare --engine ray` and the pods of k8s/prepare-rayjob.yaml (babybert-ray).
+#
 # BASE is any Debian or Ubuntu with Python 3.11 or later (TORCH=cpu: exactly 3.11, as in its requirements file).
 # PyTorch's wheels contain the CUDA libraries and the host has the driver, so the base only has to declare the driver
 # that it requires.
@@ -34,6 +36,8 @@ RUN python3 -m venv /opt/venv && python3 -m venv /opt/build \
 RUN if [ "$TORCH" = cpu ] && [ -n "$TORCH_CPU_INDEX" ]; then export PIP_EXTRA_INDEX_URL="$TORCH_CPU_INDEX"; fi \
  && /opt/venv/bin/pip install --require-hashes --no-deps -r "/locks/requirements-torch-$TORCH.txt"
 RUN /opt/venv/bin/pip install --require-hashes --no-deps -r /locks/requirements-train.txt
+ARG RAY=0
+RUN if [ "$RAY" = 1 ]; then /opt/venv/bin/pip install --require-hashes --no-deps -r /locks/requirements-ray.txt; fi
 COPY docker/trim.sh /usr/local/bin/trim
 RUN trim /opt/venv
 COPY pyproject.toml README.md LICENSE /source/

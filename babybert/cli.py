@@ -44,7 +44,7 @@ COMMANDS = {
         commands.run_info,
         {"path": "a folder that prepare or pretrain wrote, a tokenizer.json, or one CSV or Parquet table"},
     ),
-    "plot": Command(config.PlotConfig, commands.run_plot, {"runs": "one or more folders of runs"}),
+    "plot": Command(config.PlotConfig, commands.run_plot, {"runs": "one or more runs: folders or s3:// addresses"}),
     "fill-mask": Command(
         config.FillMaskConfig,
         commands.run_fill_mask,

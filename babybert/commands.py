@@ -247,7 +247,7 @@ def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
     """`babybert plot`."""
     from babybert.evaluation.curves import plot_curves
 
-    for path in plot_curves([Path(run) for run in arguments.runs], config.out):
+    for path in plot_curves(arguments.runs, config.out):
         print(path)
     return 0
 

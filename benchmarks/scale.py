@@ -91,7 +91,7 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
         with (
             output.open(),
             timed_engine(kind, int(workers), output.work) as engine,
-            largest_worker() as worker_bytes,
+            sampled_memory() as (driver_bytes, worker_bytes),
         ):
             writer = prepare_corpus(config, GeneratedText(size * MB), BadRows(), output, engine)
             facts = writer.finish(0)
@@ -108,33 +108,51 @@ def run_case(name: str, size: int, tokenizer_kind: Any) -> dict[str, Any]:
         "blocks": blocks,
         "shards": len(digests),
         "sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "driver_mib": usage.ru_maxrss * 1024 / MIB,
+        "driver_mib": max(driver_bytes) / MIB,
         "driver_cpu_seconds": usage.ru_utime + usage.ru_stime,
         "worker_mib": max(worker_bytes) / MIB,
         "jobs": engine.jobs,
         "job_seconds": engine.seconds,
         "job_bytes": engine.bytes_returned,
+        "input_seconds": engine.input_seconds,
+        "result_seconds": engine.result_seconds,
     }
 
 
 class TimedJobs(Engine):
-    """Adds up, by the name of the job, how many there were, their seconds, and the bytes that they returned."""
+    """Adds up by the name of the job: how many there were, their seconds, and the bytes that they returned.
+
+    Also for how many seconds the driver made their inputs (which may wait for other jobs) and used their results.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.jobs: collections.Counter[str] = collections.Counter()
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self.bytes_returned: collections.Counter[str] = collections.Counter()
+        self.input_seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self.result_seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
 
     def map(self, function: Function, inputs: Iterable[tuple[Any, ...]], pieces: int = 0) -> Generator[Result]:
         """Run the jobs with `run_timed`; see `Engine.map`."""
-        with contextlib.closing(super().map(functools.partial(run_timed, function), inputs, pieces)) as results:
+        name = function.__name__
+        timed_inputs = self._timed_inputs(name, inputs)
+        with contextlib.closing(super().map(functools.partial(run_timed, function), timed_inputs, pieces)) as results:
             for result in results:
                 timed = result.summary
-                self.jobs[function.__name__] += 1
-                self.seconds[function.__name__] += timed.seconds
-                self.bytes_returned[function.__name__] += timed.bytes_returned
+                self.jobs[name] += 1
+                self.seconds[name] += timed.seconds
+                self.bytes_returned[name] += timed.bytes_returned
+                start = time.perf_counter()
                 yield result._replace(summary=timed.summary)
+                self.result_seconds[name] += time.perf_counter() - start
+
+    def _timed_inputs(self, name: str, inputs: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        start = time.perf_counter()
+        for arguments in inputs:
+            self.input_seconds[name] += time.perf_counter() - start
+            yield arguments
+            start = time.perf_counter()
 
 
 def timed_engine(kind: str, workers: int, folder: Path) -> Any:
@@ -149,24 +167,32 @@ def timed_engine(kind: str, workers: int, folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def largest_worker() -> Iterator[list[int]]:
-    """Sample the memory of the processes that this one starts, without what they share. Yields the list of samples."""
-    samples = [0]
+def sampled_memory() -> Iterator[tuple[list[int], list[int]]]:
+    """Sample the memory of this process and of each worker, without what they share. Yields both lists of samples.
+
+    Ray's object store is shared memory.
+    """
+    driver_bytes, worker_bytes = [0], [0]
     stop = threading.Event()
 
+    def private(process: psutil.Process) -> int:
+        memory = process.memory_info()
+        return int(memory.rss - memory.shared)
+
     def sample() -> None:
+        this_process = psutil.Process()
         while not stop.wait(SECONDS_BETWEEN_SAMPLES):
-            for process in psutil.Process().children(recursive=True):
+            driver_bytes.append(private(this_process))
+            for process in this_process.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     # Of Ray's processes, only those that run jobs.
                     if "ray" not in " ".join(process.cmdline()) or process.name().startswith("ray::"):
-                        memory = process.memory_info()
-                        samples.append(memory.rss - memory.shared)
+                        worker_bytes.append(private(process))
 
     thread = threading.Thread(target=sample)
     thread.start()
     try:
-        yield samples
+        yield driver_bytes, worker_bytes
     finally:
         stop.set()
         thread.join()

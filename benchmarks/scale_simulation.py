@@ -8,7 +8,8 @@ MB of text. On top of it:
 
 - Jobs vary (lognormal), and one node in twenty is three times slower: stragglers.
 - Nodes of 16 cores fail, once in 1,000 hours each. The jobs that they ran, and those whose data they held, run again.
-- The driver starts one job at a time, and it reads all documents.
+- The driver starts one job at a time, and adds up what was counted. With `--driver-reads` it also reads all documents,
+  as it does if they are not in S3.
 - A node has a network of 10 Gbit/s, and everything that is sent to shards goes through it.
 
 Not simulated: nodes that are added or removed, other users of the network, limits of S3.
@@ -30,6 +31,7 @@ from babybert.data.shuffle import plan_shuffle
 
 MB = 1_000_000
 CORES_OF_NODE = 16
+BYTES_PER_TOKEN = 5  # an id, and whether a sentence ends
 NETWORK_BYTES = 10e9 / 8  # per second and node
 HOURS_BETWEEN_FAILURES = 1000.0  # of one node
 SLOW_NODES, SLOWNESS = 0.05, 3.0
@@ -40,36 +42,41 @@ DRIVER_BYTES_PER_HANDLE = 2400  # measured with Ray 2.60
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one core per MB of text, by job, and what a MB becomes.
+    """What a MB of text costs and becomes.
 
     Attributes:
-        tokenize: reading nothing, tokenizing and counting.
-        survey: finding documents with pairs; only the first batches.
-        partition: sending documents to groups or shards, without the network.
-        write: making and writing pairs.
-        driver: the driver's work, which is mostly reading documents.
-        tokens: tokens of a MB.
+        tokenize: seconds of a core for tokenizing and counting.
+        partition: seconds of a core for one pass that sends documents to groups or shards, without the network.
+        write: seconds of a core for making and writing pairs.
+        read: seconds of the driver for reading documents, if it does.
+        merge: seconds of the driver for adding up what was counted.
+        tokens: tokens.
     """
 
     tokenize: float
     partition: float
     write: float
-    driver: float
+    read: float
+    merge: float
     tokens: float
 
     @classmethod
     def measured(cls, cases: list[dict[str, Any]]) -> "Costs":
         """The costs in the largest case with Ray, or in the largest one."""
         case = max(cases, key=lambda case: (case["engine"].startswith("ray"), case["mb"]))
-        seconds, mb = case["job_seconds"], case["mb"]
-        tokenize = sum(seconds.get(name, 0) for name in ("tokenize_words", "tokenize_with", "count_chunks"))
-        partition = seconds["partition"] + seconds.get("partition_again", 0)
+        mb = float(case["mb"])
+        tokenizing = ("tokenize_words", "tokenize_with", "count_chunks")
+
+        def seconds(kind: str, *jobs: str) -> float:
+            return float(sum(case[kind].get(job, 0.0) for job in jobs)) / mb
+
         return cls(
-            tokenize / mb,
-            partition / mb,
-            seconds["write_shard"] / mb,
-            case["driver_cpu_seconds"] / mb,
-            case["tokens"] / mb,
+            tokenize=seconds("job_seconds", *tokenizing),
+            partition=seconds("job_seconds", "partition"),
+            write=seconds("job_seconds", "write_shard"),
+            read=seconds("input_seconds", *tokenizing),
+            merge=seconds("result_seconds", *tokenizing),
+            tokens=case["tokens"] / mb,
         )
 
 
@@ -90,7 +97,7 @@ class Phase:
     driver_seconds: float
 
 
-def phases_of(mb: float, shard_mb: float, costs: Costs) -> tuple[list[Phase], dict[str, float]]:
+def phases_of(mb: float, shard_mb: float, driver_reads: bool, costs: Costs) -> tuple[list[Phase], dict[str, float]]:
     """Return the phases of preparing `mb` of text, and how many shards and handles there are."""
     batches = math.ceil(mb * MB / batch_bytes(int(mb * MB)))
     tokens = mb * costs.tokens
@@ -99,13 +106,13 @@ def phases_of(mb: float, shard_mb: float, costs: Costs) -> tuple[list[Phase], di
     plan = plan_shuffle(batches, shards)
     jobs = math.ceil(batches / plan.batches_per_job)
     again = plan.groups * math.ceil(jobs / plan.groups) if plan.groups > 1 else 0
-    token_bytes = 4 * tokens
+    token_bytes = BYTES_PER_TOKEN * tokens
 
     def phase(count: int, seconds_per_mb: float, total_bytes: float, driver: float = 0.0) -> Phase:
         return Phase(count, seconds_per_mb * mb / count, total_bytes / count, DRIVER_SECONDS_PER_JOB + driver / count)
 
     phases = [
-        phase(batches, costs.tokenize, mb * MB, costs.driver * mb),
+        phase(batches, costs.tokenize, mb * MB, (costs.merge + costs.read * driver_reads) * mb),
         phase(jobs, costs.partition, token_bytes),
         *([phase(again, costs.partition, token_bytes)] if again else []),
         phase(shards, costs.write, token_bytes),
@@ -154,13 +161,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/scale.json"), help="figures of scale.py")
     parser.add_argument("--gb", type=float, nargs="+", default=(100, 1_000, 10_000), help="sizes of the text")
     parser.add_argument("--cores", type=int, nargs="+", default=(10, 100, 1_000), help="cores of the cluster")
+    parser.add_argument("--driver-reads", action="store_true", help="the text is in files that only the driver sees")
     parser.add_argument("--shard-mb", type=float, default=512, help="as for `babybert prepare`")
     options = parser.parse_args()
     costs = Costs.measured(json.loads(options.json.read_text()))
     print(costs)
     print("      GB  cores     hours  of ideal  driver busy  failed nodes   shards    handles  driver GB")
     for gb in options.gb:
-        phases, counts = phases_of(1000 * gb, options.shard_mb, costs)
+        phases, counts = phases_of(1000 * gb, options.shard_mb, options.driver_reads, costs)
         ideal = sum(phase.jobs * phase.seconds for phase in phases)
         for cores in options.cores:
             seconds, driver_busy, failures = simulate(phases, cores, np.random.default_rng(0))

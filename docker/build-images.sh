@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Build both images with docker or podman, and print their sizes and largest packages.
+# Build the images with docker or podman, and print their sizes and largest packages.
 #
-#   docker/build-images.sh [train] [serve]     TORCH=cpu (the default) or cuda; TAG=dev
+#   docker/build-images.sh [train] [serve] [ray]     TORCH=cpu (the default) or cuda; TAG=dev
+#
+# Without a name, train and serve are built. ray is the training image with Ray, for k8s/prepare-rayjob.yaml.
 #
 # The base image is BASE if that is set. Otherwise it is the default of the Dockerfile, or, if no registry can be
 # reached, an image that debootstrap makes (on Debian, as root). The pip configuration of this machine (indexes,
@@ -73,8 +75,9 @@ flags+=(--build-arg "VERSION=$version" --build-arg "REVISION=$(git rev-parse HEA
 for image in "$@"; do
   case $image in
     train) file=Dockerfile extra=(--build-arg "TORCH=$TORCH") name=babybert-train:$TAG ;;
+    ray) file=Dockerfile extra=(--build-arg "TORCH=$TORCH" --build-arg RAY=1) name=babybert-ray:$TAG ;;
     serve) file=docker/serve.Dockerfile extra=() name=babybert-serve:$TAG ;;
-    *) echo "$0: no image '$image'; choose train or serve" >&2; exit 2 ;;
+    *) echo "$0: no image '$image'; choose train, serve or ray" >&2; exit 2 ;;
   esac
   "$ENGINE" build "${flags[@]}" "${extra[@]}" -f "$file" -t "$name" .
   size=$("$ENGINE" image inspect --format '{{.Size}}' "$name" | awk '{printf "%.0f MB", $1 / 1e6}')

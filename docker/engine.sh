@@ -10,7 +10,8 @@ elif command -v podman > /dev/null; then
     printf '[containers]\ndefault_ulimits = ["nofile=%s:%s", "nproc=32768:32768"]\n' \
       "$(ulimit -Hn)" "$(ulimit -Hn)" > "$CONTAINERS_CONF"
     printf '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n' >> "$CONTAINERS_CONF"
-    # Containers of one network find each other by name with netavark only. podman keeps the older CNI if it started with it.
+    # Containers of one network find each other by name with netavark only. podman keeps the older CNI if it started
+    # with it.
     if [ -x /usr/lib/podman/aardvark-dns ]; then
       printf '[network]\nnetwork_backend = "netavark"\n' >> "$CONTAINERS_CONF"
     fi

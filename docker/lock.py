@@ -54,6 +54,9 @@ def main() -> None:
     write("requirements-torch-cuda.txt", [version], "\n".join(constraints))
     write("requirements-torch-cpu.txt", [f"{version}+cpu"], for_cpu, *source)
     write("requirements-train.txt", training, "\n".join(constraints))
+    # With what the pods of a KubeRay cluster need, such as the server that accepts jobs.
+    ray = [name.replace("ray==", "ray[default]==") for name in project["optional-dependencies"]["ray"]]
+    write("requirements-ray.txt", ray, "\n".join(constraints))
     write("requirements-serve.txt", serving, "\n".join(constraints))
     write("requirements-build.txt", configuration["build-system"]["requires"], "\n".join(constraints))
 

@@ -10,7 +10,7 @@ import pytest
 from babybert.config import PrepareConfig
 from babybert.corpus import batches
 from babybert.corpus.demo import generate_reviews
-from babybert.data import block_plan, engines, shuffle
+from babybert.data import block_plan, shuffle
 from babybert.data.digest import sha256
 
 BAD_ROWS = 3 * 15  # per corpus
@@ -18,7 +18,7 @@ BAD_ROWS = 3 * 15  # per corpus
 
 def make_many_batches(patch: pytest.MonkeyPatch) -> None:
     """Let a small corpus be many batches, many blocks, and too large for one process or one pass of the shuffle."""
-    patch.setattr(engines, "SMALL_CORPUS_BYTES", 0)
+    patch.setattr("babybert.data.prepare.SMALL_CORPUS_BYTES", 0)
     patch.setattr(batches, "BATCH_BYTES", 50_000)
     patch.setattr(block_plan, "BLOCK_TOKENS", 30_000)
     patch.setattr(shuffle, "JOBS", 10)

@@ -23,12 +23,12 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import S3, aws_variables
-from deployment import ROOT, only, rendered
+from deployment import ROOT, only, rendered, written
 
 from babybert.checkpoint.format import newest_valid
 from babybert.serving.torchserve import free_ports
 
-TRAIN, SERVE = "babybert-train:dev", "babybert-serve:dev"
+TRAIN, SERVE, RAY = "babybert-train:dev", "babybert-serve:dev", "babybert-ray:dev"
 SMALL = {
     "BABYBERT_PREPARE_DEMO_DOCUMENTS": "80",
     "BABYBERT_PRETRAIN_WIDTH": "8",
@@ -408,3 +408,31 @@ def test_the_pod_of_the_job_runs(pod: PlayPod, s3: S3, tmp_path: Path) -> None:
 def test_the_exit_codes_of_the_pod(pod: PlayPod, tmp_path: Path, changes: dict[str, Any], code: int) -> None:
     codes, logs = pod(tmp_path, **changes)
     assert codes == {"pod-pretrain": code}, logs
+
+
+def test_the_ray_image_runs_what_kuberay_starts(engine: Engine, data: Path, tmp_path: Path) -> None:
+    """The head of a cluster, as the operator starts it with a token, its health checks, and the command."""
+    if engine("image", "inspect", RAY).returncode:
+        pytest.skip(f"{RAY} is not built; run `docker/build-images.sh ray`")
+    folder = writable(tmp_path / "data")
+    group = only(written("prepare-rayjob.yaml"), "RayJob")["spec"]["rayClusterSpec"]["headGroupSpec"]
+    (container,) = group["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    health = [f"http://localhost:{ports['dashboard']}{container['readinessProbe']['httpGet']['path']}"]
+    health += ["http://localhost:52365/api/local_raylet_healthz"]  # of workers
+    script = f"""
+        set -e
+        ray start --head --num-cpus=2 --object-store-memory=100000000 --node-ip-address=127.0.0.1
+        for url in {" ".join(health)}; do
+          python -c 'import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=60).read())' $url
+        done
+        babybert prepare --engine=ray --ray-address=auto --out=data/ray
+    """
+    flags = ["--entrypoint=/bin/bash", "--shm-size=1g", f"-v={folder}:/babybert/data"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    done = engine.run(RAY, "-c", script, flags=flags, variables=token)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("b'success'") == 2
+    (prepared,) = data.iterdir()
+    for path in prepared.glob("*.*"):
+        assert (folder / "ray" / path.name).read_bytes() == path.read_bytes()

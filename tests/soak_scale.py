@@ -1,8 +1,9 @@
 """`make soak-scale`: `prepare` whose workers and driver are killed 100 times writes the same bytes each time.
 
-A command prepares generated reviews, in turn with the local engine and on Ray. After a random time, a random worker or
-the command itself is killed with SIGKILL. If the command was killed, the same command goes on. When it has ended, the
-SHA-256 of each file is compared with that of a command in one process, and the next one begins.
+A command prepares generated reviews, in turn with the local engine and on Ray, and one time in eight with the local
+engine into a local S3 server. After a random time, a random worker or the command itself is killed with SIGKILL. If the
+command was killed, the same command goes on; in S3, it waits until the lease of the killed one has run out. When it has
+ended, the SHA-256 of each file is compared with that of a command in one process, and the next one begins.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped, unused-ignore]
 from engine_corpus import digests
 from processes import ChildProcess, babybert_command
+from soak import s3_store
 
+from babybert.checkpoint.storage import S3Store
 from babybert.config import PrepareConfig
 from babybert.corpus.demo import generate_reviews
 from babybert.data.prepare import prepare
+from babybert.s3 import list_keys
 
 REVIEWS = 60_000  # 27 MB: seven batches and three blocks
+PLACES = ("local", "ray", "local", "ray", "local", "ray", "local", "s3")
 DRIVER_SHARE = 0.4  # of the kills
 SECONDS = 240.0  # for one command
 
@@ -35,28 +40,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engines", nargs="+", default=("local", "ray"))
     options = parser.parse_args()
     rng = random.Random(options.seed)
     counts: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, s3_store(Path(name)) as store:
         work = Path(name)
         source, expected = write_corpus(work)
         start = time.monotonic()
-        for number, engine in enumerate(itertools.cycle(options.engines)):
+        for number, place in enumerate(itertools.cycle(PLACES)):
             kills = counts["driver_kills"] + counts["worker_kills"]
             if kills >= options.kills:
                 break
-            out = work / f"data-{number}"
+            out = f"s3://{store.bucket}/data-{number}" if place == "s3" else str(work / "data")
+            engine = "ray" if place == "ray" else "local"
             flags = ["prepare", "--corpus=jsonl", f"--source={source}", f"--out={out}", f"--engine={engine}"]
             run_with_kills(babybert_command(*flags, "--workers=2"), engine, rng, counts)
-            equal = digests(out) == expected
+            if place == "s3":
+                download(store, f"data-{number}/", work / "data")
+            equal = digests(work / "data") == expected
             counts["datasets"] += 1
             counts["equal_datasets"] += equal
-            print(f"{time.monotonic() - start:6.0f} s  {engine:<5}  {dict(counts)}", flush=True)
-            shutil.rmtree(out)
+            print(f"{time.monotonic() - start:6.0f} s  {place:<5}  {dict(counts)}", flush=True)
+            shutil.rmtree(work / "data")
     print(json.dumps(counts, indent=2))
     return 0 if counts["datasets"] == counts["equal_datasets"] and not counts["tracebacks"] else 1
+
+
+def download(store: S3Store, prefix: str, folder: Path) -> None:
+    """Download all objects below a prefix."""
+    folder.mkdir()
+    for key, _ in list_keys(store.client, store.bucket, prefix):
+        store.client.download_file(store.bucket, key, str(folder / key.removeprefix(prefix)))
 
 
 def write_corpus(work: Path) -> tuple[Path, dict[str, str]]:

@@ -29,7 +29,7 @@ def batch_of(texts: list[str], seed: int = 0, validation_fraction: float = 0.25)
     """Documents of ten equal tokens."""
     builder = PiecesBuilder(seed, validation_fraction)
     for text in texts:
-        builder.add(text, tokens_of([int(text.split()[1])] * 10))
+        builder.add(text, *tokens_of([int(text.split()[1])] * 10))
     return builder.finish()
 
 
@@ -179,7 +179,7 @@ def test_a_text_is_moved_with_its_copies_and_pieces(monkeypatch: pytest.MonkeyPa
 
 def test_provisional_ids_become_final_ids() -> None:
     builder = PiecesBuilder(0, 0.5)
-    builder.add("x", tokens_of([0, 2, 1]))
+    builder.add("x", *tokens_of([0, 2, 1]))
     word_ids, final_ids = np.array([1, 0, 3], np.int32), np.array([7, 8, 9, 10], np.int32)
     assert final_pieces(builder.finish(), [word_ids], [final_ids]).tokens.tolist() == [8, 10, 7]
 
@@ -188,7 +188,7 @@ def test_a_long_document_comes_in_pieces_that_end_with_a_sentence(monkeypatch: p
     monkeypatch.setattr(pieces, "PIECE_TOKENS", 7)
     ids = [1, 2, 9, 3, 9, 4, 5, 6, 9, *range(10, 30)]
     builder = PiecesBuilder(0, 0.5)
-    builder.add("a book", tokens_of(ids))
+    builder.add("a book", *tokens_of(ids))
     batches = [builder.finish()]
     assert sum(count_documents(batches[0])[0]) == 1
     blocks = blocks_of(batches, shards_of(batches))
@@ -209,7 +209,7 @@ def test_no_document_and_one_document(count: int) -> None:
 def test_rows_of_different_blocks_get_different_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks with the same documents: the masks depend on the number of the block, too."""
     builder = PiecesBuilder(0, 0.001)
-    builder.add("one", tokens_of([*range(10, 50), END, *range(50, 90), END]))
+    builder.add("one", *tokens_of([*range(10, 50), END, *range(50, 90), END]))
     (shard, _) = shards_of([builder.finish()])
     (block_range,) = shard.ranges
     contents = []

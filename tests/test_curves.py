@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import S3
 
 from babybert.checkpoint.metrics_log import MetricsLog
 from babybert.errors import DataError
@@ -53,6 +54,16 @@ def test_names_are_drawn_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert png.read_bytes().startswith(b"\x89PNG")
     assert drawn == [r"lr\$1e-3_\$b", r"a\$x_{\$", " _base", r"d\xe9"]
     assert sorted(path.name for path in tmp_path.glob("plot*")) == ["plot.png", "plot.svg"]
+
+
+def test_a_run_in_s3_is_read(s3: S3, tmp_path: Path) -> None:
+    MetricsLog(tmp_path).write("train", step=1, mlm_loss=4.5)
+    s3.client.upload_file(str(tmp_path / "metrics.jsonl"), s3.bucket, "runs/one/metrics.jsonl")
+    assert read_run(f"s3://{s3.bucket}/runs/one/") == read_run(tmp_path)
+    png, _ = plot_curves([f"s3://{s3.bucket}/runs/one", tmp_path], tmp_path / "plot")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match=r"has no metrics\.jsonl yet; a run uploads it with its first checkpoint"):
+        read_run(f"s3://{s3.bucket}/runs/none")
 
 
 def test_a_series_has_the_points_of_one_key_and_split() -> None:

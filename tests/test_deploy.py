@@ -399,7 +399,7 @@ def test_images_and_ports_are_those_of_the_dockerfiles(overlay: list[Resource]) 
             assert ours <= exposed, name
             assert 8081 not in exposed
             assert re.search(r"^USER 10001:10001$", text, re.M)
-    assert {"babybert-train", "babybert-serve"} == set(
+    assert {"babybert-train", "babybert-serve", "babybert-ray"} == set(
         re.findall(r"name=(babybert-\w+)", (ROOT / "docker/build-images.sh").read_text())
     )
 
@@ -667,7 +667,7 @@ def test_locked_requirements_have_pinned_versions_and_hashes() -> None:
         if "==" in line
     )
     locks = {path.name: path.read_text() for path in (ROOT / "docker").glob("requirements-*.txt")}
-    assert len(locks) == 5
+    assert len(locks) == 6
     for name, text in locks.items():
         entries = re.split(r"\n(?=\S)", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
         assert len(entries) > 3, name

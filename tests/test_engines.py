@@ -26,9 +26,8 @@ from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
 from babybert.data import local_engine
 from babybert.data.engine import Engine, WorkerDied, in_order
-from babybert.data.engines import choose_engine
 from babybert.data.local_engine import InProcessEngine, LocalEngine, usable_cores
-from babybert.data.prepare import prepare
+from babybert.data.prepare import choose_engine, prepare
 from babybert.data.tokenize_corpus import CorpusReader
 from babybert.errors import DataError, UsageError
 

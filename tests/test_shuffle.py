@@ -43,7 +43,7 @@ def test_shards_get_the_same_documents_in_one_pass_and_in_two(tmp_path: Path, mo
     assert sorted(itertools.chain.from_iterable(expected)) == sorted(
         pair for batch in BATCHES for pair in zip(batch.texts.tolist(), batch.held_out.tolist(), strict=True)
     )
-    for jobs, handles in ((1024, 20), (4, 20), (4, 1), (1, 10**6)):
+    for jobs, handles in ((64, 20), (4, 20), (4, 1), (1, 10**6)):
         monkeypatch.setattr(shuffle, "JOBS", jobs)
         monkeypatch.setattr(shuffle, "MOST_HANDLES", handles)
         assert documents_of_shards(tmp_path, shards) == expected

@@ -34,8 +34,8 @@ class EvaluateConfig(CacheOptions):
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
-        "of the encoder with --blimp; auto: bf16 where it is much faster (width 256 or more, on a GPU or a CPU with "
-        "AMX or AVX512-BF16). Held-out pairs are scored in fp32",
+        "of the encoder with --blimp; auto: bf16 where training uses it (on a GPU, or from width 128 on a CPU with AMX "
+        "or AVX512-BF16). Held-out pairs are scored in fp32",
     )
     max_pairs: int | None = option(None, "score only this many held-out pairs")
     batch_size: int = option(

@@ -2,7 +2,8 @@
 
 Small files are put together in a batch by their paths, and the process that gets the batch reads them. A large file is
 read where the batches are made, and its documents are handed out as they come: an archive can only be read from start
-to end, but its documents can be tokenized by many processes. What is prepared must not depend on the batches.
+to end, but its documents can be tokenized by many processes. An object in S3 is fetched by the process that tokenizes
+it, on any machine, unless it is very large. What is prepared must not depend on the batches.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 from babybert.corpus.documents import Corpus, FileCorpus, read_file
 from babybert.corpus.files import BadRows
 from babybert.corpus.readers import Document, Reader
-from babybert.corpus.s3_file import SourceFile, file_size
+from babybert.corpus.s3_file import S3File, SourceFile, file_size
 from babybert.progress import Progress
 
 BATCH_BYTES = 1 << 22  # of text (characters), or of files that are still to be read; about a second of work
 LARGEST_BATCH_BYTES = 1 << 24  # of a large corpus: the driver has to keep something for each batch
+LARGEST_OBJECT_BYTES = 1 << 25  # in S3; each is fetched by the process that tokenizes it, which holds all its text
 BATCHES = 1 << 14  # in which a corpus is divided if batches may be large enough
 BATCH_FILES = 4096
 
@@ -76,7 +78,7 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
     Raises DataError, naming file and row, for what cannot be read here.
     """
     most_bytes = batch_bytes(corpus.size)
-    if not (isinstance(corpus, FileCorpus) and workers_see_files):
+    if not (isinstance(corpus, FileCorpus) and (workers_see_files or _are_in_s3(corpus))):
         yield from in_batches(corpus.documents(task), most_bytes)
         return
     corpus.bad_rows.start_again()
@@ -84,7 +86,7 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
         small_files: list[SourceFile] = []
         size = 0
         for path in corpus.files.paths:
-            is_large = file_size(path) > most_bytes
+            is_large = file_size(path) > (LARGEST_OBJECT_BYTES if isinstance(path, S3File) else most_bytes)
             if small_files and (is_large or size + file_size(path) > most_bytes or len(small_files) == BATCH_FILES):
                 yield DocumentBatch(tuple(small_files), corpus.reader)
                 progress.advance(size)
@@ -97,6 +99,11 @@ def read_batches(corpus: Corpus, task: str, workers_see_files: bool) -> Iterator
         if small_files:
             yield DocumentBatch(tuple(small_files), corpus.reader)
             progress.advance(size)
+
+
+def _are_in_s3(corpus: FileCorpus) -> bool:
+    """Whether processes on any machine can read the files."""
+    return all(isinstance(path, S3File) for path in corpus.files.paths)
 
 
 def in_batches(documents: Iterable[Document], most_characters: int) -> Iterator[DocumentBatch]:

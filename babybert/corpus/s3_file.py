@@ -52,8 +52,8 @@ class S3File:
         assert mode == "rb"
         with contextlib.ExitStack() as stack:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder))
+                # On another machine than that of the command, there is no such folder.
+                file = stack.enter_context(tempfile.TemporaryFile(dir=self.folder if self.folder.exists() else None))
                 retry(functools.partial(self._fetch, file))
             except OSError as error:
                 problem = f"{self}: cannot be copied to {self.folder}: {os_reason(error)}"

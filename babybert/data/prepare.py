@@ -22,16 +22,19 @@ from babybert.corpus.sources import SourceFiles, find_files
 from babybert.data.dataset import SPLITS
 from babybert.data.dataset_output import DatasetOutput
 from babybert.data.dataset_writer import DatasetWriter
-from babybert.data.engines import choose_engine
+from babybert.data.engine import Engine
+from babybert.data.local_engine import InProcessEngine, LocalEngine, usable_cores
 from babybert.data.output_folder import OutputFolder
 from babybert.data.output_prefix import OutputPrefix
 from babybert.data.prepare_corpus import prepare_corpus
 from babybert.data.split_statistics import SplitStatistics
 from babybert.data.table import TABLE_ENDINGS, Examples, read_table
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError
+from babybert.errors import DataError, UsageError
 from babybert.progress import Progress
 from babybert.s3 import is_s3
+
+SMALL_CORPUS_BYTES = 4_000_000  # about a second of work, for which starting processes is not worth it
 
 
 class PreparedData(NamedTuple):
@@ -85,6 +88,28 @@ def _prepare_corpus(config: PrepareConfig, output: DatasetOutput) -> DatasetWrit
     writer.facts.update(_describe_files([corpus.files], bad_rows))
     writer.finish(bad_rows.count)
     return writer
+
+
+def choose_engine(config: PrepareConfig, corpus_bytes: int, folder: Path) -> Engine:
+    """Return an engine that has not been started.
+
+    Args:
+        config: the settings.
+        corpus_bytes: about how large the corpus is.
+        folder: where the engine may keep files.
+    """
+    workers = usable_cores() if config.workers is None else config.workers
+    if config.engine == "ray":
+        try:
+            from babybert.data.ray_engine import RayEngine
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
+            raise UsageError("--engine ray needs Ray: pip install 'babybert-pretrain[ray]'") from error
+        return RayEngine(folder, config.workers if config.ray_address else workers, config.ray_address)
+    if workers == 1 or corpus_bytes < SMALL_CORPUS_BYTES:
+        return InProcessEngine(folder)
+    return LocalEngine(folder, workers)
 
 
 def _import_tables(config: PrepareConfig, output: DatasetOutput) -> DatasetWriter:

@@ -26,7 +26,12 @@ from babybert.errors import StorageError, UserError
 from babybert.folders import make_temporary_folder
 
 CONNECT_SECONDS = 10
-OBJECT_STORE_BYTES = 1 << 30  # of a cluster that is started here; what does not fit is written to disk
+OBJECT_STORE_BYTES = 2 << 30  # of a cluster that is started here; what does not fit is written to disk
+# Ray would return data of less than 100 KB to the memory of the driver. In a large corpus most data is smaller, since
+# the documents of a batch go to many shards. A cluster that is running has settings of its own, but the environment of
+# a process comes first; processes with another environment take two seconds more to start.
+MOST_BYTES_TO_DRIVER = 0
+TO_OBJECT_STORE = {"env_vars": {"RAY_max_direct_call_object_size": str(MOST_BYTES_TO_DRIVER)}}
 DIED = (
     exceptions.WorkerCrashedError,
     exceptions.OutOfMemoryError,
@@ -54,6 +59,7 @@ class RayEngine(Engine):
         self._temporary_folder: Path | None = None
         # Its nodes may be other machines.
         self.workers_see_files = address is None
+        self._task_options = {"runtime_env": TO_OBJECT_STORE} if address else {}
 
     def __enter__(self) -> "RayEngine":
         handler = signal.getsignal(signal.SIGTERM)
@@ -95,6 +101,7 @@ class RayEngine(Engine):
             log_to_driver=False,
             configure_logging=False,
             _temp_dir=str(self._temporary_folder),
+            _system_config={"max_direct_call_object_size": MOST_BYTES_TO_DRIVER},
         )
 
     def __exit__(self, *exception: object) -> None:
@@ -120,7 +127,7 @@ class RayEngine(Engine):
         """Do nothing: Ray deletes data when nobody has its handle; see `Engine.drop`."""
 
     def _start(self, function: Function, arguments: tuple[Any, ...], pieces: int) -> Any:
-        handles = RUN_TASK.options(num_returns=1 + pieces).remote(function, *arguments)
+        handles = RUN_TASK.options(num_returns=1 + pieces, **self._task_options).remote(function, *arguments)
         return _RayJob(handles if pieces else [handles], arguments)
 
     def _wait(self, jobs: list[Any]) -> Any:
@@ -173,10 +180,7 @@ def _run(function: Function, *arguments: Any) -> Any:
     return (summary, *pieces) if pieces else summary
 
 
-# Ray would return data of less than 100 KB to the memory of the driver. In a large corpus most data is smaller, since
-# the documents of a batch go to many shards.
-TO_OBJECT_STORE = {"env_vars": {"RAY_max_direct_call_object_size": "0"}}
-RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1, runtime_env=TO_OBJECT_STORE)(_run)
+RUN_TASK = ray.remote(max_retries=ATTEMPTS - 1)(_run)
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from babybert.data.pieces import Pieces, join
 from babybert.data.tokenize_corpus import TokenizedCorpus
 
 MOST_HANDLES = 50_000  # of one pass over all shards; with Ray, each takes 2.4 kB of the driver's memory
-JOBS = 1024  # among which the batches are divided if there are more
+JOBS = 64  # among which the batches are divided, up to MOST_BATCHES_PER_JOB; each piece of data costs Ray 2 ms
 MOST_BATCHES_PER_JOB = 16  # at most 256 MB of text, of which the tokens take about as much memory
 
 

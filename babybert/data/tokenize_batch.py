@@ -17,7 +17,6 @@ from babybert.data.basic_english import BasicEnglishTokenizer
 from babybert.data.block_plan import count_bins
 from babybert.data.engine import Arrays
 from babybert.data.pieces import Pieces, PiecesBuilder, digest_of
-from babybert.data.sentences import TokenizedText
 from babybert.data.tokenizer import Tokenizer
 from babybert.data.wordpiece_trainer import ChunkCounts, level_of
 
@@ -75,13 +74,13 @@ def tokenize_words(batch: DocumentBatch, settings: BatchSettings) -> tuple[Batch
     """Tokenize with the rules of `basic-english`. The data is the batch's `Pieces`, with provisional ids."""
     bad_rows = BadRows(settings.skip_bad_rows, quiet=True)
     tokenizer = BasicEnglishTokenizer()
-    builder = PiecesBuilder(settings.seed, settings.validation_fraction)
+    end_ids = None if settings.segments == "runs" else tokenizer.sentence_end_ids
+    builder = PiecesBuilder(settings.seed, settings.validation_fraction, end_ids)
     for document in batch.read(bad_rows):
         if settings.segments == "runs":
-            builder.add(document.text, tokenizer.add_sentences(document.text))
+            builder.add(document.text, *tokenizer.add_sentences(document.text))
         else:
-            ids = tokenizer.add(document.text)
-            builder.add(document.text, TokenizedText(ids, np.isin(ids, tokenizer.sentence_end_ids())))
+            builder.add(document.text, tokenizer.add(document.text))
     pieces = builder.finish()
     summary = _summarize(pieces, builder.fingerprint, bad_rows, tokenizer.long_words)
     summary.words = tokenizer.words
@@ -99,18 +98,18 @@ def tokenize_with(
     """
     bad_rows = BadRows(settings.skip_bad_rows, quiet=True)
     tokenizer = load_tokenizer(tokenizer_file[0].tobytes())
-    builder = PiecesBuilder(settings.seed, settings.validation_fraction)
+    end_ids = None if settings.segments == "runs" else tokenizer.sentence_end_ids
+    builder = PiecesBuilder(settings.seed, settings.validation_fraction, end_ids)
     long_words = 0
-    end_ids = tokenizer.sentence_end_ids()
     documents = batch.read(bad_rows)
     while some_documents := list(itertools.islice(documents, DOCUMENTS_PER_CALL)):
         texts = [document.text for document in some_documents]
         if settings.segments == "runs":
-            tokenized = tokenizer.encode_sentences(texts)
+            for text, tokens in zip(texts, tokenizer.encode_sentences(texts), strict=True):
+                builder.add(text, *tokens)
         else:
-            tokenized = [TokenizedText(ids, np.isin(ids, end_ids)) for ids in tokenizer.encode_documents(texts)]
-        for text, tokens in zip(texts, tokenized, strict=True):
-            builder.add(text, tokens)
+            for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
+                builder.add(text, ids)
         long_words += sum(map(tokenizer.count_long_words, texts))
     pieces = builder.finish()
     return _summarize(pieces, builder.fingerprint, bad_rows, long_words), [pieces]

@@ -4,14 +4,18 @@ Training losses are points (each the mean of a few steps) with a running mean. H
 The unigram baseline and chance are dashed, and a dotted vertical line marks each step at which a run was resumed.
 """
 
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 
 from babybert.checkpoint.metrics_log import read_metrics
+from babybert.checkpoint.storage import METRICS, S3Store
 from babybert.errors import DataError, os_reason
 from babybert.figures import literal, open_pyplot, save_figure
+from babybert.folders import temporary_folder
+from babybert.s3 import is_s3
 
 SMOOTHED_POINTS = 15  # of the running mean
 PANELS = {
@@ -31,8 +35,8 @@ BASELINES = {
 NOT_SMOOTHED = ("lr", "pairs_per_second")
 
 
-def plot_curves(runs: list[Path], out: Path) -> list[Path]:
-    """Draw the curves of the `runs` (their folders) to `out`.png and `out`.svg; return the two paths.
+def plot_curves(runs: Sequence[Path | str], out: Path) -> list[Path]:
+    """Draw the curves of the `runs` (folders or S3 addresses) to `out`.png and `out`.svg; return the two paths.
 
     Raises DataError when a run has no curve, UsageError without matplotlib or if the files cannot be written there,
     StorageError if the disk is full.
@@ -53,9 +57,9 @@ def plot_curves(runs: list[Path], out: Path) -> list[Path]:
     return save_figure(pyplot, figure, out, "--out")
 
 
-def _read_runs(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The curve of each run by its folder's name, or by its whole path where two folders have one name."""
-    names = [run.resolve().name for run in runs]
+def _read_runs(runs: Sequence[Path | str]) -> dict[str, list[dict[str, Any]]]:
+    """The curve of each run by its folder's name, or by its whole address where two folders have one name."""
+    names = [PurePosixPath(run).name if is_s3(str(run)) else Path(run).resolve().name for run in runs]
     curves = {}
     for run, name in zip(runs, names, strict=True):
         label = name if names.count(name) == 1 else str(run)
@@ -63,9 +67,23 @@ def _read_runs(runs: list[Path]) -> dict[str, list[dict[str, Any]]]:
     return curves
 
 
-def read_run(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl` that count (see `read_metrics`). Raises DataError when there are none."""
-    path = run / "metrics.jsonl"
+def read_run(run: Path | str) -> list[dict[str, Any]]:
+    """The lines of the `metrics.jsonl` of a run, in a folder or in S3, that count (see `read_metrics`).
+
+    Raises DataError when there are none.
+    """
+    if not is_s3(str(run)):
+        return _read_folder(Path(run))
+    with temporary_folder("run") as folder:
+        metrics = folder / METRICS
+        S3Store(str(run)).download_metrics(metrics)
+        if not metrics.exists():
+            raise DataError(f"{run}: has no {METRICS} yet; a run uploads it with its first checkpoint")
+        return _read_folder(folder)
+
+
+def _read_folder(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
     try:
         lines = read_metrics(path)
     except OSError as error:

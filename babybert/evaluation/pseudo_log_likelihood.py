@@ -23,12 +23,11 @@ import torch
 from babybert.data.tokenizer import CLS, MASK, SEP
 from babybert.errors import DataError
 from babybert.model.bert import BabyBert, keep_bf16_weights
-from babybert.model.device import has_fast_bf16
-from babybert.model.ops import mlm_head_token_losses
+from babybert.model.ops import bf16_wins, mlm_head_token_losses
 from babybert.progress import Progress
 
 BATCH_POSITIONS = 4096  # tokens of a batch; with more, a layer's hidden states do not fit the cache
-NARROWEST_BF16 = 256  # width; narrower models gain little: most of their time is not spent in matrix products
+SHORT_SENTENCE = 64  # tokens; a batch has at least BATCH_POSITIONS / 64 copies of such a sentence
 SEGMENT_A = 1
 
 
@@ -75,7 +74,7 @@ def uses_bf16(precision: str, model: BabyBert, device: torch.device) -> bool:
     """Whether the encoder runs in bf16 for a `precision` of "auto", "fp32" or "bf16"."""
     if precision != "auto":
         return precision == "bf16"
-    return model.config.width >= NARROWEST_BF16 and has_fast_bf16(device)
+    return bf16_wins(device, model.config.width, BATCH_POSITIONS // SHORT_SENTENCE, model.kernels)
 
 
 def score_sentences(

@@ -47,7 +47,7 @@ class RunHistory:
 
     def curves(self) -> dict[str, Any]:
         """Training points, their running mean, held-out points and baselines of each loss. Raises DataError."""
-        lines = self._read_metrics()
+        lines = read_run(self.address)
         curves = {}
         for loss, baselines in BASELINES.items():
             train = series(lines, loss, "train")
@@ -59,16 +59,6 @@ class RunHistory:
                 "baselines": _last_values(lines, baselines),
             }
         return {"run": self.address, "curves": curves, "steps": self.steps()}
-
-    def _read_metrics(self) -> list[dict[str, Any]]:
-        if self._store is None:
-            return read_run(Path(self.address))
-        with temporary_folder("playground") as folder:
-            metrics = folder / "metrics.jsonl"
-            self._store.download_metrics(metrics)
-            if not metrics.exists():
-                raise DataError(f"{self.address}: has no metrics.jsonl yet; a run uploads it with its first checkpoint")
-            return read_run(folder)
 
     def query_checkpoints(self, body: bytes, content_type: str) -> ApiResponse:
         """The answers of several checkpoints to one fill-mask request with a single text.

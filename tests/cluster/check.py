@@ -1,7 +1,7 @@
-"""`make test-cluster`: a real Kubernetes control plane takes the manifests, and its Job controller the exit codes.
+"""`make test-cluster`: a real Kubernetes control plane takes all manifests, and its controllers the exit codes of pods.
 
-It starts etcd, the API server and the controllers on the loopback interface, without a kubelet: no pod runs. Then it
-applies each manifest of k8s/. docs/deploy.md says which programs it needs.
+It starts etcd, the API server and the controllers on the loopback interface, without a kubelet: no pod runs. It applies
+each manifest of k8s/, and reports ends of pods as a kubelet would. docs/deploy.md says which programs it needs.
 """
 
 import argparse
@@ -24,7 +24,9 @@ RUN_SECONDS = 300
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bin", type=Path, required=True, help="folder with kube-apiserver")
+    parser.add_argument(
+        "--bin", type=Path, required=True, help="folder with kube-apiserver, and controllers if there are any"
+    )
     parser.add_argument("--crds", type=Path, help="folder with CustomResourceDefinitions, as YAML")
     options = parser.parse_args()
     for folder in (options.bin, options.crds):

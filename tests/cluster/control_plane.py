@@ -101,6 +101,15 @@ class Cluster:
             process = subprocess.Popen([path, *flags], cwd=self.folder, stdout=log, stderr=subprocess.STDOUT)
         self._processes.append((name, process))
 
+    def wait_until_up(self, name: str, condition: Callable[[], object]) -> None:
+        """Wait until a program is up. Raises ClusterError if any program has ended, or the time is over."""
+
+        def is_up() -> bool:
+            self.check_programs()
+            return bool(condition())
+
+        wait_for(name, is_up, START_SECONDS)
+
     def check_programs(self) -> None:
         """Raise ClusterError with the end of the log if a program has ended."""
         for name, process in self._processes:
@@ -157,10 +166,9 @@ class Cluster:
             "--endpoint-reconciler-type=none",
         )
         self._url = f"https://127.0.0.1:{port}"
-        wait_for("the API server", self._is_ready, START_SECONDS)
+        self.wait_until_up("kube-apiserver", self._is_ready)
 
     def _is_ready(self) -> bool:
-        self.check_programs()
         if not self.certificate.exists():
             return False
         if not self.kubeconfig.exists():
@@ -200,7 +208,7 @@ class Cluster:
             "--secure-port=0",
         )
         path = "/api/v1/namespaces/default/serviceaccounts"
-        wait_for("the controllers", lambda: self.get(path)["items"], START_SECONDS)
+        self.wait_until_up("kube-controller-manager", lambda: self.get(path)["items"])
 
     def _send(
         self, method: str, path: str, body: Resource | None = None, content_type: str = "application/json"
@@ -255,14 +263,17 @@ class Cluster:
         """Run kubectl with `text` as its input. The caller checks the exit code."""
         command = [self._kubectl, f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.folder / 'cache'}"]
         environment = {**os.environ, "HOME": str(self.folder), "KUBECTL_KUBERC": "false"}
-        return subprocess.run(
-            [*command, *arguments],
-            env=environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=KUBECTL_SECONDS,
-        )
+        try:
+            return subprocess.run(
+                [*command, *arguments],
+                env=environment,
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=KUBECTL_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"kubectl {' '.join(arguments)}: not within {KUBECTL_SECONDS:.0f} s") from error
 
     def apply(self, namespace: str, resources: list[Resource]) -> None:
         """Apply resources with kubectl. Raises ClusterError with its message."""

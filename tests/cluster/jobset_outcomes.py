@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from control_plane import START_SECONDS, Cluster, Resource, find_program, free_ports, responds, wait_for
+from control_plane import Cluster, Resource, find_program, free_ports, responds, wait_for
 from job_outcomes import Case
 from manifests import K8S
 from pods import end_deleted_pods, end_pod, evict_pod, pods_of, run_pod
@@ -57,7 +57,7 @@ def start_jobset_controller(cluster: Cluster, definitions: Path) -> None:
     file.write_text(yaml.safe_dump(configuration))
     program = find_program(PROGRAM, "docs/deploy.md says how to get it", cluster.binaries)
     cluster.start_program(PROGRAM, program, f"--config={file}", f"--kubeconfig={cluster.kubeconfig}")
-    wait_for(PROGRAM, lambda: responds(port), START_SECONDS)
+    cluster.wait_until_up(PROGRAM, lambda: responds(port))
     register_webhooks(cluster, definitions, f"https://127.0.0.1:{port}", certificate.read_bytes())
 
 

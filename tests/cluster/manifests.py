@@ -1,14 +1,17 @@
 """Applies each manifest of k8s/ as its users do: twice client-side, then server-side."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from control_plane import Cluster, Resource, wait_for
 
 K8S = Path(__file__).parents[2] / "k8s"
 DEFINITION_SECONDS = 30.0
+TRIAL_ACCOUNT = "trial"  # pods need an account; without controllers a namespace has no `default`
 MESSAGE_LINES = 2  # of kubectl; what follows is advice
 
 
@@ -52,18 +55,51 @@ def apply_definitions(cluster: Cluster, folder: Path) -> None:
                 wait_for(f"the definition {name}", partial(cluster.knows, kind), DEFINITION_SECONDS)
 
 
+def pod_specs(value: Any) -> Iterator[Resource]:
+    """The specification of each pod that is described anywhere in a resource."""
+    if isinstance(value, dict):
+        if "containers" in value:
+            yield value
+        for each in value.values():
+            yield from pod_specs(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from pod_specs(each)
+
+
+def pods_to_try(manifest: Manifest) -> str:
+    """A pod of each template. The API server itself checks the templates of its own kinds only, not of a JobSet."""
+    pods = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"generateName": f"{manifest.path.stem}-"},
+            "spec": {**spec, "serviceAccountName": TRIAL_ACCOUNT},
+        }
+        for spec in pod_specs(manifest.resources)
+    ]
+    return yaml.safe_dump_all(pods)
+
+
 def check_manifest(cluster: Cluster, manifest: Manifest) -> tuple[str, bool]:
-    """Apply a manifest in a namespace of its own. Returns the result, and whether it is as it should be.
+    """Apply a manifest in a namespace of its own, and try its pods. Returns the result, and whether it is good.
 
     A manifest with a kind of objects that the API server does not know is skipped.
     """
     unknown = sorted({each["kind"] for each in manifest.resources if not cluster.knows(each)})
     if unknown:
         return f"skipped: no definition of {', '.join(unknown)}", True
-    namespace = cluster.create_namespace()
-    for way, flags in (("the first time", []), ("again", []), ("server-side", ["--server-side"])):
-        done = cluster.kubectl("apply", f"--namespace={namespace}", *flags, manifest.flag)
+    namespace = f"--namespace={cluster.create_namespace()}"
+    cluster.kubectl("create", namespace, "serviceaccount", TRIAL_ACCOUNT)
+    steps = {
+        "the first time": cluster.kubectl("apply", namespace, manifest.flag),
+        "again": cluster.kubectl("apply", namespace, manifest.flag),
+        "server-side": cluster.kubectl("apply", namespace, "--server-side", manifest.flag),
+    }
+    if pods := pods_to_try(manifest):
+        steps["its pods"] = cluster.kubectl("create", namespace, "--dry-run=server", "--filename=-", text=pods)
+    for step, done in steps.items():
         if done.returncode or done.stderr:
             message = " ".join(done.stderr.splitlines()[:MESSAGE_LINES]) or f"exit code {done.returncode}"
-            return f"{way}: {message}", False
+            return f"{step}: {message}", False
     return "no error, no conflict, no warning", True

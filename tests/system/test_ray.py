@@ -211,6 +211,18 @@ def test_workers_of_a_running_cluster_upload_their_shards_themselves(
     assert objects(s3, "other/") == expected["csv"]
 
 
+def test_workers_of_a_running_cluster_fetch_sources_themselves(
+    cluster: str, configs: dict[str, PrepareConfig], expected: Digests, s3: S3, s3_proxy: S3Proxy, tmp_path: Path
+) -> None:
+    """The driver uses a proxy, which sees no source."""
+    for path in map(Path, configs["csv"].source):
+        s3.client.upload_file(str(path), s3.bucket, f"in/{path.name}")
+    config = dataclasses.replace(configs["csv"], source=(f"s3://{s3.bucket}/in",), out=tmp_path / "out")
+    assert prepare(dataclasses.replace(config, engine="ray", ray_address=cluster))["skipped_rows"] == BAD_ROWS
+    assert {**digests(tmp_path / "out"), "dataset.json": ""} == {**expected["csv"], "dataset.json": ""}
+    assert not [request for request in s3_proxy.requests if request.path.endswith(".csv")]
+
+
 def test_a_cluster_of_this_machine_uploads_to_s3(s3: S3, expected: Digests) -> None:
     flags = ["prepare", "--demo-documents=300", "--validation-fraction=0.1", "--engine=ray", "--workers=1"]
     done = run_babybert(*flags, f"--out=s3://{s3.bucket}/data")

@@ -19,7 +19,7 @@ from babybert.jit import compile_kernels
 from babybert.model.bf16_weights import Bf16Weights
 from babybert.model.kernels import Requirements
 from babybert.model.kernels.cpu_bf16_math import bits_array, narrow, widen
-from babybert.model.kernels.cpu_math import LANES, aligned, exp, largest, threads_for
+from babybert.model.kernels.cpu_math import LANES, aligned, exp, largest_of_row, threads_for
 
 CHUNK = 2**24  # logits at a time: 32 MB
 BLOCK = 4096  # logits of a row whose exponentials are added up in fp32
@@ -30,14 +30,9 @@ NARROWEST = 128  # below, `cpu_narrow_head` or PyTorch's operations are as fast
 @njit(inline="always", fastmath=True)
 def _logits(z_bits, bias_V, z, lanes):
     """A row of logits with the bias, in `z`; returns the largest."""
-    vocab = len(z_bits)
-    for v in range(vocab):
+    for v in range(len(z_bits)):
         z[v] = widen(z_bits[v]) + bias_V[v]
-    whole = vocab // LANES * LANES
-    top = largest(z[:whole], lanes)
-    for v in range(whole, vocab):
-        top = max(top, z[v])
-    return top
+    return largest_of_row(z, lanes)
 
 
 @njit(inline="always", fastmath=True)

@@ -83,6 +83,18 @@ def largest(z, lanes):
     return maximum
 
 
+@njit(inline="always", fastmath=True)
+def largest_of_row(z, lanes):
+    """The maximum of `z`, of any length; see `largest`."""
+    top = np.float32(-np.inf)
+    whole = len(z) // LANES * LANES
+    if whole:
+        top = largest(z[:whole], lanes)
+    for v in range(whole, len(z)):
+        top = max(top, z[v])
+    return top
+
+
 @njit(inline="always")
 def aligned(size):
     """`size` uninitialised fp32 numbers that begin at a cache line.
@@ -132,8 +144,8 @@ def threads_for(rows: int, rows_per_thread: int) -> int:
     """How many threads to start for so many rows: at most PyTorch's number, each with `rows_per_thread` rows or more.
 
     PyTorch's number is the limit because a process among several must not take all cores. numba's threads and PyTorch's
-    are both OpenMP's. When numba starts its threads, it also changes PyTorch's number, which is undone here. Both then
-    always ask OpenMP for the same number: it ends and starts threads whenever the number changes.
+    are both OpenMP's. Where both load the same library, numba also changes PyTorch's number when it starts its threads,
+    which is undone here: OpenMP would end and start threads whenever the number changes.
     """
     allowed = torch.get_num_threads()
     available = min(allowed, vars(config)["NUMBA_NUM_THREADS"])

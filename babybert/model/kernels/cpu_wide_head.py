@@ -19,7 +19,7 @@ from torch import Tensor
 
 from babybert.jit import compile_kernels
 from babybert.model.kernels import Requirements
-from babybert.model.kernels.cpu_math import LANES, aligned, exp, largest, threads_for
+from babybert.model.kernels.cpu_math import LANES, aligned, exp, largest_of_row, threads_for
 
 CHUNK = 2**24  # logits at a time: 64 MB; with fewer, the weight's gradient is read and written too often
 BLOCK = 4096  # logits of a row whose exponentials are added up in fp32
@@ -29,16 +29,9 @@ SMALLEST_VOCABULARY = 4096  # with fewer words PyTorch's passes cost next to not
 @njit(inline="always", fastmath=True)
 def _add_bias(z, bias_V, lanes):
     """Add the bias to a row of products in place; return the largest logit."""
-    vocab = len(z)
-    for v in range(vocab):
+    for v in range(len(z)):
         z[v] += bias_V[v]
-    top = np.float32(-np.inf)
-    whole = vocab // LANES * LANES
-    if whole:
-        top = largest(z[:whole], lanes)
-    for v in range(whole, vocab):
-        top = max(top, z[v])
-    return top
+    return largest_of_row(z, lanes)
 
 
 @njit(inline="always", fastmath=True)
