@@ -6,8 +6,9 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-learning bench-serving bench-scale \
-	images test-images test-compose test-cluster lint-deploy lock monitoring tutorial pictures check format clean
+.PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-learning \
+	bench-serving bench-scale images test-images test-compose test-cluster lint-deploy lock monitoring tutorial \
+	pictures check format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22

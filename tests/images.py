@@ -434,5 +434,5 @@ def test_the_ray_image_runs_what_kuberay_starts(engine: Engine, data: Path, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("b'success'") == 2
     (prepared,) = data.iterdir()
-    for path in prepared.glob("*.*"):
+    for path in filter(Path.is_file, prepared.iterdir()):
         assert (folder / "ray" / path.name).read_bytes() == path.read_bytes()
