@@ -100,7 +100,9 @@ def run_with_kills(command: list[str], engine: str, rng: random.Random, counts: 
         exit_code = job.wait(SECONDS)
         counts["tracebacks"] += "Traceback" in job.output
         counts["resumed"] += "were finished by an earlier command" in job.output
-        if exit_code == 0:
+        was_complete = attempt > 0 and "has prepared data already" in job.output  # killed at the very end
+        if exit_code == 0 or was_complete:
+            counts["killed_when_complete"] += was_complete
             return
         if exit_code != -signal.SIGKILL:
             counts[f"exit_{exit_code}"] += 1
