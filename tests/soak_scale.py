@@ -32,6 +32,7 @@ from babybert.s3 import list_keys
 
 REVIEWS = 60_000  # 27 MB: seven batches and three blocks
 PLACES = ("local", "ray", "local", "ray", "local", "ray", "local", "s3")
+LATEST_KILL = 4.5  # seconds after the first worker is seen; shards are finished from about three seconds on
 DRIVER_SHARE = 0.4  # of the kills
 SECONDS = 240.0  # for one command
 
@@ -89,7 +90,7 @@ def run_with_kills(command: list[str], engine: str, rng: random.Random, counts: 
         kill_driver = attempt < 2 and rng.random() < DRIVER_SHARE
         for _ in range(1 if kill_driver else rng.randint(1, 2)):
             worker = wait_for_worker(job, engine, rng)
-            time.sleep(rng.random() * 3.0)
+            time.sleep(rng.random() * LATEST_KILL)
             if kill_driver and job.is_running:
                 job.send_signal(signal.SIGKILL)
                 counts["driver_kills"] += 1
@@ -99,7 +100,9 @@ def run_with_kills(command: list[str], engine: str, rng: random.Random, counts: 
         exit_code = job.wait(SECONDS)
         counts["tracebacks"] += "Traceback" in job.output
         counts["resumed"] += "were finished by an earlier command" in job.output
-        if exit_code == 0:
+        was_complete = attempt > 0 and "has prepared data already" in job.output  # killed at the very end
+        if exit_code == 0 or was_complete:
+            counts["killed_when_complete"] += was_complete
             return
         if exit_code != -signal.SIGKILL:
             counts[f"exit_{exit_code}"] += 1
