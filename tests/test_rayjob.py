@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import rayjob_schema
 import yaml
-from deployment import ROOT, Resource, only, written
+from deployment import ROOT, Resource, only, rendered, written
 from rayjob_schema import EXTRACT, rayjob
 
 from babybert.config import PrepareConfig
@@ -90,6 +90,21 @@ def test_versions_and_images_are_those_of_the_project() -> None:
     for pod in PODS.values():
         assert pod["spec"]["containers"][0]["image"] == f"babybert-ray:{version}"
     assert "ray) file=Dockerfile" in (ROOT / "docker/build-images.sh").read_text()
+
+
+def test_the_command_asks_for_as_many_tasks_as_all_workers_run() -> None:
+    """The autoscaler starts workers for tasks that wait."""
+    (group,) = CLUSTER["workerGroupSpecs"]
+    cpus = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    settings = yaml.safe_load(only(RESOURCES, "ConfigMap")["data"]["run.yaml"])
+    assert settings["prepare"]["workers"] == cpus * group["maxReplicas"]
+
+
+@pytest.mark.parametrize("overlay", ["base", "overlays/aws", "overlays/multinode", "overlays/kueue"])
+def test_data_from_s3_is_kept_in_the_volume(overlay: str) -> None:
+    settings = yaml.safe_load(only(rendered(overlay), "ConfigMap", "babybert-pretrain")["data"]["run.yaml"])
+    assert settings["pretrain"]["cache"] == "data/cache"
+    assert settings["pretrain"]["cache_gb"] < 50  # the size of the volume
 
 
 def test_the_object_store_fits_into_shared_memory() -> None:
