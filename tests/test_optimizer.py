@@ -81,11 +81,30 @@ def test_each_group_has_its_factor_of_the_learning_rate(small: Small) -> None:
     ]
 
 
+@pytest.mark.parametrize(("before", "after"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizers_state_is_refused(small: Small, demo: Dataset, before: Any, after: Any) -> None:
+    folder = checkpoint_of(small(max_steps=1, optimizer=before))
+    with pytest.raises(UsageError, match="another --optimizer"):
+        load_optimizer(folder, make_optimizer(make_bert(small(), demo), small(optimizer=after)))
+
+
 def test_an_optimizer_with_other_groups_is_refused(small: Small, demo: Dataset) -> None:
     folder = checkpoint_of(small(max_steps=1))
     other = torch.optim.AdamW(make_bert(small(), demo).parameters())
     with pytest.raises(UsageError, match="another version of babybert"):
         load_optimizer(folder, other)
+
+
+def test_muon_trains_the_matrices_of_the_layers_and_adamw_the_rest(small: Small, demo: Dataset) -> None:
+    bert = make_bert(small(), demo)
+    optimizer = make_optimizer(bert, small(optimizer="muon"))
+    names = {parameter: name for name, parameter in bert.named_parameters()}
+    with_muon = {names[p] for group in optimizer.param_groups if "parts" in group for p in group["params"]}
+    layers = bert.config.layers
+    matrices = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert with_muon == {f"encoder.layers.{layer}.{matrix}" for layer in range(layers) for matrix in matrices}
+    grouped = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(names[p] for p in grouped) == sorted(names.values())  # each once
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])

@@ -325,15 +325,15 @@ def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Load a verified checkpoint's optimizer state.
 
-    Raises UsageError if it was written by a version that groups the parameters differently.
+    Raises UsageError if it is of another optimizer, or of a version that groups the parameters differently.
     """
     saved = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
     try:
         optimizer.load_state_dict(saved["optimizer"])
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise UsageError(
-            f"{folder}: its optimizer state is from another version of babybert; continue with that version, "
-            "or choose another --out"
+            f"{folder}: its optimizer state is of another --optimizer, or from another version of babybert; continue "
+            "with those, or choose another --out"
         ) from error
 
 

@@ -95,8 +95,10 @@ class DataOptions:
 class OptimizerOptions:
     """The optimizer and its learning rates."""
 
-    optimizer: Literal["adamw", "adam"] = recipe_option(
-        "adamw", "adam (the reference's) adds the decay to the gradient, which hurts rare words"
+    optimizer: Literal["adamw", "adam", "muon"] = recipe_option(
+        "adamw",
+        "muon: Muon for the layers' matrices, AdamW for the rest; half the steps for the presets from small on. "
+        "adam (the reference's) adds the decay to the gradient, which hurts rare words",
     )
     lr: float = recipe_option(
         5e-3, "peak learning rate; other presets set another. The reference's 5e-5 hardly moves a model this small"

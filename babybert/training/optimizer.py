@@ -1,4 +1,4 @@
-"""Adam and AdamW with the parameter groups of this model.
+"""Adam, AdamW, and Muon with AdamW, with the parameter groups of this model.
 
 Embedding tables and matrices decay; biases and norms do not, unless asked for. Decaying the decoder's bias would undo,
 step by step, the word frequencies that it starts from.
@@ -7,6 +7,8 @@ The MLM decoder has a separate epsilon. Adam divides a gradient by its typical s
 1), so with an epsilon near 0 a row moves by a whole learning rate each step, however small its gradient is. The rows of
 rare words have gradients around 1e-7, which are noise. An epsilon above that size leaves these rows where they are. The
 decoder's rows and the token embeddings also have separate learning rates, as factors of the scheduled rate.
+
+Muon (`muon.py`) is for the matrices of the encoder's layers; embeddings, heads and vectors stay with AdamW.
 """
 
 import inspect
@@ -17,6 +19,7 @@ import torch
 
 from babybert.config import PretrainConfig
 from babybert.model.bert import BabyBert
+from babybert.training.muon import Muon
 
 ADAM_EPSILON = 1e-8  # PyTorch's default
 
@@ -35,6 +38,34 @@ class EagerAdam(torch.optim.Adam):
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
 
 
+class MuonWithAdam(torch.optim.Optimizer):
+    """Muon for some parameters and Adam for the others, used as one optimizer."""
+
+    def __init__(self, muon: Muon, adam: EagerAdam) -> None:
+        self.muon, self.adam = muon, adam
+        self.param_groups = muon.param_groups + adam.param_groups
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update all parameters."""
+        self.muon.step()
+        self.adam.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Remove all gradients."""
+        self.muon.zero_grad(set_to_none)
+        self.adam.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both."""
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of both. Raises KeyError or ValueError if it is another optimizer's."""
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adam.load_state_dict(state_dict["adam"])
+        self.param_groups = self.muon.param_groups + self.adam.param_groups
+
+
 def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimizer:
     """The optimizer that `config` asks for. Each parameter group has a `factor` of the scheduled learning rate.
 
@@ -44,7 +75,8 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
     decoder = bert.mlm_decoder
     embedding = bert.embedding.token_embedding.embedding
     tables = [] if embedding.weight is decoder.weight else [embedding.weight]  # tied: it is the decoder's
-    special = {decoder.weight, decoder.bias, embedding.weight}
+    with_muon = [p for p in bert.encoder.layers.parameters() if p.dim() > 1] if config.optimizer == "muon" else []
+    special = {decoder.weight, decoder.bias, embedding.weight, *with_muon}
     others = [parameter for parameter in bert.parameters() if parameter not in special]
     matrices = [parameter for parameter in others if parameter.dim() > 1]
     vectors = [parameter for parameter in others if parameter.dim() == 1]
@@ -62,7 +94,15 @@ def make_optimizer(bert: BabyBert, config: PretrainConfig) -> torch.optim.Optimi
         group(matrices, 1.0, ADAM_EPSILON, matrix_decay),
         group(vectors, 1.0, ADAM_EPSILON, vector_decay),
     ]
-    return EagerAdam(groups, lr=config.lr, decoupled_weight_decay=config.optimizer == "adamw", fused=True)
+    adam = EagerAdam(groups, lr=config.lr, decoupled_weight_decay=config.optimizer != "adam", fused=True)
+    if config.optimizer != "muon":
+        return adam
+    in_projections = [layer.self_attn.in_proj_weight for layer in bert.encoder.layers]  # query, key and value weights
+    muon_groups = [
+        {"params": matrices, "parts": parts, "factor": 1.0, "lr": config.lr, "weight_decay": matrix_decay}
+        for matrices, parts in ((in_projections, 3), ([p for p in with_muon if p not in set(in_projections)], 1))
+    ]
+    return MuonWithAdam(Muon(muon_groups), adam)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
