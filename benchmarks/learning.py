@@ -1,6 +1,7 @@
 """Held-out loss after equal training time: the reference, Hugging Face's Trainer, and ours, on the same reviews.
 
     python benchmarks/learning.py --data data/imdb --wordpiece data/imdb-wordpiece       # 25 minutes on two cores
+    python benchmarks/learning.py --preset small --wordpiece data/imdb-runs --minutes 10  # 30 minutes
 
 The models train one after the other, each for the same number of minutes. The clock stops during evaluation. Each
 learning rate schedule is fitted to that time: 10 % warm-up, then a linear decay to zero. Prints every evaluation and
@@ -9,6 +10,10 @@ two tables, and writes JSON and a figure.
 `mini` uses WordPiece, which is a different vocabulary. Its loss cannot be compared with the others. What can be
 compared is how far each model is below the unigram baseline of its own tokens. The held-out pairs come from the same
 documents.
+
+With `--preset small` or `medium` the models are ours, the same network in a plain loop (PyTorch's operations, AdamW,
+cosine decay: nanoGPT's settings), and Hugging Face's BERT of the same sizes. All of them use WordPiece, and bf16 where
+the processor has it.
 """
 
 import argparse
@@ -18,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import new_model, recipe_config, seed_step, training_loader, write_json
+from common import CPU, new_model, recipe_config, seed_step, training_loader, write_json
 from step_variants import hugging_face_inputs, hugging_face_model, reference_step
 from timed_training import Clock, Curve, curve_point, evaluator, first_held_out, run_steps, train_for
 
@@ -27,6 +32,7 @@ from babybert.data.loader import Batch, collate, ordered_batches
 from babybert.data.table import Examples
 from babybert.evaluation.scores import Scores, baseline_scores
 from babybert.figures import open_pyplot, save_figure
+from babybert.model.device import has_fast_bf16
 from babybert.model.loss import nsp_loss
 
 COLORS = {
@@ -35,7 +41,9 @@ COLORS = {
     "hugging face, tuned": "tab:red",
     "default": "tab:blue",
     "mini": "tab:green",
+    "plain": "tab:purple",
 }
+PLAIN_LOOP: dict[str, Any] = {"kernels": "plain", "optimizer": "adamw", "lr": 1e-3, "schedule": "cosine"}
 
 
 def main() -> None:
@@ -48,6 +56,7 @@ def main() -> None:
         default=Path("data/imdb-wordpiece"),
         help="the same, prepared with --tokenizer-kind wordpiece",
     )
+    parser.add_argument("--preset", choices=("baby", "small", "medium"), default="baby", help="sizes to compare at")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of each model")
     parser.add_argument("--looks", type=int, default=10, help="evaluations of each model, evenly spread over the time")
     parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to score on")
@@ -58,17 +67,33 @@ def main() -> None:
         help="path of the JSON and the figure, no extension",
     )
     options = parser.parse_args()
+    curves = train_small_models(options) if options.preset == "baby" else train_wide_models(options)
+    print_tables(curves)
+    json_path = write_json(options.out.with_suffix(".json"), curves)
+    print("written:", *draw(curves, options.out), json_path)
+
+
+def train_small_models(options: argparse.Namespace) -> dict[str, Curve]:
+    """`baby` and `mini`, the reference, and Hugging Face's model of `baby`'s sizes."""
     words, pieces = open_dataset(options.data), open_dataset(options.wordpiece)
-    curves = {
+    return {
         "default": train_ours("default", words, options, preset="baby"),
         "reference": train_reference(words, options),
         "hugging face": train_hugging_face("hugging face", words, options, batch_size=8, lr=5e-5),
         "hugging face, tuned": train_hugging_face("hugging face, tuned", words, options, batch_size=32, lr=1e-3),
         "mini": train_ours("mini", pieces, options, preset="mini"),
     }
-    print_tables(curves)
-    json_path = write_json(options.out.with_suffix(".json"), curves)
-    print("written:", *draw(curves, options.out), json_path)
+
+
+def train_wide_models(options: argparse.Namespace) -> dict[str, Curve]:
+    """A wide preset, the same network in a plain loop, and Hugging Face's model of its sizes."""
+    pieces, preset = open_dataset(options.wordpiece), options.preset
+    name, lr = "hugging face, tuned", 5e-4
+    return {
+        "default": train_ours("default", pieces, options, preset=preset),
+        "plain": train_ours("plain", pieces, options, preset=preset, **PLAIN_LOOP),
+        name: train_hugging_face(name, pieces, options, batch_size=32, lr=lr),
+    }
 
 
 def new_clock(options: argparse.Namespace) -> Clock:
@@ -76,9 +101,9 @@ def new_clock(options: argparse.Namespace) -> Clock:
     return Clock(60 * options.minutes, options.looks)
 
 
-def train_ours(name: str, dataset: Dataset, options: argparse.Namespace, preset: str) -> Curve:
-    """The training of `babybert pretrain --preset ...`."""
-    config = recipe_config(dataset.folder, preset=preset)
+def train_ours(name: str, dataset: Dataset, options: argparse.Namespace, **settings: Any) -> Curve:
+    """The training of `babybert pretrain` with these settings."""
+    config = recipe_config(dataset.folder, **settings)
     return train_for(config, dataset, first_held_out(dataset, options.pairs), new_clock(options), name)[1]
 
 
@@ -106,7 +131,7 @@ def train_hugging_face(name: str, dataset: Dataset, options: argparse.Namespace,
     from transformers import Trainer, TrainingArguments
 
     torch.manual_seed(0)
-    model = hugging_face_model(dataset.tokenizer.size, "baby")
+    model = hugging_face_model(dataset.tokenizer.size, options.preset)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     clock = new_clock(options)
     config = recipe_config(dataset.folder, lr=lr)
@@ -124,6 +149,7 @@ def train_hugging_face(name: str, dataset: Dataset, options: argparse.Namespace,
         max_steps=10**6,
         max_grad_norm=1.0,
         use_cpu=True,
+        bf16=options.preset != "baby" and has_fast_bf16(CPU),
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
