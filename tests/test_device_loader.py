@@ -16,6 +16,8 @@ from babybert.data.loader import DynamicMasking, Loader
 def test_batches_equal_those_of_the_host(demo: Dataset, seed: int | None, share: float, bucketing: bool) -> None:
     examples = demo.examples("train")
     masking = None if seed is None else DynamicMasking(demo.tokenizer.size, seed, share)
+    if seed == 0:
+        masking = DynamicMasking(demo.tokenizer.size, seed, 0.3, share_end=0.1, epochs=3)
     host = Loader(examples, 8, 0, bucketing, masking)
     device = DeviceLoader(examples, 8, 0, bucketing, masking)
     for epoch in (0, 7):

@@ -113,6 +113,17 @@ def test_both_labels_come_from_the_first_batches_on(examples: Examples) -> None:
         assert 0.3 < share < 0.7
 
 
+def test_the_masked_share_changes_from_epoch_to_epoch(examples: Examples, demo: Dataset) -> None:
+    masking = DynamicMasking(demo.tokenizer.size, 3, share=0.4, share_end=0.2, epochs=5)
+    assert [masking.share_in(epoch) for epoch in (0, 1, 4, 9)] == pytest.approx([0.4, 0.35, 0.2, 0.2])
+    assert DynamicMasking(209, 3, share=0.4, share_end=0.2, epochs=1).share_in(0) == 0.4
+    rows = np.arange(len(examples))
+    ordinary = (collate(examples, rows).ids_BT >= FIRST_ORDINARY).sum() + (collate(examples, rows).ids_BT == MASK).sum()
+    for epoch, share in ((0, 0.4), (2, 0.3), (4, 0.2)):
+        chosen = (Loader(examples, 8, 0, masking=masking).batch(rows, epoch).labels_BT > 0).sum()
+        assert float(chosen / ordinary) == pytest.approx(share, abs=0.03)
+
+
 def test_dynamic_masking_chooses_other_tokens_in_each_epoch(examples: Examples, demo: Dataset) -> None:
     loader = Loader(examples, 8, 0, masking=DynamicMasking(demo.tokenizer.size, 3))
     rows = np.array([4, 1, 9])

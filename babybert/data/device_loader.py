@@ -86,6 +86,6 @@ def mask_batch(ids_BT: Tensor, rows_B: Tensor, masking: DynamicMasking, epoch: i
     rows_B1 = rows_B.unsqueeze(1)
     positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
     draws_BT = choosing_draws(ids_BT, hash_rows(masking.seed, epoch, rows_B1, CHOOSE), positions_T, torch)
-    chosen_BT = is_chosen(draws_BT, draws_BT.amin(1, keepdim=True), masking.share, torch)
+    chosen_BT = is_chosen(draws_BT, draws_BT.amin(1, keepdim=True), masking.share_in(epoch), torch)
     replaced_BT = replacements(ids_BT, masking.vocab_size, masking.seed, epoch, rows_B1, positions_T, torch)
     return torch.where(chosen_BT, replaced_BT, ids_BT), torch.where(chosen_BT, ids_BT, 0)

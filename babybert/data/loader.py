@@ -55,12 +55,23 @@ class DynamicMasking:
     Attributes:
         vocab_size: random tokens have ids below it.
         seed: another seed gives other masks.
-        share: the probability with which an ordinary token is chosen for MLM.
+        share: the probability with which an ordinary token is chosen for MLM, in epoch 0.
+        share_end: the same in the last of `epochs`, linear in between; None is `share`.
+        epochs: of the run.
     """
 
     vocab_size: int
     seed: int
     share: float = MASKED_SHARE
+    share_end: float | None = None
+    epochs: int = 1
+
+    def share_in(self, epoch: int) -> float:
+        """The share in this epoch, which is counted from 0."""
+        if self.share_end is None or self.epochs < 2:
+            return self.share
+        done = min(epoch / (self.epochs - 1), 1.0)
+        return self.share + done * (self.share_end - self.share)
 
 
 @dataclass
@@ -134,7 +145,8 @@ def collate(examples: Examples, rows: np.ndarray, masking: DynamicMasking | None
     if masking:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         original_ids = np.where(labels > 0, labels, ids)
-        ids, labels = mask_tokens(original_ids, offsets, masking.vocab_size, masking.seed, epoch, rows, masking.share)
+        share = masking.share_in(epoch)
+        ids, labels = mask_tokens(original_ids, offsets, masking.vocab_size, masking.seed, epoch, rows, share)
     is_token_BT = np.arange(lengths.max(initial=0)) < lengths[:, None]
 
     def pad(values: np.ndarray) -> Tensor:

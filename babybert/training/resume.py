@@ -19,6 +19,7 @@ RESULT_SETTINGS = (
     "accumulate",
     "masking",
     "masked_share",
+    "masked_share_end",
     "optimizer",
     "lr",
     "decoder_lr_factor",

@@ -144,7 +144,10 @@ def _share_state(context: DistributedContext, state: TrainState, optimizer: torc
 
 def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
     """The training batches, made from arrays on the host or on the device."""
-    masking = DynamicMasking(vocab_size, config.seed, config.masked_share) if config.masking == "dynamic" else None
+    masking = None
+    if config.masking == "dynamic":
+        shares = config.masked_share, config.masked_share_end
+        masking = DynamicMasking(vocab_size, config.seed, *shares, config.epochs)
     on_device = config.resident == "always" or (config.resident == "auto" and fits_on_device(train, device))
     if on_device:
         return DeviceLoader(train, config.batch_size, config.seed, config.bucketing, masking, device)
