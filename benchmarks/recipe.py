@@ -2,14 +2,17 @@
 
     python benchmarks/recipe.py --data data/imdb                    # a quarter of an hour on two cores
     python benchmarks/recipe.py --data data/imdb --seconds 10       # a quick look
+    python benchmarks/recipe.py --data data/imdb-wordpiece --preset small --tokens 5e6   # two hours
 
-Each trial runs on one core with one thread. It starts from the recipe of the preset and applies the changes of its
-row. All trials are scored on the same held-out pairs with the same masks, at 15 %, whatever share the trial masks in
-training. Prints a table and writes JSON.
+Each trial runs on one core with one thread. With `--tokens` the trials see the same number of tokens, whatever their
+speed, so other work on the machine does not matter; the table has their speed. A trial starts from the recipe of the
+preset and applies the changes of its row. All trials are scored on the same held-out pairs with the same masks, at
+15 %, whatever share the trial masks in training. Prints a table and writes JSON.
 """
 
 import argparse
 import multiprocessing
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +22,7 @@ import numba
 import numpy as np
 import torch
 from common import recipe_config, write_json
-from timed_training import Clock, first_held_out, train_for, unigram_loss
+from timed_training import Clock, StepClock, first_held_out, train_for, unigram_loss
 
 from babybert.data.dataset import open_dataset
 from babybert.data.pairs import ranges
@@ -37,6 +40,13 @@ BEFORE: Changes = {
     "batch_size": 64,
 }
 MINI_BEFORE: Changes = {"decoder_lr_factor": 1.0, "embedding_lr_factor": 1.0, "batch_size": 64}
+SMALL_BEFORE: Changes = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "masked_share": 0.15,
+    "masked_share_end": None,
+    "initial_weights": "normal",
+}
 TRIALS: dict[str, list[Changes]] = {
     "baby": [
         BEFORE,
@@ -96,6 +106,22 @@ TRIALS: dict[str, list[Changes]] = {
         {"masked_share": 0.4},
         {"negatives": "drawn"},
     ],
+    "small": [
+        SMALL_BEFORE,
+        SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3},
+        SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3, "masked_share": 0.3},
+        {},
+        {"lr": 6e-3},
+        {"lr": 1.5e-3},
+        {"initial_weights": "normal"},
+        {"batch_size": 32},
+        {"batch_size": 128},
+        {"masked_share": 0.4},
+        {"masked_share_end": 0.15},
+        {"tie_decoder": True},
+        {"schedule": "cosine"},
+        {"warmup_fraction": 0.03},
+    ],
 }
 
 
@@ -105,6 +131,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/imdb"), help="prepared IMDB")
     parser.add_argument("--preset", choices=TRIALS, default="baby")
     parser.add_argument("--seconds", type=float, default=50.0, help="training time of each trial")
+    parser.add_argument("--tokens", type=float, help="training tokens of each trial, in place of --seconds")
     parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to score on")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the trials to run, from 0")
     parser.add_argument("--cores", type=int, default=2, help="trials that run at the same time")
@@ -132,8 +159,14 @@ def run_trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
     dataset = open_dataset(options.data)
     train = drawn_negatives(dataset.examples("train")) if changes.get("negatives") == "drawn" else None
     held_out = first_held_out(dataset, options.pairs)
-    _, curve = train_for(config, dataset, held_out, Clock(options.seconds, evaluations=2), name, train)
-    return {"changes": changes, "name": name, "curve": curve}
+    clock = Clock(options.seconds, evaluations=2)
+    if options.tokens:
+        tokens_of_step = config.batch_size * dataset.facts["train"]["mean_length"]
+        clock = StepClock(round(options.tokens / tokens_of_step), evaluations=4)
+    started = time.process_time()
+    _, curve = train_for(config, dataset, held_out, clock, name, train)
+    seconds = time.process_time() - started  # of this process: other work on the core does not count
+    return {"changes": changes, "name": name, "curve": curve, "seconds": seconds}
 
 
 def drawn_negatives(examples: Examples) -> Examples:
@@ -170,15 +203,20 @@ def print_table(results: list[dict[str, Any]]) -> None:
     """A Markdown table of the last scores, with the lowest loss in bold."""
     best = min(result["curve"][-1]["mlm_loss"] for result in results)
     unigram = unigram_loss(results[0]["curve"])
-    print(f"\n| change | pairs | MLM loss | minus unigram baseline ({unigram:.3f}) | NSP accuracy |")
-    print("| --- | ---: | ---: | ---: | ---: |")
+    print(
+        f"\n| change | pairs | MLM loss | minus unigram baseline ({unigram:.3f}) | NSP accuracy | processor seconds |"
+    )
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for result in results:
         point = result["curve"][-1]
         loss = f"{point['mlm_loss']:.3f}"
         if point["mlm_loss"] == best:
             loss = f"**{loss}**"
         difference = point["mlm_loss"] - point["mlm_unigram_loss"]
-        print(f"| {result['name']} | {point['seen']:,} | {loss} | {difference:+.3f} | {point['nsp_accuracy']:.1%} |")
+        print(
+            f"| {result['name']} | {point['seen']:,} | {loss} | {difference:+.3f} | {point['nsp_accuracy']:.1%} | "
+            f"{result['seconds']:,.0f} |"
+        )
 
 
 if __name__ == "__main__":

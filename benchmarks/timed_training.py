@@ -3,7 +3,8 @@
 recipe.py, width.py and learning.py use it.
 
 The learning rate follows the clock instead of the step count. So warm-up and decay fit the time, however fast the
-machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`.
+machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`. A
+`StepClock` counts steps in the place of seconds: its results do not depend on what else the machine does.
 """
 
 import itertools
@@ -42,7 +43,10 @@ class Clock:
 
     def stop(self) -> None:
         """Stop counting, and keep the time since `start`."""
-        self.elapsed_before += time.monotonic() - self.started_at
+        self.elapsed_before = self.seconds
+
+    def count_step(self) -> None:
+        """Call it after each step."""
 
     @property
     def seconds(self) -> float:
@@ -56,6 +60,22 @@ class Clock:
     def lr(self, config: PretrainConfig) -> float:
         """The learning rate at this time."""
         return lr_at(config, min(self.seconds, self.budget), self.budget)
+
+
+@dataclass
+class StepClock(Clock):
+    """A clock whose seconds are steps."""
+
+    steps: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Steps so far."""
+        return self.steps
+
+    def count_step(self) -> None:
+        """Call it after each step."""
+        self.steps += 1
 
 
 def train_for(
@@ -98,6 +118,7 @@ def run_steps(
         for batch in epoch_batches(epoch):
             step(batch, steps_done)
             steps_done += 1
+            clock.count_step()
             if clock.evaluation_due(len(curve) - 1):
                 clock.stop()
                 curve.append(curve_point(evaluate_model(), clock.elapsed_before, steps_done * batch_size, name))
