@@ -40,11 +40,11 @@ def recipe_config(data: Path, **overrides: Any) -> PretrainConfig:
 def preset_config(data: Path, preset: str, **overrides: Any) -> PretrainConfig:
     """A configuration with the sizes and the dropout of a preset, for measurements of speed.
 
-    The recipe of `baby` has no dropout. The sizes have 0.1, as the reference and Hugging Face's model do, so that all
-    of them do the same work.
+    The recipe of `baby` has no dropout. The sizes have 0.1, as the reference and Hugging Face's model do. The wide
+    recipes use Muon; here all models have AdamW. So all of them do the same work.
     """
-    dropout = model_config(preset, vocab_size=6).dropout
-    return PretrainConfig(data=data, preset=preset, dropout=dropout, metrics=False, **overrides)
+    same = {"dropout": model_config(preset, vocab_size=6).dropout, "optimizer": "adamw", "metrics": False}
+    return PretrainConfig(data=data, preset=preset, **{**same, **overrides})
 
 
 def new_model(config: PretrainConfig, dataset: Dataset) -> BabyBert:

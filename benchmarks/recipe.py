@@ -45,7 +45,7 @@ SMALL_BEFORE: Changes = {
     "lr": 1e-3,
     "masked_share": 0.15,
     "masked_share_end": None,
-    "initial_weights": "normal",
+    "batch_size": 64,
 }
 TRIALS: dict[str, list[Changes]] = {
     "baby": [
@@ -108,19 +108,18 @@ TRIALS: dict[str, list[Changes]] = {
     ],
     "small": [
         SMALL_BEFORE,
+        SMALL_BEFORE | {"seed": 1},
+        SMALL_BEFORE | {"masked_share": 0.3},
         SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3},
-        SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3, "masked_share": 0.3},
-        {},
-        {"lr": 6e-3},
-        {"lr": 1.5e-3},
-        {"initial_weights": "normal"},
-        {"batch_size": 32},
-        {"batch_size": 128},
-        {"masked_share": 0.4},
-        {"masked_share_end": 0.15},
-        {"tie_decoder": True},
-        {"schedule": "cosine"},
-        {"warmup_fraction": 0.03},
+        {"batch_size": 64, "masked_share_end": None},
+        {"batch_size": 64, "masked_share_end": None, "seed": 1},
+        {"masked_share_end": None},
+        {"masked_share": 0.4, "masked_share_end": None},
+        {"lr": 1.5e-3, "masked_share_end": None},
+        {"lr": 6e-3, "masked_share_end": None},
+        {"initial_weights": "mimetic", "masked_share_end": None},
+        {"tie_decoder": True, "masked_share_end": None},
+        {"warmup_fraction": 0.03, "masked_share_end": None},
     ],
 }
 

@@ -157,6 +157,16 @@ class ScheduleOptions:
         )
 
 
+# The wide presets: a batch of 128 has a fifth more tokens a second than one of 64, since Muon's cost is that of a step.
+WIDE_RECIPE: dict[str, Any] = {
+    "optimizer": "muon",
+    "lr": 3e-3,
+    "batch_size": 128,
+    "masked_share": 0.3,
+    "masked_share_end": 0.15,
+    "initial_weights": "normal",
+}
+
 # What learns best with each preset, where it differs from the defaults.
 PRESET_RECIPES: dict[str, dict[str, Any]] = {
     "baby": {
@@ -174,8 +184,8 @@ PRESET_RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 32,
         "initial_weights": "mimetic",
     },
-    "small": {"lr": 1e-3, "initial_weights": "normal"},
-    "medium": {"lr": 7e-4, "initial_weights": "normal"},
+    "small": WIDE_RECIPE,
+    "medium": WIDE_RECIPE | {"lr": 2e-3},
 }
 
 # The course's notebook, except for its data: PyTorch's Adam, no word frequencies, masks drawn once.
