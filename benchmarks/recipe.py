@@ -44,7 +44,6 @@ SMALL_BEFORE: Changes = {
     "optimizer": "adamw",
     "lr": 1e-3,
     "masked_share": 0.15,
-    "masked_share_end": None,
     "batch_size": 64,
 }
 TRIALS: dict[str, list[Changes]] = {
@@ -111,15 +110,15 @@ TRIALS: dict[str, list[Changes]] = {
         SMALL_BEFORE | {"seed": 1},
         SMALL_BEFORE | {"masked_share": 0.3},
         SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3},
-        {"batch_size": 64, "masked_share_end": None},
-        {"batch_size": 64, "masked_share_end": None, "seed": 1},
+        {"batch_size": 64},
+        {"batch_size": 64, "seed": 1},
         {"masked_share_end": None},
-        {"masked_share": 0.4, "masked_share_end": None},
-        {"lr": 1.5e-3, "masked_share_end": None},
-        {"lr": 6e-3, "masked_share_end": None},
-        {"initial_weights": "mimetic", "masked_share_end": None},
-        {"tie_decoder": True, "masked_share_end": None},
-        {"warmup_fraction": 0.03, "masked_share_end": None},
+        {"masked_share": 0.4},
+        {"lr": 1.5e-3},
+        {"lr": 6e-3},
+        {"initial_weights": "mimetic"},
+        {"tie_decoder": True},
+        {"warmup_fraction": 0.03},
     ],
 }
 
