@@ -112,7 +112,7 @@ TRIALS: dict[str, list[Changes]] = {
         SMALL_BEFORE | {"optimizer": "muon", "lr": 3e-3},
         {"batch_size": 64},
         {"batch_size": 64, "seed": 1},
-        {"masked_share_end": None},
+        {},
         {"masked_share": 0.4},
         {"lr": 1.5e-3},
         {"lr": 6e-3},
