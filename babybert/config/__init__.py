@@ -18,6 +18,7 @@ from babybert.config.prepare_config import PrepareConfig
 from babybert.config.pretrain_config import PretrainConfig
 from babybert.config.serving_config import (
     ArchiveConfig,
+    ClassifyConfig,
     FillMaskConfig,
     NextSentenceConfig,
     PlaygroundConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "PRESETS",
     "ArchiveConfig",
     "ClassifierConfig",
+    "ClassifyConfig",
     "EvaluateConfig",
     "ExplainConfig",
     "FillMaskConfig",

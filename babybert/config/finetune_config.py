@@ -43,6 +43,7 @@ class LabelledOptions:
         False, "count and skip rows that are bad, such as those with an empty text; the default is to stop"
     )
     validation_fraction: float = option(0.1, "share of the training texts held out, by their digest")
+    validation_texts: int = option(2000, "held-out texts scored after each epoch; the first in the order of digests")
     train_texts: int | None = option(
         None, "train on at most this many texts, chosen by their digest: how much do few labels give?"
     )
@@ -73,6 +74,9 @@ class LabelledOptions:
             value = getattr(self, name)
             require(value is None or value >= 2, f"{name} is {value}; it must be at least 2")
         require_at_least(self, SHORTEST, "positions")
+        require_at_least(self, 1, "validation_texts")
+        names = [self.text_column, self.label_column, *([self.pair_column] if self.pair_column else [])]
+        require(len(set(names)) == len(names), f"columns {', '.join(names)}: each must be another one")
         require(0 <= self.head_share <= 1, f"head_share is {self.head_share}; it must be from 0 to 1")
 
 
