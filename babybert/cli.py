@@ -1,6 +1,7 @@
 """`babybert COMMAND`: parses the command line, runs the command, and turns errors into one line and an exit code.
 
-Every command's settings are a dataclass of `config/`; what it does is a function of `commands.py`. Results go to
+Every command's settings are a dataclass of `config/`; what it does is a function of
+`commands.py` or `serving_commands.py`. Results go to
 standard output, progress and messages to standard error. `errors.py` has the exit codes.
 """
 
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from babybert import __version__, commands, config
+from babybert import __version__, commands, config, serving_commands
 from babybert.config.command_line import add_flags, load_config
 from babybert.encoding import escape_unencodable_output
 from babybert.errors import DENIED, EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USAGE, FULL, UserError, os_reason
@@ -28,13 +29,14 @@ class Command:
     arguments: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-NUMBER_OF_VALUES = {"runs": "+", "path": "?"}  # `info --ops` needs no path; other arguments have one value
+NUMBER_OF_VALUES = {"runs": "+", "path": "?", "pair": "?"}  # other arguments have one value
 SENTENCES = {"sentence_a": "the first sentence", "sentence_b": "the second sentence"}
 SOURCE = {"source": "the same as --source"}
 CHECKPOINT = {"checkpoint": "the same as --checkpoint"}
 COMMANDS = {
     "prepare": Command(config.PrepareConfig, commands.run_prepare),
     "pretrain": Command(config.PretrainConfig, commands.run_pretrain),
+    "finetune": Command(config.FinetuneConfig, commands.run_finetune),
     "evaluate": Command(config.EvaluateConfig, commands.run_evaluate, CHECKPOINT),
     "probe": Command(config.ProbeConfig, commands.run_probe, CHECKPOINT),
     "look": Command(config.LookConfig, commands.run_look, CHECKPOINT),
@@ -47,13 +49,18 @@ COMMANDS = {
     "plot": Command(config.PlotConfig, commands.run_plot, {"runs": "one or more runs: folders or s3:// addresses"}),
     "fill-mask": Command(
         config.FillMaskConfig,
-        commands.run_fill_mask,
+        serving_commands.run_fill_mask,
         {"text": 'a sentence with one or more [MASK], such as "the movie was [MASK]."'},
     ),
-    "next-sentence": Command(config.NextSentenceConfig, commands.run_next_sentence, SENTENCES),
-    "archive": Command(config.ArchiveConfig, commands.run_archive, SOURCE),
-    "serve": Command(config.ServeConfig, commands.run_serve, SOURCE),
-    "playground": Command(config.PlaygroundConfig, commands.run_playground),
+    "next-sentence": Command(config.NextSentenceConfig, serving_commands.run_next_sentence, SENTENCES),
+    "classify": Command(
+        config.ClassifyConfig,
+        serving_commands.run_classify,
+        {"text": "the text", "pair": "the second text, if the model was trained on pairs"},
+    ),
+    "archive": Command(config.ArchiveConfig, serving_commands.run_archive, SOURCE),
+    "serve": Command(config.ServeConfig, serving_commands.run_serve, SOURCE),
+    "playground": Command(config.PlaygroundConfig, serving_commands.run_playground),
 }
 
 

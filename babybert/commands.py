@@ -9,29 +9,22 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from babybert.config import (
-    ArchiveConfig,
     EvaluateConfig,
     ExplainConfig,
-    FillMaskConfig,
+    FinetuneConfig,
     InfoConfig,
     LookConfig,
-    NextSentenceConfig,
-    PlaygroundConfig,
     PlotConfig,
     PrepareConfig,
     PretrainConfig,
     ProbeConfig,
-    ServeConfig,
 )
 from babybert.config.command_line import convert_text
 from babybert.errors import UsageError
 from babybert.s3 import is_s3
-
-if TYPE_CHECKING:
-    from babybert.serving.predictor import Predictor
 
 
 def run_prepare(config: PrepareConfig, arguments: argparse.Namespace) -> int:
@@ -79,6 +72,29 @@ def run_pretrain(config: PretrainConfig, arguments: argparse.Namespace) -> int:
         return 128 + result.stopped_by  # as shells report a signal: 143 for SIGTERM, 130 for SIGINT
     if result.scores:
         print(format_scores(result.scores))
+    return 0
+
+
+def run_finetune(config: FinetuneConfig, arguments: argparse.Namespace) -> int:
+    """`babybert finetune`."""
+    from babybert.evaluation.classification import format_class_report
+    from babybert.training.finetuning import finetune
+
+    ending = finetune(config)
+    if ending is None:  # rank 0 prints for all ranks
+        return 0
+    result, report = ending
+    if result.stopped_by:
+        print(f"checkpoint: {result.checkpoint}")
+        print("stopped before the end; the same command continues from here")
+        return 128 + result.stopped_by
+    if config.json:
+        print_json(report)
+        return 0
+    print(f"checkpoint: {result.checkpoint}")
+    for split in ("validation", "test"):
+        if report[split]:
+            print(format_class_report(split, report[split]))
     return 0
 
 
@@ -153,14 +169,15 @@ def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
 def run_probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
     """`babybert probe`."""
     from babybert.checkpoint.format import find_checkpoint, load_model
-    from babybert.corpus.labelled import read_labelled, sample
+    from babybert.corpus.labelled import LabelledColumns, read_labelled, sample
     from babybert.evaluation.probe import format_probe, probe
     from babybert.model.device import pick_device
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
     model, tokenizer = load_model(folder)
-    documents = read_labelled(config.corpus, config.source, config.text_column, config.label_column)
+    columns = LabelledColumns(config.text_column, config.label_column)
+    documents = read_labelled(config.corpus, config.source, columns)
     train, test = sample(documents, config.documents, config.seed)
     results = probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
     if config.json:
@@ -201,7 +218,7 @@ def run_explain(config: ExplainConfig, arguments: argparse.Namespace) -> int:
     from babybert.evaluation.explain import explain, format_explanation, untrained
     from babybert.evaluation.preference import compare_sentences, format_preference
 
-    sentences = _sentences(arguments)
+    sentences = sentences_of(arguments)
     if config.checkpoint:
         folder = find_checkpoint(config.checkpoint)
         model, tokenizer = load_model(folder)
@@ -252,70 +269,7 @@ def run_plot(config: PlotConfig, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def run_fill_mask(config: FillMaskConfig, arguments: argparse.Namespace) -> int:
-    """`babybert fill-mask`."""
-    from babybert.tables import escape_control_characters
-
-    text = convert_text(arguments.text, "the text")
-    answer = _load_predictor(config.checkpoint).fill_mask([text], config.top_k, config.targets or None)[0]
-    if config.json:
-        print_json(answer)
-        return 0
-    for mask in answer["masks"]:
-        if len(answer["masks"]) > 1:
-            print(f"mask at token {mask['position']}:")
-        for candidate in mask["candidates"]:
-            line = f"{candidate['score']:7.1%}  {candidate['token']:<16} {candidate['sequence']}"
-            print(escape_control_characters(line))
-    return 0
-
-
-def run_next_sentence(config: NextSentenceConfig, arguments: argparse.Namespace) -> int:
-    """`babybert next-sentence`."""
-    answer = _load_predictor(config.checkpoint).next_sentence([_sentences(arguments)])[0]
-    if config.json:
-        print_json(answer)
-    else:
-        verdict = "B follows A" if answer["is_next"] else "B does not follow A"
-        print(f'{verdict}: the model gives {answer["probability"]:.1%} to "B is the next sentence"')
-    return 0
-
-
-def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
-    """`babybert archive`."""
-    from babybert.checkpoint.source import CheckpointSource
-    from babybert.folders import make_folder, temporary_folder
-    from babybert.serving.archive import check_archive, write_archive
-
-    make_folder(config.out, "--out")  # fails before a checkpoint is downloaded, not after it
-    with temporary_folder("archive") as folder:
-        path = write_archive(CheckpointSource(config.source).find(folder), config.out)
-    megabytes = path.stat().st_size / 1e6
-    print(
-        f"{path}: version {check_archive(path)['version']}, {megabytes:.1f} MB; serve it with `babybert serve {path}`"
-    )
-    return 0
-
-
-def run_serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
-    """`babybert serve`."""
-    from babybert.serving.serve import serve
-
-    return serve(config)
-
-
-def run_playground(config: PlaygroundConfig, arguments: argparse.Namespace) -> int:
-    """`babybert playground`."""
-    try:
-        from babybert.playground.app import playground
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise UsageError("the page needs starlette and uvicorn: pip install 'babybert-pretrain[playground]'") from error
-    return playground(config)
-
-
-def _sentences(arguments: argparse.Namespace) -> tuple[str, str]:
+def sentences_of(arguments: argparse.Namespace) -> tuple[str, str]:
     """The two sentences of the command line. Raises UsageError for one that is not text."""
     return (
         convert_text(arguments.sentence_a, "the first sentence"),
@@ -331,10 +285,3 @@ def print_json(content: dict[str, Any]) -> None:
     except UnicodeEncodeError:
         text = json.dumps(content, indent=2)
     print(text)
-
-
-def _load_predictor(checkpoint: Path) -> "Predictor":
-    from babybert.checkpoint.format import find_checkpoint
-    from babybert.serving.predictor import Predictor
-
-    return Predictor.load(find_checkpoint(checkpoint))

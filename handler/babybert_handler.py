@@ -29,7 +29,7 @@ from ts.protocol import otf_message_handler
 
 from babybert.errors import UsageError, UserError
 from babybert.serving.predictor import BatchStats, Predictor
-from babybert.serving.request_schema import UNKNOWN, FillMask, NextSentence, Request, http_status, parse
+from babybert.serving.request_schema import UNKNOWN, Request, http_status, parse
 
 MAX_RESPONSE_BYTES = 6_000_000  # TorchServe's own limit is 6.5 MB by default: a longer response kills the worker
 READ_AHEAD_BYTES = 65536  # a batch of small requests
@@ -79,7 +79,7 @@ class BabyBertHandler:
             for name, (metric_type, unit, labels) in METRICS.items()
         }
         install_read_ahead(otf_message_handler)
-        self.predictor.predict([FillMask("[MASK]"), NextSentence("a", "b")])  # compiles the kernels
+        self.predictor.predict(self.predictor.warm_up_items())  # compiles the kernels
         gc.freeze()  # everything loaded so far stays: exclude it from garbage collection
         self.write_metric("babybert_model_info", 1, served["version"], str(served["step"]), served["digest"])
         self.write_metric("babybert_model_load_seconds", time.perf_counter() - start)
@@ -88,7 +88,7 @@ class BabyBertHandler:
         """Answer each of `rows` (a dict with the request's body); returns as many JSON texts."""
         start = time.perf_counter()
         stats = BatchStats()
-        requests = [parse_row(row, index, context) for index, row in enumerate(rows)]
+        requests = [self.parse_row(row, index, context) for index, row in enumerate(rows)]
         items = [item for request in requests if isinstance(request, Request) for item in request.items]
         answers = iter(self.predictor.predict(items, stats) if items else ())
         predicted = time.perf_counter()
@@ -113,6 +113,20 @@ class BabyBertHandler:
         stats.answer_seconds += end - predicted
         self.write_batch_metrics(len(rows), outcomes, item_counts, stats, end - start)
         return responses
+
+    def parse_row(self, row: dict[str, Any], index: int, context: Any) -> Request | UserError:
+        """The request in one row of the batch, or the error that says why it is invalid."""
+        # TorchServe keeps the content type of the body among the request's headers, under the name "body". The parts
+        # of a form have other names. A client's header of that name replaces it with a string.
+        body_part = context.get_request_header(index, "body")
+        if isinstance(body_part, dict):
+            content_type = body_part["content-type"]
+        else:
+            content_type = find_header(context, index, "content-type")
+        try:
+            return parse(row.get("body"), content_type, self.predictor.classifier)
+        except UserError as error:
+            return error
 
     def write_batch_metrics(
         self,
@@ -185,21 +199,6 @@ def receive_at_least(connection: Any, length: int, received: bytes) -> bytes:
         packets.append(packet)
         length -= len(packet)
     return b"".join(packets)
-
-
-def parse_row(row: dict[str, Any], index: int, context: Any) -> Request | UserError:
-    """The request in one row of the batch, or the error that says why it is invalid."""
-    # TorchServe keeps the content type of the body among the request's headers, under the name "body". The parts of a
-    # form have other names. A client's header of that name replaces it with a string.
-    body_part = context.get_request_header(index, "body")
-    if isinstance(body_part, dict):
-        content_type = body_part["content-type"]
-    else:
-        content_type = find_header(context, index, "content-type")
-    try:
-        return parse(row.get("body"), content_type)
-    except UserError as error:
-        return error
 
 
 def find_header(context: Any, index: int, name: str) -> str | None:

@@ -27,7 +27,7 @@ LAYERS = (
     {"serving"},
     {"evaluation", "info"},
     {"training", "playground"},
-    {"cli", "commands"},
+    {"cli", "commands", "serving_commands"},
 )
 # Terms of earlier versions, with the term that replaced each.
 RETIRED = {

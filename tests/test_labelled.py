@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from conftest import imdb_review_folder
 
-from babybert.corpus.labelled import Labelled, read_labelled, sample
+from babybert.corpus.labelled import Labelled, LabelledColumns, read_labelled, sample
 from babybert.errors import DataError
+
+COLUMNS = LabelledColumns("text", "label")
 
 
 def test_imdb_folders_give_labels_and_splits(tmp_path: Path) -> None:
     imdb_review_folder(tmp_path, [f"review {index}" for index in range(8)])
-    documents = {document.text: document for document in read_labelled("imdb", (str(tmp_path),), "", "")}
+    documents = {document.text: document for document in read_labelled("imdb", (str(tmp_path),), COLUMNS)}
     assert len(documents) == 8
     assert documents["review 0"] == Labelled("review 0", "pos", "train")
     assert documents["review 3"] == Labelled("review 3", "neg", "test")
@@ -21,22 +23,22 @@ def test_imdb_folders_give_labels_and_splits(tmp_path: Path) -> None:
 def test_csv_columns_and_their_errors(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("review,id,sentiment\ngood film,1,positive\nbad film,2, negative\n", encoding="utf-8")
-    documents = list(read_labelled("csv", (str(path),), "review", "sentiment"))
+    documents = list(read_labelled("csv", (str(path),), LabelledColumns("review", "sentiment")))
     assert documents == [Labelled("good film", "positive", None), Labelled("bad film", "negative", None)]
     with pytest.raises(
         DataError, match="no column 'label'; it has review, id, sentiment; choose one with --label-column"
     ):
-        list(read_labelled("csv", (str(path),), "review", "label"))
+        list(read_labelled("csv", (str(path),), LabelledColumns("review", "label")))
     path.write_text("text,label\na,\n", encoding="utf-8")
     with pytest.raises(DataError, match="row 1: 'label' is empty"):
-        list(read_labelled("csv", (str(path),), "text", "label"))
+        list(read_labelled("csv", (str(path),), COLUMNS))
 
 
 def test_the_imdb_csv_without_labels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "reviews.txt"
     path.write_text("no label here", encoding="utf-8")
     with pytest.raises(DataError, match="not IMDB's reviews"):
-        list(read_labelled("imdb", (str(path),), "", ""))
+        list(read_labelled("imdb", (str(path),), COLUMNS))
 
 
 def test_a_sample_depends_on_the_texts_alone() -> None:

@@ -9,10 +9,10 @@ from conftest import tokenizer_of
 
 from babybert.data.dataset import Dataset
 from babybert.data.sentence_ends import SENTENCE_ENDS
-from babybert.data.table import Examples
+from babybert.data.table import Examples, take
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, SEP, Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.evaluation.nsp_baselines import PUNCTUATION, lengths, marks, nsp_baselines, overlap, take
+from babybert.evaluation.nsp_baselines import PUNCTUATION, lengths, marks, nsp_baselines, overlap
 from babybert.evaluation.scores import unigram_log_probs
 
 COMMA, DOT = 5, 6

@@ -24,7 +24,7 @@ from babybert.corpus import imdb
 from babybert.corpus.documents import DemoCorpus, LimitedCorpus, open_corpus
 from babybert.corpus.download import Download
 from babybert.corpus.files import BadRows
-from babybert.corpus.labelled import read_labelled
+from babybert.corpus.labelled import LabelledColumns, read_labelled
 from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError
 
@@ -68,7 +68,10 @@ def test_reviews_with_upper_case_endings_or_compressed_are_read(folder: Path, tm
     (train / "4_7.txt").unlink()
     (train / "4_7.txt.gz").write_bytes(gzip.compress(TEXTS[4].encode()))
     assert sorted(read(tmp_path, "imdb", folder)) == TEXTS
-    assert {row.label for row in read_labelled("imdb", (str(folder),), "", "")} == {"pos", "neg"}
+    assert {row.label for row in read_labelled("imdb", (str(folder),), LabelledColumns("text", "label"))} == {
+        "pos",
+        "neg",
+    }
 
 
 def test_archive_and_folder_make_the_same_data(folder: Path, archive: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from babybert.data.prepare import prepare
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.evaluation.scores import Scores, evaluate_held_out
 from babybert.model.loss import LossSums
+from babybert.training import pretraining
 from babybert.training import train as train_module
 from babybert.training.distributed import DistributedContext
 from babybert.training.lr_schedule import learning_rate
@@ -143,7 +144,7 @@ def test_a_signal_ends_a_validation(small: Small, monkeypatch: pytest.MonkeyPatc
         signal.raise_signal(signal.SIGINT)
         return evaluate_held_out(*arguments, **keywords)
 
-    monkeypatch.setattr(train_module, "evaluate_held_out", evaluate_and_stop)
+    monkeypatch.setattr(pretraining, "evaluate_held_out", evaluate_and_stop)
     result = result_of(small())
     assert result.stopped_by == signal.SIGINT
     assert calls == 1
@@ -167,7 +168,7 @@ def test_the_best_is_kept_in_addition_to_the_newest(small: Small, monkeypatch: p
     def evaluate_with_loss(*arguments: Any, **keywords: Any) -> Scores:
         return replace(evaluate_held_out(*arguments, **keywords), mlm_loss=next(losses))
 
-    monkeypatch.setattr(train_module, "evaluate_held_out", evaluate_with_loss)
+    monkeypatch.setattr(pretraining, "evaluate_held_out", evaluate_with_loss)
     config = small(epochs=5, keep_checkpoints=2)
     pretrain(config)
     assert [checkpoint_step(path) for path in list_checkpoints(config.out)] == [28 * 5, 28 * 4, 28 * 2]

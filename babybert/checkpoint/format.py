@@ -3,7 +3,7 @@
 | file | content |
 | --- | --- |
 | `model.safetensors` | the weights; reading them runs no code, unlike unpickling |
-| `model.json` | the sizes of the network (`ModelConfig`) |
+| `model.json` | the sizes of the network (`ModelConfig`), and a classifier's classes (`ClassifierConfig`) |
 | `tokenizer.json` | the tokenizer |
 | `training.pt` | the optimizer's state |
 | `state.json` | where the run is, its settings and its held-out scores (`CheckpointState`) |
@@ -31,14 +31,21 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import torch
-from safetensors.torch import load, save_file
 
-from babybert.config import ModelConfig
+# Re-exported: they are a part of the format.
+from babybert.checkpoint.model_files import MODEL_FILES as MODEL_FILES
+from babybert.checkpoint.model_files import SIZES as SIZES
+from babybert.checkpoint.model_files import TOKENIZER as TOKENIZER
+from babybert.checkpoint.model_files import WEIGHTS as WEIGHTS
+from babybert.checkpoint.model_files import load_classifier as load_classifier
+from babybert.checkpoint.model_files import load_encoder as load_encoder
+from babybert.checkpoint.model_files import load_model as load_model
+from babybert.checkpoint.model_files import save_model as save_model
 from babybert.data.digest import sha256
 from babybert.data.epoch_order import BatchSpan
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BertEncoder
 
 if TYPE_CHECKING:
     from babybert.data.dataset import Dataset  # reads tables, which a server does not need
@@ -46,11 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-WEIGHTS, SIZES, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 TRAINING, STATE, MANIFEST = "training.pt", "state.json", "manifest.json"
-# A tied model has one table under two names. It is stored once, as token embedding.
-EMBEDDING_TABLE, DECODER_TABLE = "embedding.token_embedding.embedding.weight", "mlm_decoder.weight"
-MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 FILES = (*MODEL_FILES, TRAINING, STATE)
 STEP_FOLDER = re.compile(r"step-([0-9]{8})\Z")
 
@@ -81,8 +84,8 @@ class CheckpointState:
     seconds: float
     restarts: int
     tokenizer_digest: str  # SHA-256 of the tokenizer
-    settings: dict[str, Any]  # the PretrainConfig, as JSON
-    data_digest: str  # SHA-256 of the training shards and the tokenizer
+    settings: dict[str, Any]  # the PretrainConfig or FinetuneConfig, as JSON
+    data_digest: str  # SHA-256 of the training data and the tokenizer
     scores: dict[str, Any] | None  # on held-out pairs; None if the run was stopped within an epoch
     format: int = FORMAT
     earlier_spans: list[dict[str, Any]] = field(default_factory=list)  # of `BatchSpan`, as JSON
@@ -94,8 +97,12 @@ class CheckpointState:
         return TrainState(self.step, self.epoch, self.batch, self.seconds, self.restarts, earlier_spans)
 
     def held_out_loss(self) -> float | None:
-        """The sum of both held-out losses in nats, of MLM alone if NSP was not scored; None without scores."""
-        return self.scores["mlm_loss"] + (self.scores["nsp_loss"] or 0.0) if self.scores else None
+        """The sum of the held-out losses in nats, of MLM alone if NSP was not scored; None without scores."""
+        if not self.scores:
+            return None
+        if "class_loss" in self.scores:
+            return float(self.scores["class_loss"])
+        return float(self.scores["mlm_loss"] + (self.scores["nsp_loss"] or 0.0))
 
 
 @dataclass(frozen=True)
@@ -170,7 +177,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def save_checkpoint(
-    run: Path, state: CheckpointState, model: BabyBert, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer
+    run: Path, state: CheckpointState, model: BertEncoder, tokenizer: Tokenizer, optimizer: torch.optim.Optimizer
 ) -> Path:
     """Write a checkpoint into the run's folder and return its directory.
 
@@ -187,16 +194,6 @@ def save_checkpoint(
         manifest = Manifest(state.step, state.held_out_loss(), entries)
         (partial / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return target
-
-
-def save_model(folder: Path, model: BabyBert, tokenizer: Tokenizer) -> None:
-    """Write `MODEL_FILES` into `folder`. Weights have the module's own names, without the prefix of a wrapper."""
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_decoder:
-        del weights[DECODER_TABLE]
-    save_file(weights, folder / WEIGHTS)
-    (folder / SIZES).write_text(json.dumps(dataclasses.asdict(model.config), indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(folder / TOKENIZER)
 
 
 @contextlib.contextmanager
@@ -294,32 +291,6 @@ def find_checkpoint(path: Path) -> Path:
 
 
 # Loading
-
-
-def load_model(folder: Path) -> tuple[BabyBert, Tokenizer]:
-    """The model, on the CPU, and its tokenizer. Raises DataError naming the file that is missing or corrupt."""
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    try:
-        config = ModelConfig(**json.loads((folder / SIZES).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        detail = error if isinstance(error, UsageError) else " ".join(repr(error).split())
-        raise DataError(f"{folder / SIZES}: not the sizes of a model ({detail})") from error
-    if config.vocab_size != tokenizer.size:
-        raise DataError(
-            f"{folder}: the model has {config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; "
-            "they are not from one run"
-        )
-    model = BabyBert(config)
-    try:
-        # Not `load_file`, which opens only paths that are UTF-8.
-        weights = load((folder / WEIGHTS).read_bytes())
-        if config.tie_decoder:
-            weights[DECODER_TABLE] = weights[EMBEDDING_TABLE]
-        model.load_state_dict(weights)
-    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{folder / WEIGHTS}: not the weights of this model ({reason})") from error
-    return model, tokenizer
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

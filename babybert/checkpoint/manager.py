@@ -24,11 +24,11 @@ from babybert.checkpoint.format import (
 from babybert.checkpoint.retention import prune_checkpoints
 from babybert.checkpoint.storage import METRICS, S3Store, split_step
 from babybert.checkpoint.uploader import Uploader
-from babybert.config import PretrainConfig
+from babybert.config.run_options import CheckpointOptions
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, StorageError, UsageError, UserError
 from babybert.folders import lock_folder
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BertEncoder
 from babybert.s3 import is_s3
 from babybert.s3_lease import Lease
 
@@ -43,7 +43,7 @@ class CheckpointManager:
     LeaseLost at the end when another job has taken over the store.
     """
 
-    def __init__(self, config: PretrainConfig, metrics: CheckpointMetrics) -> None:
+    def __init__(self, config: CheckpointOptions, metrics: CheckpointMetrics) -> None:
         self._config = config
         self._run = config.out
         self._metrics = metrics
@@ -202,7 +202,7 @@ class CheckpointManager:
     def save(
         self,
         state: CheckpointState,
-        model: BabyBert,
+        model: BertEncoder,
         tokenizer: Tokenizer,
         optimizer: torch.optim.Optimizer,
         is_last: bool = False,

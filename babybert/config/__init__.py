@@ -12,11 +12,13 @@ from babybert.config.evaluation_config import (
     PlotConfig,
     ProbeConfig,
 )
-from babybert.config.model_config import PRESETS, ModelConfig, model_config
+from babybert.config.finetune_config import FinetuneConfig
+from babybert.config.model_config import PRESETS, ClassifierConfig, ModelConfig, model_config
 from babybert.config.prepare_config import PrepareConfig
 from babybert.config.pretrain_config import PretrainConfig
 from babybert.config.serving_config import (
     ArchiveConfig,
+    ClassifyConfig,
     FillMaskConfig,
     NextSentenceConfig,
     PlaygroundConfig,
@@ -26,9 +28,12 @@ from babybert.config.serving_config import (
 __all__ = [
     "PRESETS",
     "ArchiveConfig",
+    "ClassifierConfig",
+    "ClassifyConfig",
     "EvaluateConfig",
     "ExplainConfig",
     "FillMaskConfig",
+    "FinetuneConfig",
     "InfoConfig",
     "LookConfig",
     "ModelConfig",

@@ -39,6 +39,23 @@ class ModelConfig:
         require(self.activation in ("relu", "gelu"), f"activation is '{self.activation}'; choose one of relu, gelu")
 
 
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What a fine-tuned classifier reads and answers. It is a part of its `model.json`.
+
+    Attributes:
+        classes: their names, in the order of the logits.
+        pairs: whether it reads pairs of texts.
+        positions: longest input in tokens, special tokens included; longer ones are cut.
+        head_share: of a text that is cut, the share of its tokens that are from its start; the others are from its end.
+    """
+
+    classes: tuple[str, ...]
+    pairs: bool
+    positions: int
+    head_share: float
+
+
 PRE_NORM: dict[str, Any] = {"norm": "pre", "activation": "gelu", "dropout": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     # The reference's sizes.

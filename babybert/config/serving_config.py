@@ -42,6 +42,15 @@ class NextSentenceConfig:
 
 
 @dataclass(frozen=True)
+class ClassifyConfig:
+    """Ask a fine-tuned checkpoint for the class of a text."""
+
+    checkpoint: Path = option(Path("runs/classifier"), CHECKPOINT_HELP)
+    truncate: bool = option(False, "cut a text that is too long, as in training; the default is to refuse it")
+    json: bool = option(False, "print JSON, as the HTTP endpoint answers")
+
+
+@dataclass(frozen=True)
 class ArchiveConfig:
     """Pack a checkpoint, the handler and the package into babybert.mar for TorchServe."""
 

@@ -29,25 +29,46 @@ DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
 
 def read_json_texts(path: SourceFile, file: IO[bytes], bad_rows: BadRows, key: str) -> Iterator[tuple[str, str]]:
     """Yield where each text under `key` is, for messages, and the text. Blank lines are skipped."""
+    for where, pairs in read_json_objects(path, file, bad_rows):
+        try:
+            yield where, text_of_key(pairs, key, "--text-column")
+        except ValueError as error:
+            bad_rows.report(f"{where}: {error}")
+
+
+def read_json_objects(
+    path: SourceFile, file: IO[bytes], bad_rows: BadRows
+) -> Iterator[tuple[str, tuple[tuple[str, Any], ...]]]:
+    """Yield where each object of a file is, for messages, and its keys with their values. Numbers are floats."""
     content = decompressed(path, file)
     encoding = encoding_of(content)
     start: bytes = cast(Any, content).peek(START_BYTES)[:START_BYTES]
     is_array = start.decode(encoding, "ignore").lstrip().startswith("[")
     values = _read_array(path, content, encoding) if is_array else read_json_lines(path, content, bad_rows)
     for where, value in values:
-        if not isinstance(value, tuple):
-            bad_rows.report(f"{where}: not a JSON object")
-            continue
-        texts = [text for name, text in value if name == key]
-        if not texts:
-            names = shown_names([name for name, _ in value])
-            bad_rows.report(f"{where}: no key '{key}'; it has {names or 'none'}; choose one with --text-column")
-        elif len(texts) > 1:
-            bad_rows.report(f"{where}: has the key '{key}' {len(texts)} times")
-        elif not isinstance(texts[0], str):
-            bad_rows.report(f"{where}: '{key}' is not a string")
+        if isinstance(value, tuple):
+            yield where, value
         else:
-            yield where, texts[0]
+            bad_rows.report(f"{where}: not a JSON object")
+
+
+def value_of_key(pairs: tuple[tuple[str, Any], ...], key: str, flag: str) -> Any:
+    """The value of `key` in an object. Raises ValueError if it is not there once; `flag` names another key."""
+    values = [value for name, value in pairs if name == key]
+    if not values:
+        names = shown_names([name for name, _ in pairs])
+        raise ValueError(f"no key '{key}'; it has {names or 'none'}; choose one with {flag}")
+    if len(values) > 1:
+        raise ValueError(f"has the key '{key}' {len(values)} times")
+    return values[0]
+
+
+def text_of_key(pairs: tuple[tuple[str, Any], ...], key: str, flag: str) -> str:
+    """The text under `key`. Raises ValueError as `value_of_key` does, and for another value than a string."""
+    value = value_of_key(pairs, key, flag)
+    if not isinstance(value, str):
+        raise ValueError(f"'{key}' is not a string")
+    return value
 
 
 def read_json_lines(name: SourceFile | str, content: io.BufferedIOBase, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:

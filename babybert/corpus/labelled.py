@@ -1,23 +1,26 @@
-"""Documents with one of two labels, for the probe: IMDB's (pos, neg), or a CSV file with a column of labels.
+"""Documents with labels, for the probe and for fine-tuning: IMDB's (pos, neg), or rows of CSV, JSON or Parquet files.
 
-Documents are sampled by a digest of their text: the sample does not depend on the order of the files (IMDB is sorted
-by label), and only the sample is held in memory.
+For the probe, documents are sampled by a digest of their text: the sample does not depend on the order of the files
+(IMDB is sorted by label), and only the sample is held in memory.
 """
 
 import hashlib
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from babybert.config import PrepareConfig
 from babybert.corpus import imdb
 from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.documents import open_corpus, source_suffixes
 from babybert.corpus.files import BadRows, file_errors, find_column
+from babybert.corpus.json_rows import read_json_objects, text_of_key, value_of_key
+from babybert.corpus.readers import decode, read_parquet_rows
 from babybert.corpus.s3_file import SourceFile
 from babybert.corpus.sources import find_files
-from babybert.errors import DataError
+from babybert.errors import DataError, UsageError
 from babybert.folders import temporary_folder
 
 LABELS_SHOWN = 5  # in an error message
@@ -31,48 +34,127 @@ class Labelled:
         text: the text.
         label: its label.
         split: `train` or `test` if the source says so, else None.
+        pair: the second text of a pair, else None.
+        name: where it comes from (a path, and a row), for error messages.
     """
 
     text: str
     label: str
     split: str | None
+    pair: str | None = None
+    name: str = field(default="", compare=False)
 
 
-def read_labelled(corpus: str, sources: tuple[str, ...], text_column: str, label_column: str) -> Iterator[Labelled]:
-    """Yield the labelled documents of IMDB (`corpus="imdb"`: archive or folder) or of CSV files (`corpus="csv"`).
+@dataclass(frozen=True)
+class LabelledColumns:
+    """The columns of a CSV or Parquet file, or the keys of JSON objects, with the texts and the labels."""
 
-    Raises DataError, naming the file and the row, for a file that cannot be read, a missing column, or no label;
-    UsageError if no temporary folder can be made.
+    text: str
+    label: str
+    pair: str | None = None
+    delimiter: str = "auto"  # of CSV
+
+    def __post_init__(self) -> None:
+        if self.text == self.label:
+            raise UsageError(f"'{self.text}' cannot be the texts and the labels; choose another --label-column")
+
+    def flags(self) -> dict[str, str]:
+        """Each column with the flag that names it, in the order of a row."""
+        pair = {} if self.pair is None else {self.pair: "--pair-column"}
+        return {self.text: "--text-column", self.label: "--label-column", **pair}
+
+
+Row = tuple[str, list[str]]  # where it is, for messages; text, label and perhaps the second text
+RowReader = Callable[[SourceFile, IO[bytes], BadRows, LabelledColumns], Iterator[Row]]
+
+
+def read_labelled(
+    corpus: str, sources: tuple[str, ...], columns: LabelledColumns, bad_rows: BadRows | None = None
+) -> Iterator[Labelled]:
+    """Yield the labelled documents of IMDB (`corpus="imdb"`: archive or folder), or of csv, jsonl or parquet files.
+
+    Raises DataError, naming the file and the row, for a file that cannot be read, a missing column, or no label, unless
+    `bad_rows` skips bad rows; UsageError if no temporary folder can be made.
     """
-    with temporary_folder("probe") as work_folder:
+    bad_rows = bad_rows or BadRows()
+    with temporary_folder("labelled") as work_folder:
         if corpus == "imdb":
-            yield from _read_imdb(sources, work_folder)
+            yield from _read_imdb(sources, work_folder, bad_rows)
             return
-        files = find_files(sources, source_suffixes("csv"), work_folder)
+        files = find_files(sources, source_suffixes(corpus), work_folder)
         files.log()
         for path in files.paths:
-            yield from _read_csv(path, text_column, label_column)
+            with bad_rows.bad_file(path), file_errors(path), path.open("rb") as file:
+                for name, cells in ROW_READERS[corpus](path, file, bad_rows, columns):
+                    document = _checked(name, cells, columns, bad_rows)
+                    if document is not None:
+                        yield document
 
 
-def _read_imdb(sources: tuple[str, ...], work_folder: Path) -> Iterator[Labelled]:
-    reviews = open_corpus(PrepareConfig(corpus="imdb", source=sources), work_folder, BadRows())
+def _read_imdb(sources: tuple[str, ...], work_folder: Path, bad_rows: BadRows) -> Iterator[Labelled]:
+    reviews = open_corpus(PrepareConfig(corpus="imdb", source=sources), work_folder, bad_rows)
     for document in reviews.documents("read"):
         split, label = imdb.split_and_label(document)
-        yield Labelled(document.text, label, split)
+        yield Labelled(document.text, label, split, name=document.name)
 
 
-def _read_csv(path: SourceFile, text_column: str, label_column: str) -> Iterator[Labelled]:
+def _read_csv(path: SourceFile, file: IO[bytes], bad_rows: BadRows, columns: LabelledColumns) -> Iterator[Row]:
     def choose_columns(header: list[str]) -> list[int]:
-        return [
-            find_column(path, header, text_column, "--text-column"),
-            find_column(path, header, label_column, "--label-column"),
-        ]
+        return [find_column(path, header, column, flag) for column, flag in columns.flags().items()]
 
-    with file_errors(path), path.open("rb") as file:
-        for row_number, (text, label) in read_csv_rows(path, file, BadRows(), choose_columns):
-            if not label.strip():
-                raise DataError(f"{path}: row {row_number}: '{label_column}' is empty")
-            yield Labelled(text, label.strip(), None)
+    for row_number, cells in read_csv_rows(path, file, bad_rows, choose_columns, columns.delimiter):
+        yield f"{path}: row {row_number}", cells
+
+
+def _read_json(path: SourceFile, file: IO[bytes], bad_rows: BadRows, columns: LabelledColumns) -> Iterator[Row]:
+    for where, pairs in read_json_objects(path, file, bad_rows):
+        try:
+            label = value_of_key(pairs, columns.label, "--label-column")
+            cells = [text_of_key(pairs, columns.text, "--text-column"), _cell_text(label)]
+            if columns.pair is not None:
+                cells.append(text_of_key(pairs, columns.pair, "--pair-column"))
+        except ValueError as error:
+            bad_rows.report(f"{where}: {error}")
+        else:
+            yield where, cells
+
+
+def _read_parquet(path: SourceFile, file: IO[bytes], bad_rows: BadRows, columns: LabelledColumns) -> Iterator[Row]:
+    names = {column: column != columns.label for column in columns.flags()}
+    for where, values in read_parquet_rows(path, file, names, columns.flags()):
+        cells = [decode(where, value, bad_rows) if isinstance(value, bytes) else value for value in values]
+        if not any(cell is None for cell in cells):
+            yield where, [_cell_text(cell) for cell in cells]
+        elif None in values:  # else a cell is not UTF-8, which is reported
+            bad_rows.report(f"{where}: a cell is missing")
+
+
+ROW_READERS: dict[str, RowReader] = {"csv": _read_csv, "jsonl": _read_json, "parquet": _read_parquet}
+
+
+def _cell_text(cell: object) -> str:
+    """A cell as text: 1 for the number 1, true and false for booleans, nothing for a missing one."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell)
+
+
+def _checked(name: str, cells: list[str], columns: LabelledColumns, bad_rows: BadRows) -> Labelled | None:
+    """The document of a row; None if it is bad and skipped."""
+    text, label, *pair = cells
+    if not label.strip():
+        bad_rows.report(f"{name}: '{columns.label}' is empty")
+        return None
+    try:
+        "".join(cells).encode("utf-8")
+    except UnicodeEncodeError:
+        bad_rows.report(f"{name}: has half of a surrogate pair, which is not text")
+        return None
+    return Labelled(text, label.strip(), None, pair[0] if pair else None, name)
 
 
 class _SmallestDigests:

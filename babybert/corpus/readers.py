@@ -5,7 +5,7 @@ rows; it yields documents in the order of the file and holds only a few rows in 
 """
 
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow.parquet
 
@@ -79,21 +79,33 @@ def read_json(path: SourceFile, file: IO[bytes], bad_rows: BadRows, key: str) ->
 
 def read_parquet(path: SourceFile, file: IO[bytes], bad_rows: BadRows, column: str) -> Iterator[Document]:
     """Read the texts in one column of a Parquet file."""
+    for name, (cell,) in read_parquet_rows(path, file, {column: True}, {column: "--text-column"}):
+        text = decode(name, cell, bad_rows) if isinstance(cell, bytes) else cell
+        if text is not None:
+            yield Document(name, text)
+        elif cell is None:
+            bad_rows.report(f"{name}: '{column}' is missing")
+
+
+def read_parquet_rows(
+    path: SourceFile, file: IO[bytes], columns: dict[str, bool], flags: dict[str, str]
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yield where each row of a Parquet file is, for messages, and the cells of some columns.
+
+    `columns` says of each column whether it must hold texts; `flags` has the flag that names it. A text that is not
+    UTF-8 is returned as bytes. Raises DataError.
+    """
     table = pyarrow.parquet.ParquetFile(file)
     schema = table.schema_arrow
-    column_type = schema.field(find_column(path, schema.names, column, "--text-column")).type
-    if not is_text(column_type):
-        raise DataError(f"{path}: column '{column}' holds {column_type}, not text")
+    for column, is_of_texts in columns.items():
+        column_type = schema.field(find_column(path, schema.names, column, flags[column])).type
+        if is_of_texts and not is_text(column_type):
+            raise DataError(f"{path}: column '{column}' holds {column_type}, not text")
     row_number = 0
-    for batch in table.iter_batches(ROWS_PER_BATCH, columns=[column]):
-        for cell in to_python(batch.column(column)):
+    for batch in table.iter_batches(ROWS_PER_BATCH, columns=list(columns)):
+        for cells in zip(*(to_python(batch.column(column)) for column in columns), strict=True):
             row_number += 1
-            name = f"{path}: row {row_number}"
-            text = decode(name, cell, bad_rows) if isinstance(cell, bytes) else cell
-            if text is not None:
-                yield Document(name, text)
-            elif cell is None:
-                bad_rows.report(f"{name}: '{column}' is missing")
+            yield f"{path}: row {row_number}", list(cells)
 
 
 def decode(name: str, content: bytes, bad_rows: BadRows) -> str | None:

@@ -23,6 +23,7 @@ import numpy as np
 from babybert.corpus.csv_rows import read_csv_rows
 from babybert.corpus.files import COMPRESSION_SUFFIXES, BadRows, file_errors, find_column, shown_text
 from babybert.corpus.s3_file import SourceFile
+from babybert.data.pairs import ranges
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, UNK
 from babybert.errors import DataError
 
@@ -94,6 +95,14 @@ def concatenate(chunks: Iterable[Examples]) -> Examples:
         offsets=_offsets(np.concatenate([np.diff(chunk.offsets) for chunk in all_chunks])),
         is_next=np.concatenate([chunk.is_next for chunk in all_chunks]),
     )
+
+
+def take(examples: Examples, rows: np.ndarray) -> Examples:
+    """Return the pairs with these indices, in this order."""
+    lengths = np.diff(examples.offsets)[rows]
+    flat = ranges(examples.offsets[rows], lengths)
+    columns = (examples.ids[flat], examples.labels[flat], examples.segments[flat])
+    return Examples(*columns, _offsets(lengths), examples.is_next[rows])
 
 
 class RawChunk(NamedTuple):

@@ -26,11 +26,20 @@ PANELS = {
     "nsp_accuracy": "NSP accuracy",
     "pairs_per_second": "pairs/s",
 }
+FINETUNE_PANELS = {
+    "class_loss": "class loss (nats)",
+    "class_accuracy": "accuracy",
+    "lr": "learning rate",
+    "macro_f1": "held-out macro F1",
+    "calibration_error": "held-out calibration error",
+    "pairs_per_second": "texts/s",
+}
 # Where each baseline is drawn, by its key in metrics.jsonl: the panel and the name in its legend.
 BASELINES = {
     "mlm_unigram_loss": ("mlm_loss", "unigram baseline"),
     "nsp_chance_loss": ("nsp_loss", "chance"),
     "nsp_chance_accuracy": ("nsp_accuracy", "chance"),
+    "majority_accuracy": ("class_accuracy", "majority baseline"),
 }
 NOT_SMOOTHED = ("lr", "pairs_per_second")
 
@@ -38,23 +47,32 @@ NOT_SMOOTHED = ("lr", "pairs_per_second")
 def plot_curves(runs: Sequence[Path | str], out: Path) -> list[Path]:
     """Draw the curves of the `runs` (folders or S3 addresses) to `out`.png and `out`.svg; return the two paths.
 
-    Raises DataError when a run has no curve, UsageError without matplotlib or if the files cannot be written there,
-    StorageError if the disk is full.
+    Raises DataError when a run has no curve, or when runs are of two kinds; UsageError without matplotlib or if the
+    files cannot be written there; StorageError if the disk is full.
     """
     pyplot = open_pyplot()
     curves = _read_runs(runs)
     figure, axes = pyplot.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    panels = dict(zip(PANELS, axes.flat, strict=True))
+    titles = _panels_of(curves)
+    panels = dict(zip(titles, axes.flat, strict=True))
     for index, (name, lines) in enumerate(curves.items()):
         _draw_run(panels, lines, literal(name), color=f"C{index}")
         _draw_baselines(panels, lines, color=f"C{index}", with_label=index == 0)
     for key, axis in panels.items():
-        axis.set_title(PANELS[key])
+        axis.set_title(titles[key])
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize="small")
     return save_figure(pyplot, figure, out, "--out")
+
+
+def _panels_of(curves: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    """The panels for runs of one kind. Raises DataError for runs of both kinds, which have no losses in common."""
+    are_classifiers = {any("class_loss" in line for line in lines) for lines in curves.values()}
+    if len(are_classifiers) > 1:
+        raise DataError("some of the runs are of pretrain and some of finetune; draw them in two figures")
+    return FINETUNE_PANELS if are_classifiers == {True} else PANELS
 
 
 def _read_runs(runs: Sequence[Path | str]) -> dict[str, list[dict[str, Any]]]:
@@ -114,7 +132,8 @@ def _draw_run(panels: dict[str, Any], lines: list[dict[str, Any]], name: str, co
         _draw_curve(axis, lines, key, color, name)
         for step in resumed_at:
             axis.axvline(step, color=color, linestyle=":", linewidth=1)
-    _draw_curve(panels["mlm_top1"], lines, "mlm_top5", color, name=None)
+    if "mlm_top1" in panels:
+        _draw_curve(panels["mlm_top1"], lines, "mlm_top5", color, name=None)
 
 
 def _draw_curve(axis: Any, lines: list[dict[str, Any]], key: str, color: str, name: str | None) -> None:
@@ -137,6 +156,6 @@ def _draw_baselines(panels: dict[str, Any], lines: list[dict[str, Any]], color: 
     """The newest value of each baseline as a horizontal line."""
     for key, (panel, name) in BASELINES.items():
         values = [line[key] for line in lines if line.get(key) is not None]
-        if values:
+        if values and panel in panels:
             label = name if with_label else None
             panels[panel].axhline(values[-1], color=color, linestyle="--", linewidth=1, label=label)

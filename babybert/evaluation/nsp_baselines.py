@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from babybert.data.pairs import ranges
 from babybert.data.sentence_ends import OTHER_SENTENCE_ENDS
-from babybert.data.table import Examples
+from babybert.data.table import Examples, take
 from babybert.data.tokenizer import FIRST_ORDINARY, MASK, Tokenizer
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.scores import unigram_log_probs
@@ -36,14 +35,6 @@ def scikit_learn(name: str) -> Any:
         return importlib.import_module(f"sklearn.{name}")
     except ImportError as error:
         raise UsageError("needs scikit-learn: pip install 'babybert-pretrain[evaluate]'") from error
-
-
-def take(examples: Examples, rows: np.ndarray) -> Examples:
-    """The pairs with these indices, in this order."""
-    lengths = np.diff(examples.offsets)[rows]
-    flat = ranges(examples.offsets[rows], lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Examples(examples.ids[flat], examples.labels[flat], examples.segments[flat], offsets, examples.is_next[rows])
 
 
 def nsp_baselines(

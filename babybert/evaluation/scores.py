@@ -55,6 +55,14 @@ class Scores:
         scores = dataclasses.asdict(self)
         return {name: None if value is None else round(value, 6) for name, value in scores.items()}
 
+    def describe(self) -> str:
+        """The losses and the accuracy of NSP as one phrase."""
+        nsp = "NSP not scored (all pairs have one label)"
+        if self.nsp_loss is not None:
+            chance = f"chance {self.nsp_chance_loss:.3f}"
+            nsp = f"NSP {self.nsp_loss:.3f} ({chance}), NSP accuracy {self.nsp_accuracy:.1%}"
+        return f"MLM {self.mlm_loss:.3f} (unigram {self.mlm_unigram_loss:.3f}), {nsp}"
+
 
 def evaluate_held_out(
     model: BabyBert,

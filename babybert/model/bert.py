@@ -10,6 +10,7 @@ Shapes: B pairs, T positions, D width, V vocabulary, N packed tokens or masked p
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,8 @@ class BertEmbedding(nn.Module):
         return self.dropout(positioned + self.segment_embedding(segments))
 
 
-class BabyBert(nn.Module):
-    """Token ids to hidden states, and hidden states to the logits of each objective."""
+class BertEncoder(nn.Module):
+    """Token ids to hidden states. `BabyBert` and `TextClassifier` add heads to it."""
 
     kernels: ops.Kernels = "auto"
     bf16_weights: Bf16Weights | None = None  # copies that are kept from one forward to the next
@@ -87,13 +88,12 @@ class BabyBert(nn.Module):
         layer = EncoderLayer(width, config.heads, config.feed_forward, dropout, config.norm, config.activation)
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.encoder_norm = nn.LayerNorm(width)
-        self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(dropout), nn.Linear(width, 2))
-        self.mlm_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.mlm_decoder = nn.Linear(width, config.vocab_size)
-        if config.tie_decoder:
-            self.mlm_decoder.weight = self.embedding.token_embedding.embedding.weight
+        self._add_heads()
         self.dropout = Dropout(dropout)
         self._initialize()
+
+    def _add_heads(self) -> None:
+        """Make the modules that read the hidden states. They come before `dropout`, as in the reference."""
 
     def _initialize(self) -> None:
         # nn.TransformerEncoder copies one layer. Without this, all layers would start with the same weights.
@@ -103,7 +103,6 @@ class BabyBert(nn.Module):
         # Scaled by sqrt(D) in the forward, these have unit variance, as the positional encodings do.
         nn.init.normal_(self.embedding.token_embedding.embedding.weight, std=self.config.width**-0.5)
         nn.init.normal_(self.embedding.segment_embedding.weight, std=self.config.width**-0.5)
-        nn.init.zeros_(self.mlm_decoder.bias)
 
     @torch.no_grad()
     def initialize_normal(self) -> None:
@@ -166,16 +165,32 @@ class BabyBert(nn.Module):
         layers = list(self.encoder.layers)
         return ops.encoder(x_ND, packed, row_M, layers, self.encoder_norm, self.bf16_weights, self.kernels)
 
-    def set_kernels(self, kernels: ops.Kernels) -> "BabyBert":
+    def set_kernels(self, kernels: ops.Kernels) -> Self:
         """Choose the implementations that `ops` may pick: "auto", "plain" or "triton". Returns the model.
 
         Raises UsageError for "triton" where there is no GPU or no Triton.
         """
         ops.check_available(kernels)
         for module in self.modules():
-            if isinstance(module, (BabyBert, EncoderLayer, Dropout)):
+            if isinstance(module, (BertEncoder, EncoderLayer, Dropout)):
                 module.kernels = kernels
         return self
+
+
+class BabyBert(BertEncoder):
+    """The pretrained network: hidden states, and their logits for each objective."""
+
+    def _add_heads(self) -> None:
+        width, config = self.config.width, self.config
+        self.nsp_head = nn.Sequential(nn.Linear(width, width), nn.GELU(), Dropout(config.dropout), nn.Linear(width, 2))
+        self.mlm_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.mlm_decoder = nn.Linear(width, config.vocab_size)
+        if config.tie_decoder:
+            self.mlm_decoder.weight = self.embedding.token_embedding.embedding.weight
+
+    def _initialize(self) -> None:
+        super()._initialize()
+        nn.init.zeros_(self.mlm_decoder.bias)
 
     def mlm_logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits over the vocabulary (N, V) at the chosen positions. V is large: pass few positions."""
@@ -188,15 +203,15 @@ class BabyBert(nn.Module):
 
 @contextlib.contextmanager
 def keep_bf16_weights(model: nn.Module) -> Iterator[None]:
-    """Cast the weights of `model`, a BabyBert or what contains one, to bf16 once in this context.
+    """Cast the weights of `model`, an encoder or what contains one, to bf16 once in this context.
 
     They must not change in it. Outside of it each forward in bf16 casts them.
     """
-    berts = [module for module in model.modules() if isinstance(module, BabyBert)]
+    encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
     try:
-        for bert in berts:
-            bert.bf16_weights = Bf16Weights()
+        for encoder in encoders:
+            encoder.bf16_weights = Bf16Weights()
         yield
     finally:
-        for bert in berts:
-            bert.bf16_weights = None
+        for encoder in encoders:
+            encoder.bf16_weights = None

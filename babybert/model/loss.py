@@ -13,6 +13,7 @@ Shapes: B pairs, T positions, D width, V vocabulary, N chosen positions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -73,31 +74,67 @@ def nsp_loss(logits_B2: Tensor, is_next_B: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LossSums:
-    """Sums over pairs and chosen positions, all of them scalars. Replicas, micro-batches and steps add up to means."""
+class ObjectiveSums:
+    """Sums of a training objective, all of them scalars. Replicas, micro-batches and steps add up to means."""
+
+    tokens: Tensor  # tokens that are not padding
+
+    @classmethod
+    def of(cls, sums: dict[str, Tensor]) -> Self:
+        """Add up what the trained module returned, over the replicas if there are several."""
+        return cls(**{name: value.sum() for name, value in sums.items()})
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """`change` applied to each sum."""
+        return type(self)(**{name: change(value) for name, value in vars(self).items()})
+
+    def detach(self) -> Self:
+        """The same sums without their autograd graph."""
+        return self.map(Tensor.detach)
+
+    def objective(self, mlm_count: Tensor, label_count: Tensor) -> Tensor:
+        """The mean loss, if so many positions are chosen, and so many labels are given, in the global batch."""
+        raise NotImplementedError
+
+    def means(self, with_nsp: bool = True) -> dict[str, float | None]:
+        """Each mean by its name in `metrics.jsonl`; those of NSP are None unless `with_nsp`."""
+        raise NotImplementedError
+
+    @property
+    def labelled(self) -> Tensor:
+        """The number of pairs, or texts, with a label."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LossSums(ObjectiveSums):
+    """The sums of pretraining, over pairs and chosen positions."""
 
     mlm_sum: Tensor  # cross entropies of the chosen positions, nats
     mlm_count: Tensor  # chosen positions
     nsp_sum: Tensor  # cross entropies of the pairs, nats
     nsp_correct: Tensor  # pairs whose label is the likelier class
     nsp_count: Tensor  # pairs with a label
-    tokens: Tensor  # tokens that are not padding
 
-    @classmethod
-    def of(cls, sums: dict[str, Tensor]) -> "LossSums":
-        """Add up what `PretrainingModel` returned, over the replicas if there are several."""
-        return cls(**{name: value.sum() for name, value in sums.items()})
+    def objective(self, mlm_count: Tensor, label_count: Tensor) -> Tensor:
+        """The sum of the two means."""
+        return self.mlm_sum / mlm_count + self.nsp_sum / label_count
 
-    def __add__(self, other: "LossSums") -> "LossSums":
-        return LossSums(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+    def means(self, with_nsp: bool = True) -> dict[str, float | None]:
+        """See `ObjectiveSums.means`."""
+        return {
+            "mlm_loss": self.mlm_loss.item(),
+            "nsp_loss": self.nsp_loss.item() if with_nsp else None,
+            "nsp_accuracy": self.nsp_accuracy.item() if with_nsp else None,
+        }
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "LossSums":
-        """`change` applied to each sum."""
-        return LossSums(**{name: change(value) for name, value in vars(self).items()})
-
-    def detach(self) -> "LossSums":
-        """The same sums without their autograd graph."""
-        return self.map(Tensor.detach)
+    @property
+    def labelled(self) -> Tensor:
+        """The number of pairs with a label."""
+        return self.nsp_count
 
     @property
     def mlm_loss(self) -> Tensor:

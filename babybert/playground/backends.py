@@ -98,7 +98,7 @@ class LocalBackend:
 def respond(predictor: "Predictor", body: bytes, content_type: str = JSON_TYPE) -> ApiResponse:
     """The response to a request body of the API from a model in this process."""
     try:
-        request = request_schema.parse(body, content_type)
+        request = request_schema.parse(body, content_type, predictor.classifier)
         answers = predictor.predict(request.items)
         for answer in answers:
             if isinstance(answer, UserError):

@@ -22,9 +22,10 @@ from babybert.serving.predictor import Predictor
 
 MAX_CHECKPOINTS = 5
 # For each loss, the baselines that are drawn with it: key in metrics.jsonl and name.
-BASELINES = {
+BASELINES: dict[str, dict[str, str]] = {
     "mlm_loss": {"mlm_unigram_loss": "unigram baseline", "mlm_chance_loss": "chance"},
     "nsp_loss": {"nsp_chance_loss": "chance"},
+    "class_loss": {},  # of a fine-tuned run
 }
 
 
@@ -52,6 +53,8 @@ class RunHistory:
         for loss, baselines in BASELINES.items():
             train = series(lines, loss, "train")
             held_out = series(lines, loss, "validation")
+            if train.empty and held_out.empty:
+                continue
             curves[loss] = {
                 "train": train.dropna().values.tolist(),
                 "mean": train.assign(value=running_mean(train["value"])).dropna().values.tolist(),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from babybert.data.tokenizer import PAD, Tokenizer
 from babybert.serving.item_encoder import EncodedItem
+from babybert.serving.request_schema import Classify
 
 
 class MaskCandidates(NamedTuple):
@@ -22,6 +23,23 @@ class MaskCandidates(NamedTuple):
 def format_next_sentence(probability: float) -> dict[str, Any]:
     """`{"is_next", "probability"}`: B follows A from a probability of 0.5."""
     return {"is_next": probability >= 0.5, "probability": probability}
+
+
+def format_classes(classes: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
+    """`{"label", "probability", "probabilities": {label: probability}}`: the likeliest class, and all of them."""
+    best = max(range(len(classes)), key=lambda index: probabilities[index])
+    return {
+        "label": classes[best],
+        "probability": probabilities[best],
+        "probabilities": dict(zip(classes, probabilities, strict=True)),
+    }
+
+
+def format_class_pipeline(classes: Sequence[str], probabilities: Sequence[float], item: Classify) -> Any:
+    """The answer of Hugging Face's TextClassificationPipeline: `{"label", "score"}`, or a list of them."""
+    ranked = sorted(zip(classes, probabilities, strict=True), key=lambda entry: -entry[1])
+    scored = [{"label": name, "score": score} for name, score in ranked]
+    return scored[: item.top_k] if item.ranked else scored[0]
 
 
 def format_masks(tokenizer: Tokenizer, encoded: EncodedItem, masks: Sequence[MaskCandidates]) -> dict[str, Any]:

@@ -1,18 +1,29 @@
 """From the items of a request to the token ids that the model reads.
 
 A text becomes `[CLS] text [SEP]`, a pair `[CLS] A [SEP] B [SEP]`. An item that is longer than the model's positions is
-refused, or cut if its `truncate` is set: a text loses its end, a pair the end of its longer sentence, as in training.
+refused, or cut if its `truncate` is set: a text loses its end, a pair the end of its longer sentence, as in training. A
+text to classify is read as in fine-tuning, and loses its middle.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
+from babybert.config import ClassifierConfig
+from babybert.data.classifier_input import SPECIALS_IN_A_TEXT, classifier_input, input_length
 from babybert.data.pairs import SPECIALS_IN_A_PAIR, truncate_longest_first
 from babybert.data.tokenizer import CLS, MASK, SEP, UNK, Tokenizer
 from babybert.errors import UsageError
-from babybert.serving.request_schema import FillMask, Item, NextSentence, quoted
-
-SPECIALS_IN_A_TEXT = 2  # [CLS] text [SEP]
+from babybert.serving.request_schema import (
+    NO_CLASSES,
+    NOT_PRETRAINED,
+    Classify,
+    FillMask,
+    Item,
+    NextSentence,
+    quoted,
+)
 
 
 class EncodedItem(NamedTuple):
@@ -21,7 +32,7 @@ class EncodedItem(NamedTuple):
     Attributes:
         ids: token ids, the special tokens included.
         segments: 1 for `[CLS] A [SEP]` or a text, 2 for `B [SEP]`; as long as `ids`.
-        mask_positions: indices of `[MASK]` in `ids`, ascending; empty for a pair, whose masks are not filled in.
+        mask_positions: indices of `[MASK]` in `ids`, ascending; empty unless masks are to be filled in.
         target_ids: ids of the only words to be scored, without duplicates; None for the whole vocabulary.
     """
 
@@ -32,28 +43,71 @@ class EncodedItem(NamedTuple):
 
 
 class ItemEncoder:
-    """Encodes items for a model of `max_positions` positions."""
+    """Encodes items for a model of `max_positions` positions; for a fine-tuned one with its `classifier`."""
 
-    def __init__(self, tokenizer: Tokenizer, max_positions: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_positions: int, classifier: ClassifierConfig | None = None) -> None:
         self._tokenizer = tokenizer
         self._max_positions = max_positions
+        self._classifier = classifier
 
     def encode(self, items: Sequence[Item]) -> list[EncodedItem | UsageError]:
         """Encode each item, or return the error of one that cannot be encoded."""
+        if self._classifier is not None:
+            return self._encode_to_classify(items, self._classifier)
         texts: list[str] = []
         for item in items:
-            texts.extend([item.text] if isinstance(item, FillMask) else [item.sentence_a, item.sentence_b])
+            if isinstance(item, FillMask):
+                texts.append(item.text)
+            elif isinstance(item, NextSentence):
+                texts.extend([item.sentence_a, item.sentence_b])
         token_lists = iter(self._tokenizer.encode_batch(texts))  # one call for all texts is faster than one for each
         results: list[EncodedItem | UsageError] = []
         for item in items:
             try:
                 if isinstance(item, FillMask):
                     results.append(self._encode_text(item, next(token_lists)))
-                else:
+                elif isinstance(item, NextSentence):
                     results.append(self._encode_pair(item, next(token_lists), next(token_lists)))
+                else:
+                    results.append(UsageError(NO_CLASSES))
             except UsageError as error:
                 results.append(error)
         return results
+
+    def _encode_to_classify(
+        self, items: Sequence[Item], classifier: ClassifierConfig
+    ) -> list[EncodedItem | UsageError]:
+        """Encode texts and pairs as in fine-tuning, where `[MASK]` is ordinary text."""
+        texts = [text for item in items if isinstance(item, Classify) for text in (item.text, item.pair) if text]
+        token_lists = iter(self._tokenizer.encode_documents(texts))
+        results: list[EncodedItem | UsageError] = []
+        for item in items:
+            if not isinstance(item, Classify):
+                results.append(UsageError(NOT_PRETRAINED))
+                continue
+            a = next(token_lists)
+            b = None if item.pair is None else next(token_lists)
+            try:
+                results.append(self._encode_class_input(item, a, b, classifier))
+            except UsageError as error:
+                results.append(error)
+        return results
+
+    def _encode_class_input(
+        self, item: Classify, a: np.ndarray, b: np.ndarray | None, classifier: ClassifierConfig
+    ) -> EncodedItem:
+        """What the classifier reads. Raises UsageError if a text has no words, or the item is too long."""
+        if (b is not None) != classifier.pairs:
+            wanted = "pairs" if classifier.pairs else "single texts"
+            raise UsageError(f"'{item.name}': this model was trained on {wanted}")
+        if not len(a) or (b is not None and not len(b)):
+            raise UsageError(f"'{item.name}' has no words in it")
+        length = input_length(len(a), None if b is None else len(b))
+        if length > classifier.positions and not item.truncate:
+            raise self._too_long(f"'{item.name}'", length)
+        ids, length_a = classifier_input(a, b, classifier)
+        segments = [1] * length_a + [2] * (len(ids) - length_a)
+        return EncodedItem(ids.tolist(), segments, mask_positions=[], target_ids=None)
 
     def _encode_text(self, item: FillMask, tokens: list[int]) -> EncodedItem:
         """`[CLS] text [SEP]`. Raises UsageError if it is too long, or if cutting it would lose a mask."""
@@ -96,9 +150,10 @@ class ItemEncoder:
         return EncodedItem([CLS, *a, SEP, *b, SEP], segments, mask_positions=[], target_ids=None)
 
     def _too_long(self, name: str, length: int) -> UsageError:
+        longest = self._max_positions if self._classifier is None else self._classifier.positions
         return UsageError(
             f"{name} is {length} tokens long, [CLS] and [SEP] included; the model takes at most "
-            f"{self._max_positions}: shorten it, or set 'truncate' to true"
+            f"{longest}: shorten it, or set 'truncate' to true"
         )
 
     def _target_ids(self, targets: tuple[str, ...]) -> list[int]:

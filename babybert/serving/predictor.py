@@ -1,5 +1,7 @@
 """Predictions of a trained model: candidates for each `[MASK]`, and whether sentence B follows sentence A.
 
+A fine-tuned model predicts the class of a text or of a pair of texts instead.
+
 The command line, the playground and the TorchServe handler all use the `Predictor`. A batch may mix texts and pairs:
 they are padded together and share one forward pass. Only `[MASK]` positions are compared with the vocabulary, all
 masks of a batch at once. Memory is bounded for any input: a forward pass has at most MAX_BATCH_POSITIONS padded
@@ -19,14 +21,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from babybert.checkpoint.format import load_model
+from babybert.checkpoint.format import load_encoder
+from babybert.config import ClassifierConfig
 from babybert.data.tokenizer import PAD, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BabyBert, BertEncoder
+from babybert.model.classifier import TextClassifier
 from babybert.model.inference import InferenceModel
-from babybert.serving.answer_format import MaskCandidates, format_masks, format_next_sentence, format_pipeline
+from babybert.serving.answer_format import (
+    MaskCandidates,
+    format_class_pipeline,
+    format_classes,
+    format_masks,
+    format_next_sentence,
+    format_pipeline,
+)
 from babybert.serving.item_encoder import EncodedItem, ItemEncoder
-from babybert.serving.request_schema import DEFAULT_TOP_K, FillMask, Item, NextSentence, parse_targets
+from babybert.serving.request_schema import (
+    DEFAULT_TOP_K,
+    NOT_PRETRAINED,
+    Classify,
+    FillMask,
+    Item,
+    NextSentence,
+    parse_targets,
+)
 
 MAX_BATCH_POSITIONS = 4096  # 32 MB for each feed-forward layer of the `baby` preset
 
@@ -58,17 +77,26 @@ class _Entry(NamedTuple):
     encoded: EncodedItem
 
 
+class ClassProbabilities(NamedTuple):
+    """The probability of each class of one text."""
+
+    of_classes: list[float]
+
+
+Result = list[MaskCandidates] | float | ClassProbabilities  # of one item
+
+
 class Predictor:
     """A model with its tokenizer, ready for inference.
 
     Predictions are deterministic, and up to rounding they do not depend on the other items of a batch.
     """
 
-    def __init__(self, model: BabyBert, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
-        self.model = model
+    def __init__(self, model: BertEncoder, tokenizer: Tokenizer, compiled: bool = False, threads: int = 1) -> None:
         self.tokenizer = tokenizer
-        self._inference = InferenceModel(model, compiled, threads)
-        self._encoder = ItemEncoder(tokenizer, model.config.max_positions)
+        self._inference = InferenceModel(model, compiled, threads) if isinstance(model, BabyBert) else None
+        self._text_classifier = model.eval().set_kernels("plain") if isinstance(model, TextClassifier) else None
+        self._encoder = ItemEncoder(tokenizer, model.config.max_positions, self.classifier)
 
     @classmethod
     def load(cls, folder: Path, compiled: bool = False, threads: int = 1) -> "Predictor":
@@ -80,12 +108,35 @@ class Predictor:
                 are faster.
             threads: threads of the compiled kernels.
         """
-        return cls(*load_model(folder), compiled, threads)
+        return cls(*load_encoder(folder), compiled, threads)
 
     @property
     def is_compiled(self) -> bool:
         """Whether compiled kernels search the vocabulary."""
-        return self._inference.uses_compiled_kernels
+        return self._inference is not None and self._inference.uses_compiled_kernels
+
+    @property
+    def model(self) -> BabyBert:
+        """The pretrained model. Raises UsageError if it is fine-tuned: its heads for masks and pairs are gone."""
+        if self._inference is None:
+            raise UsageError(NOT_PRETRAINED)
+        return self._inference.model
+
+    @property
+    def encoder(self) -> BertEncoder:
+        """The model, pretrained or fine-tuned."""
+        return self.model if self._text_classifier is None else self._text_classifier
+
+    @property
+    def classifier(self) -> ClassifierConfig | None:
+        """The classes of a fine-tuned model, and how it reads a text; None for a pretrained one."""
+        return None if self._text_classifier is None else self._text_classifier.classifier
+
+    def warm_up_items(self) -> list[Item]:
+        """Items that make the model do all that it can, so that its kernels are compiled."""
+        if self.classifier is not None:
+            return [Classify("a", "b" if self.classifier.pairs else None)]
+        return [FillMask("[MASK]"), NextSentence("a", "b")]
 
     def fill_mask(
         self, texts: Sequence[str], top_k: int = DEFAULT_TOP_K, targets: Sequence[str] | None = None
@@ -105,6 +156,13 @@ class Predictor:
         Raises UsageError for the first invalid pair, DataError for damaged weights.
         """
         return self._predict_or_raise([NextSentence(a, b) for a, b in pairs])
+
+    def classify(self, texts: Sequence[tuple[str, str | None]], truncate: bool = False) -> list[dict[str, Any]]:
+        """`{"label", "probability", "probabilities"}` for each text, or pair of texts if the model reads pairs.
+
+        Raises UsageError for the first invalid text, DataError for damaged weights.
+        """
+        return self._predict_or_raise([Classify(text, pair, truncate, name="the text") for text, pair in texts])
 
     def _predict_or_raise(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         answers = self.predict(items)
@@ -149,15 +207,22 @@ class Predictor:
             raise encoded
         return encoded
 
-    def _run_model(self, batch: list[_Entry]) -> list[list[MaskCandidates] | float]:
-        """One forward pass: the candidates of each mask of a text, or the probability that B follows A."""
+    def _run_model(self, batch: list[_Entry]) -> list[Result]:
+        """One forward pass: the candidates of each mask of a text, or the probability that B follows A.
+
+        For a fine-tuned model, the probabilities of the classes.
+        """
         ids_BT, segments_BT = _pad([entry.encoded for entry in batch])
+        if self._text_classifier is not None:
+            first_B = torch.arange(len(batch)) * ids_BT.shape[1]
+            cls_BD = self._text_classifier.hidden_at(ids_BT, segments_BT, first_B)
+            return list(map(ClassProbabilities, self._text_classifier.class_head(cls_BD).softmax(-1).tolist()))
         query_M = _query_positions(batch, row_length=ids_BT.shape[1])
         hidden_MD = self.model.hidden_at(ids_BT, segments_BT, query_M)
         mask_count = sum(len(entry.encoded.mask_positions) for entry in batch)
         candidates = iter(self._rank_candidates(batch, hidden_MD[:mask_count]))
         probabilities = iter(self._next_sentence_probabilities(hidden_MD[mask_count:]))
-        results: list[list[MaskCandidates] | float] = []
+        results: list[Result] = []
         for entry in batch:
             if isinstance(entry.item, FillMask):
                 results.append([next(candidates) for _ in entry.encoded.mask_positions])
@@ -180,6 +245,7 @@ class Predictor:
         # The targets of all masks end to end, so that they are scored in one operation.
         mask_X = [mask for mask, (_, target_ids) in enumerate(mask_items) for _ in target_ids or ()]
         target_X = [target_id for _, target_ids in mask_items for target_id in target_ids or ()]
+        assert self._inference is not None
         top_words = self._inference.top_tokens(hidden_ND, top_k, mask_X, target_X)
         target_scores = iter(top_words.target_scores_X)
         candidates = []
@@ -199,16 +265,24 @@ class Predictor:
         probabilities: list[float] = self.model.nsp_logits(cls_PD[:, None]).softmax(-1)[:, 1].tolist()
         return probabilities
 
-    def _format(self, entry: _Entry, result: list[MaskCandidates] | float) -> Any:
+    def _format(self, entry: _Entry, result: Result) -> Any:
         """The JSON-ready answer, or a DataError if a score is not finite."""
         # A softmax over anything non-finite is NaN at every word, so the first score of a mask is enough to check.
-        first_scores = [result] if isinstance(result, float) else [mask.scores[0] for mask in result]
+        if isinstance(result, ClassProbabilities):
+            first_scores = result.of_classes
+        else:
+            first_scores = [result] if isinstance(result, float) else [mask.scores[0] for mask in result]
         if not all(map(math.isfinite, first_scores)):
             return DataError(
                 "the model gave no finite score for this input: its weights are damaged; serve another checkpoint"
             )
         if isinstance(result, float):
             return format_next_sentence(result)
+        if isinstance(result, ClassProbabilities):
+            assert self.classifier is not None and isinstance(entry.item, Classify)
+            if entry.item.pipeline:
+                return format_class_pipeline(self.classifier.classes, result.of_classes, entry.item)
+            return format_classes(self.classifier.classes, result.of_classes)
         assert isinstance(entry.item, FillMask)
         format_answer = format_pipeline if entry.item.pipeline else format_masks
         return format_answer(self.tokenizer, entry.encoded, result)

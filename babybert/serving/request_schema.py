@@ -1,20 +1,27 @@
 """The request schema of the HTTP API: JSON bodies are parsed and validated here, without PyTorch.
 
 A request is one HTTP body. It holds one item or a list of items. An item is either a text with `[MASK]`s (fill-mask)
-or a pair of sentences (next-sentence). A request with an invalid item is refused. The error is one line that says
+or a pair of sentences (next-sentence), or, for a fine-tuned model, a text or pair to classify. A request with an
+invalid item is refused, and so is a task that the model does not have. The error is one line that says
 which value is wrong, what was sent and what the limit is. Whether a text fits into the model is checked by the
 predictor, because it depends on the tokenizer.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from babybert.config import ClassifierConfig
 from babybert.errors import UsageError, UserError
 
+# Re-exported: callers check values of other requests with them.
+from babybert.serving.request_values import MAX_CHARACTERS as MAX_CHARACTERS
+from babybert.serving.request_values import json_type, load_json, require_flag, require_keys, require_list
+from babybert.serving.request_values import quoted as quoted
+from babybert.serving.request_values import require_text as require_text
+
 MAX_BODY_BYTES = 1_000_000  # also TorchServe's limit (see torchserve.py), so a longer body never reaches the handler
-MAX_CHARACTERS = 10_000  # of one text or sentence; 512 tokens of English are about 2,500 characters
 MAX_ITEMS = 32  # texts or pairs of one request
 MAX_MASKS = 32  # of all texts of one request
 MAX_TOP_K = 100
@@ -22,8 +29,13 @@ MAX_TARGETS = 100
 MAX_ANSWER_CHARACTERS = 1_000_000  # candidates x characters of their text: each candidate repeats its text
 DEFAULT_TOP_K = 5
 
-FILL_MASK, NEXT_SENTENCE, UNKNOWN = "fill-mask", "next-sentence", "unknown"
-MAX_QUOTED_CHARACTERS = 60  # of a value from the request that an error message repeats
+FILL_MASK, NEXT_SENTENCE, CLASSIFY, UNKNOWN = "fill-mask", "next-sentence", "classify", "unknown"
+
+
+NO_CLASSES = "this model is not fine-tuned to classify texts; serve one that `babybert finetune` has trained"
+NOT_PRETRAINED = (
+    "this model is fine-tuned to classify texts ('classify'); for masks and next sentences, serve the pretrained model"
+)
 
 
 class UnsupportedType(UsageError):
@@ -58,7 +70,7 @@ class FillMask:
             )
         if type(self.top_k) is not int or not 1 <= self.top_k <= MAX_TOP_K:  # `type`, because a bool is an int
             raise UsageError(f"'top_k' is {quoted(self.top_k)}; it must be a whole number from 1 to {MAX_TOP_K}")
-        _require_flag("truncate", self.truncate)
+        require_flag("truncate", self.truncate)
 
     @property
     def max_candidates(self) -> int:
@@ -85,10 +97,41 @@ class NextSentence:
     def __post_init__(self) -> None:
         require_text(f"{self.prefix}sentence_a", self.sentence_a)
         require_text(f"{self.prefix}sentence_b", self.sentence_b)
-        _require_flag("truncate", self.truncate)
+        require_flag("truncate", self.truncate)
 
 
-Item = FillMask | NextSentence
+@dataclass(frozen=True)
+class Classify:
+    """A text, or a pair of texts, whose class is asked for. Raises UsageError for invalid values.
+
+    Attributes:
+        text: 1 to MAX_CHARACTERS characters.
+        pair: the second text; None for a single text.
+        truncate: cut a text that is too long for the model, as in training, instead of refusing it.
+        pipeline: answer in the format of Hugging Face's text-classification pipeline.
+        top_k: for the pipeline, how many classes, the likeliest first; None for all.
+        ranked: for the pipeline, answer with a list of classes, as it does if `top_k` is given.
+        name: what error messages call the text, such as `classify[3]`.
+    """
+
+    text: str
+    pair: str | None = None
+    truncate: bool = False
+    pipeline: bool = False
+    top_k: int | None = 1
+    ranked: bool = False
+    name: str = "classify"
+
+    def __post_init__(self) -> None:
+        require_text(self.name if self.pair is None else f"{self.name}[0]", self.text)
+        if self.pair is not None:
+            require_text(f"{self.name}[1]", self.pair)
+        require_flag("truncate", self.truncate)
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise UsageError(f"'top_k' is {quoted(self.top_k)}; it must be a whole number from 1 on, or null for all")
+
+
+Item = FillMask | NextSentence | Classify
 
 
 @dataclass(frozen=True)
@@ -96,7 +139,7 @@ class Request:
     """One parsed body.
 
     Attributes:
-        task: FILL_MASK or NEXT_SENTENCE.
+        task: FILL_MASK, NEXT_SENTENCE or CLASSIFY.
         items: at least one item, all of this task.
         single: whether the response is the answer to the only item, or a list of answers.
     """
@@ -106,8 +149,15 @@ class Request:
     single: bool
 
 
-def parse(body: bytes | str | None, content_type: str | None = "application/json") -> Request:
-    """Parse an HTTP body. Raises UnsupportedType for another content type, UsageError for an invalid body."""
+def parse(
+    body: bytes | str | None,
+    content_type: str | None = "application/json",
+    classifier: ClassifierConfig | None = None,
+) -> Request:
+    """Parse an HTTP body for a model, which is pretrained only without a `classifier`.
+
+    Raises UnsupportedType for another content type, UsageError for an invalid body.
+    """
     media_type = (content_type or "").split(";")[0].strip().lower()
     if (media_type or body) and media_type != "application/json":
         problem = f"is {quoted(media_type)}" if media_type else "is missing"
@@ -116,34 +166,95 @@ def parse(body: bytes | str | None, content_type: str | None = "application/json
         )
     if not body:
         raise UsageError("the request has no body; POST a JSON object with the header 'Content-Type: application/json'")
-    return parse_object(_load_json(body))
+    return parse_object(load_json(body), classifier)
 
 
-def parse_object(body: Any) -> Request:
+def parse_object(body: Any, classifier: ClassifierConfig | None = None) -> Request:
     """Validate a body that is already parsed as JSON. Raises UsageError."""
     if not isinstance(body, dict):
-        raise UsageError(f"the body must be a JSON object, not {_json_type(body)}")
-    for key, parse_body in BODY_PARSERS.items():
+        raise UsageError(f"the body must be a JSON object, not {json_type(body)}")
+    parsers = BODY_PARSERS
+    if classifier is not None:
+        parsers = {"classify": partial(_parse_classify, classifier), "inputs": partial(_parse_classes, classifier)}
+    for key, parse_body in parsers.items():
         if key in body:
             return parse_body(body)
+    if classifier is not None:
+        is_of_pretraining = any(key in body for key in BODY_PARSERS)
+        raise UsageError(NOT_PRETRAINED if is_of_pretraining else "the body has none of 'classify' and 'inputs'")
+    if "classify" in body:
+        raise UsageError(NO_CLASSES)
     raise UsageError(
         "the body has none of 'text' or 'inputs' (fill-mask), 'sentence_a' and 'sentence_b', or 'pairs' (next-sentence)"
     )
 
 
+def _parse_classify(classifier: ClassifierConfig, body: dict[str, Any]) -> Request:
+    """`{"classify": text or list of texts, "truncate"}`. If the model reads pairs, a text is a list of two strings."""
+    require_keys(body, ("classify",), ("truncate",))
+    values, truncate = body["classify"], body.get("truncate", False)
+    if not isinstance(values, (str, list)):
+        raise UsageError(f"'classify' must be a string or a list, not {json_type(values)}")
+    is_pair = classifier.pairs and isinstance(values, list) and all(isinstance(value, str) for value in values)
+    if isinstance(values, str) or (is_pair and values):
+        return Request(CLASSIFY, [_text_to_classify("classify", values, classifier, truncate=truncate)], single=True)
+    items: list[Item] = [
+        _text_to_classify(f"classify[{index}]", value, classifier, truncate=truncate)
+        for index, value in enumerate(require_list("classify", values, MAX_ITEMS))
+    ]
+    return Request(CLASSIFY, items, single=False)
+
+
+def _parse_classes(classifier: ClassifierConfig, body: dict[str, Any]) -> Request:
+    """Hugging Face's format for text classification: `{"inputs": text or list, "parameters": {"top_k", "truncate"}}`.
+
+    A text is a string or, if the model reads pairs, `{"text", "text_pair"}`.
+    """
+    require_keys(body, ("inputs",), ("parameters",))
+    parameters = _parameters(body, ("top_k", "truncate"))
+    options = {**parameters, "pipeline": True, "ranked": "top_k" in parameters}
+    inputs = body["inputs"]
+    if not isinstance(inputs, list):
+        item = _text_to_classify("inputs", _without_keys("inputs", inputs), classifier, **options)
+        # The pipeline answers a string with a list, unless it was asked for several classes.
+        return Request(CLASSIFY, [item], single=isinstance(inputs, dict) or "top_k" in parameters)
+    items: list[Item] = [
+        _text_to_classify(f"inputs[{index}]", _without_keys(f"inputs[{index}]", value), classifier, **options)
+        for index, value in enumerate(require_list("inputs", inputs, MAX_ITEMS))
+    ]
+    return Request(CLASSIFY, items, single=False)
+
+
+def _without_keys(name: str, value: Any) -> Any:
+    """The texts of `{"text", "text_pair"}` as a list; another value as it is."""
+    if not isinstance(value, dict):
+        return value
+    require_keys(value, ("text",), ("text_pair",), f"'{name}' takes")
+    return [value["text"], value["text_pair"]] if "text_pair" in value else value["text"]
+
+
+def _text_to_classify(name: str, value: Any, classifier: ClassifierConfig, **options: Any) -> Classify:
+    """The item of a string or of a list of two strings, whichever the model reads."""
+    if not classifier.pairs:
+        if isinstance(value, list):
+            raise UsageError(f"'{name}' is a list; this model was trained on single texts, so it must be a string")
+        return Classify(value, name=name, **options)
+    if not isinstance(value, list) or len(value) != 2:
+        shown = f"a list of {len(value)}" if isinstance(value, list) else json_type(value)
+        raise UsageError(f"'{name}' is {shown}; this model was trained on pairs, so it must be two strings")
+    return Classify(value[0], value[1], name=name, **options)
+
+
 def _parse_text(body: dict[str, Any]) -> Request:
     """`{"text": str or list of str, "top_k", "targets", "truncate"}`."""
-    _require_keys(body, ("text",), ("top_k", "targets", "truncate"))
+    require_keys(body, ("text",), ("top_k", "targets", "truncate"))
     return _fill_mask_request("text", body["text"], body)
 
 
 def _parse_inputs(body: dict[str, Any]) -> Request:
     """Hugging Face's format: `{"inputs": str or list of str, "parameters": {"top_k", "targets", "truncate"}}`."""
-    _require_keys(body, ("inputs",), ("parameters",))
-    parameters = body.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise UsageError(f"'parameters' must be an object, not {_json_type(parameters)}")
-    _require_keys(parameters, (), ("top_k", "targets", "truncate"), "'parameters' takes")
+    require_keys(body, ("inputs",), ("parameters",))
+    parameters = _parameters(body, ("top_k", "targets", "truncate"))
     request = _fill_mask_request("inputs", body["inputs"], parameters, pipeline=True)
     if len(request.items) > 1:
         return request
@@ -151,22 +262,31 @@ def _parse_inputs(body: dict[str, Any]) -> Request:
     return Request(FILL_MASK, request.items, single=True)
 
 
+def _parameters(body: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The `parameters` of Hugging Face's format, which may have these names."""
+    parameters = body.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise UsageError(f"'parameters' must be an object, not {json_type(parameters)}")
+    require_keys(parameters, (), names, "'parameters' takes")
+    return parameters
+
+
 def _parse_pair(body: dict[str, Any]) -> Request:
     """`{"sentence_a": str, "sentence_b": str, "truncate"}`."""
-    _require_keys(body, ("sentence_a", "sentence_b"), ("truncate",))
+    require_keys(body, ("sentence_a", "sentence_b"), ("truncate",))
     return Request(NEXT_SENTENCE, [NextSentence(**body)], single=True)
 
 
 def _parse_pairs(body: dict[str, Any]) -> Request:
     """`{"pairs": list of {"sentence_a", "sentence_b"}, "truncate"}`."""
-    _require_keys(body, ("pairs",), ("truncate",))
+    require_keys(body, ("pairs",), ("truncate",))
     truncate = body.get("truncate", False)
     items: list[Item] = []
-    for index, pair in enumerate(_require_list("pairs", body["pairs"], MAX_ITEMS)):
+    for index, pair in enumerate(require_list("pairs", body["pairs"], MAX_ITEMS)):
         name = f"pairs[{index}]"
         if not isinstance(pair, dict):
-            raise UsageError(f"'{name}' must be an object with sentence_a and sentence_b, not {_json_type(pair)}")
-        _require_keys(pair, ("sentence_a", "sentence_b"), (), f"'{name}' takes")
+            raise UsageError(f"'{name}' must be an object with sentence_a and sentence_b, not {json_type(pair)}")
+        require_keys(pair, ("sentence_a", "sentence_b"), (), f"'{name}' takes")
         items.append(NextSentence(**pair, truncate=truncate, prefix=f"{name}."))
     return Request(NEXT_SENTENCE, items, single=False)
 
@@ -185,14 +305,14 @@ def _fill_mask_request(key: str, texts: Any, options: dict[str, Any], pipeline: 
     """The request for one text or a list of texts; `options` may have `top_k`, `targets` and `truncate`."""
     single = isinstance(texts, str)
     if not single and not isinstance(texts, list):
-        raise UsageError(f"'{key}' must be a string or a list of strings, not {_json_type(texts)}")
+        raise UsageError(f"'{key}' must be a string or a list of strings, not {json_type(texts)}")
     settings: dict[str, Any] = {name: options[name] for name in ("top_k", "truncate") if name in options}
     if "targets" in options:
         settings["targets"] = parse_targets(options["targets"])
     if single:
         named_texts = [(key, texts)]
     else:
-        named_texts = [(f"{key}[{index}]", text) for index, text in enumerate(_require_list(key, texts, MAX_ITEMS))]
+        named_texts = [(f"{key}[{index}]", text) for index, text in enumerate(require_list(key, texts, MAX_ITEMS))]
     items = [FillMask(text, name=name, pipeline=pipeline, **settings) for name, text in named_texts]
     _require_answerable(key, items)
     return Request(FILL_MASK, list(items), single)
@@ -224,105 +344,7 @@ def parse_targets(targets: Any) -> tuple[str, ...]:
     """The words of `targets` without duplicates. Raises UsageError."""
     words = [targets] if isinstance(targets, str) else targets
     if not isinstance(words, (list, tuple)):
-        raise UsageError(f"'targets' must be a list of strings, not {_json_type(targets)}")
-    for index, word in enumerate(_require_list("targets", words, MAX_TARGETS)):
+        raise UsageError(f"'targets' must be a list of strings, not {json_type(targets)}")
+    for index, word in enumerate(require_list("targets", words, MAX_TARGETS)):
         require_text(f"targets[{index}]", word)
     return tuple(dict.fromkeys(words))
-
-
-def _load_json(body: bytes | str) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN or Infinity."""
-    try:
-        text = body if isinstance(body, str) else body.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the body is not JSON: byte {error.start} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise UsageError("the body is not JSON that can be read: it is nested too deeply") from None
-    except UsageError:
-        raise
-    except ValueError:  # Python limits the number of digits of an integer (sys.get_int_max_str_digits)
-        raise UsageError("the body is not JSON that can be read: a number in it has too many digits") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        duplicate = next(key for key in keys if keys.count(key) > 1)
-        raise UsageError(f"the key {quoted(duplicate)} is there more than once")
-    return result
-
-
-def _refuse_constant(name: str) -> Any:
-    raise UsageError(f"the body is not JSON: {name} is not a number in JSON")
-
-
-def _require_keys(
-    body: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...], intro: str = "this task takes"
-) -> None:
-    """Refuse unknown and missing keys; `intro` begins the part of the message that lists the valid keys."""
-    valid_keys = (*required, *optional)
-    for key in body:
-        if key not in valid_keys:
-            raise UsageError(f"unknown key {quoted(key)}; {intro} {', '.join(valid_keys)}")
-    for key in required:
-        if key not in body:
-            raise UsageError(f"'{key}' is missing; {intro} {', '.join(valid_keys)}")
-
-
-def _require_list(name: str, value: Any, max_length: int) -> Any:
-    """`value`, if it is a list of 1 to `max_length` elements."""
-    if not isinstance(value, (list, tuple)):
-        raise UsageError(f"'{name}' must be a list, not {_json_type(value)}")
-    if not value:
-        raise UsageError(f"'{name}' is an empty list")
-    if len(value) > max_length:
-        raise UsageError(f"'{name}' is a list of {len(value):,}; at most {max_length} are answered in one request")
-    return value
-
-
-def require_text(name: str, value: Any) -> None:
-    """Raise UsageError unless `value` is a text that can be tokenized: not empty, not too long, and valid Unicode."""
-    if not isinstance(value, str):
-        raise UsageError(f"'{name}' must be a string, not {_json_type(value)}")
-    if not value or value.isspace():
-        raise UsageError(f"'{name}' is empty")
-    if len(value) > MAX_CHARACTERS:
-        raise UsageError(f"'{name}' is {len(value):,} characters long; at most {MAX_CHARACTERS:,} are read")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UsageError(f"'{name}' has half of a surrogate pair, which is not a character") from None
-
-
-def _require_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise UsageError(f"'{name}' must be true or false, not {_json_type(value)}")
-
-
-def quoted(value: Any) -> str:
-    """A value from a request for an error message: shortened, and with unpaired surrogates escaped."""
-    if isinstance(value, str):
-        text = repr(value)
-    elif value is None or isinstance(value, (bool, int, float)):
-        text = json.dumps(value)
-    else:
-        text = _json_type(value)
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= MAX_QUOTED_CHARACTERS else f"{text[:MAX_QUOTED_CHARACTERS]}..."
-
-
-def _json_type(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        type(None): "null",
-    }
-    return names.get(type(value), "that")

@@ -8,7 +8,7 @@ import functools
 import http.client
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from prometheus_client import (
@@ -28,8 +28,8 @@ from babybert import __version__
 from babybert.checkpoint.checkpoint_metrics import CheckpointMetrics
 from babybert.data.loader import Batch
 from babybert.errors import UsageError, os_reason
-from babybert.evaluation.scores import Scores
-from babybert.model.loss import LossSums
+from babybert.model.loss import LossSums, ObjectiveSums
+from babybert.training.task import HeldOutScores
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class RunMetrics:
             "mlm_accuracy", "Share of held-out masked tokens among the model's k most likely tokens", ("top",)
         )
         self.nsp_accuracy = self._gauge("nsp_accuracy", "Share of pairs classified correctly", ("split",))
+        self.class_accuracy = self._gauge("class_accuracy", "Share of texts classified correctly", ("split",))
         self.learning_rate = self._gauge("learning_rate", "Learning rate of the last step")
         self.gradient_norm = self._gauge("gradient_norm", "Last logged gradient norm, before clipping")
         self.nonfinite_ends = self._gauge(
@@ -141,21 +142,30 @@ class RunMetrics:
                 self.step_seconds.observe(wait_start - step_start)
                 self.steps.inc()
 
-    def record_training(self, sums: LossSums, with_nsp: bool) -> None:
+    def record_training(self, sums: ObjectiveSums, with_nsp: bool) -> None:
         """Count the steps' pairs and tokens, and set their mean losses, those of NSP only `with_nsp`."""
-        self.pairs.inc(sums.nsp_count.item())
+        self.pairs.inc(sums.labelled.item())
         self.tokens.inc(sums.tokens.item())
-        self.masked_tokens.inc(sums.mlm_count.item())
-        self.loss.labels("mlm", "train").set(sums.mlm_loss.item())
-        if with_nsp:
-            self.loss.labels("nsp", "train").set(sums.nsp_loss.item())
-            self.nsp_accuracy.labels("train").set(sums.nsp_accuracy.item())
+        if isinstance(sums, LossSums):
+            self.masked_tokens.inc(sums.mlm_count.item())
+        self._set_values("train", sums.means(with_nsp))
 
-    def record_validation(self, scores: Scores) -> None:
+    def record_validation(self, scores: HeldOutScores) -> None:
         """Set the held-out scores."""
-        self.loss.labels("mlm", "validation").set(scores.mlm_loss)
-        if scores.nsp_loss is not None and scores.nsp_accuracy is not None:
-            self.loss.labels("nsp", "validation").set(scores.nsp_loss)
-            self.nsp_accuracy.labels("validation").set(scores.nsp_accuracy)
-        self.mlm_accuracy.labels("1").set(scores.mlm_top1)
-        self.mlm_accuracy.labels("5").set(scores.mlm_top5)
+        self._set_values("validation", scores.as_dict())
+
+    def _set_values(self, split: str, values: Mapping[str, float | None]) -> None:
+        """Set the gauges of the values that have one. A value that is None has none."""
+        gauges = {
+            "mlm_loss": (self.loss, ("mlm", split)),
+            "nsp_loss": (self.loss, ("nsp", split)),
+            "class_loss": (self.loss, ("class", split)),
+            "nsp_accuracy": (self.nsp_accuracy, (split,)),
+            "class_accuracy": (self.class_accuracy, (split,)),
+            "mlm_top1": (self.mlm_accuracy, ("1",)),
+            "mlm_top5": (self.mlm_accuracy, ("5",)),
+        }
+        for name, value in values.items():
+            if name in gauges and value is not None:
+                gauge, labels = gauges[name]
+                gauge.labels(*labels).set(value)

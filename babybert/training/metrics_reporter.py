@@ -16,14 +16,13 @@ from torch import Tensor
 
 from babybert.checkpoint.format import TrainState
 from babybert.checkpoint.metrics_log import MetricsLog
-from babybert.config import PretrainConfig
 from babybert.errors import StorageError, UsageError, os_reason
-from babybert.evaluation.scores import Scores
-from babybert.model.loss import LossSums
+from babybert.model.loss import ObjectiveSums
 from babybert.training.distributed import DistributedContext
 from babybert.training.metrics import RunMetrics
 from babybert.training.nonfinite_guard import NonFiniteGuard
 from babybert.training.plan import TrainingPlan
+from babybert.training.task import HeldOutScores, RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class MetricsReporter:
 
     def __init__(
         self,
-        config: PretrainConfig,
+        config: RunConfig,
         context: DistributedContext,
         metrics: RunMetrics,
         state: TrainState,
@@ -50,7 +49,7 @@ class MetricsReporter:
         self._plan = plan
         self._with_nsp = with_nsp
         self._log = MetricsLog(config.out)
-        self._sums: LossSums | None = None  # since the last publication
+        self._sums: ObjectiveSums | None = None  # since the last publication
         self._start_time = self._last_publication = time.monotonic()
         self._start_step = state.step
         self._earlier_seconds = state.seconds
@@ -76,7 +75,7 @@ class MetricsReporter:
         return replace(state, seconds=round(self.seconds, 3))
 
     def record_step(
-        self, sums: LossSums, state: TrainState, lr: float, gradient_norm: Tensor, guard: NonFiniteGuard
+        self, sums: ObjectiveSums, state: TrainState, lr: float, gradient_norm: Tensor, guard: NonFiniteGuard
     ) -> dict[str, float]:
         """Add a step. Every `log_every` steps, publish the means since the last time and return them."""
         self._sums = sums if self._sums is None else self._sums + sums
@@ -91,15 +90,11 @@ class MetricsReporter:
         self._sums = None
         return self._publish(global_sums, state, lr, float(gradient_norm)) if self._context.is_main else {}
 
-    def _publish(self, sums: LossSums, state: TrainState, lr: float, gradient_norm: float) -> dict[str, float]:
+    def _publish(self, sums: ObjectiveSums, state: TrainState, lr: float, gradient_norm: float) -> dict[str, float]:
         now = time.monotonic()
         seconds_per_step = (now - self._start_time) / (state.step - self._start_step)
-        pairs = int(sums.nsp_count.item())
-        means = {
-            "mlm_loss": sums.mlm_loss.item(),
-            "nsp_loss": sums.nsp_loss.item() if self._with_nsp else None,
-            "nsp_accuracy": sums.nsp_accuracy.item() if self._with_nsp else None,
-        }
+        pairs = int(sums.labelled.item())
+        means = sums.means(self._with_nsp)
         speeds = {
             "lr": lr,
             "gradient_norm": gradient_norm,
@@ -118,19 +113,14 @@ class MetricsReporter:
             with contextlib.suppress(StorageError):
                 self._log.write("nonfinite", step=step)
 
-    def record_validation(self, scores: Scores, state: TrainState) -> None:
+    def record_validation(self, scores: HeldOutScores, state: TrainState) -> None:
         """Publish held-out scores."""
         self._metrics.record_validation(scores)
         self._write("validation", state, scores.as_dict())
         self._last_publication = time.monotonic()
-        nsp = "NSP not scored (all pairs have one label)"
-        if scores.nsp_loss is not None:
-            chance = f"chance {scores.nsp_chance_loss:.3f}"
-            nsp = f"NSP {scores.nsp_loss:.3f} ({chance}), NSP accuracy {scores.nsp_accuracy:.1%}"
-        mlm = f"MLM {scores.mlm_loss:.3f} (unigram {scores.mlm_unigram_loss:.3f})"
-        logger.info(f"step {state.step:,}: held-out {mlm}, {nsp}")
+        logger.info(f"step {state.step:,}: held-out {scores.describe()}")
 
-    def _write(self, split: str, state: TrainState, values: Mapping[str, float | None]) -> None:
+    def _write(self, split: str, state: TrainState, values: Mapping[str, Any]) -> None:
         trained_pairs = self._plan.pairs_before(state.step)
         seconds = round(self.seconds, 3)
         try:
@@ -141,10 +131,10 @@ class MetricsReporter:
             logger.warning(str(error))
         if self._tensorboard:
             for name, value in values.items():
-                if value is not None:
+                if isinstance(value, (int, float)):
                     self._tensorboard.add_scalar(f"{split}/{name}", value, state.step)
 
-    def write_summary(self, ended_by: str, checkpoint: Path, state: TrainState, scores: Scores | None) -> None:
+    def write_summary(self, ended_by: str, checkpoint: Path, state: TrainState, scores: HeldOutScores | None) -> None:
         """Write `summary.json`. Raises StorageError."""
         summary = {
             "ended_by": ended_by,

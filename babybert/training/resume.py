@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from babybert.checkpoint.format import CheckpointState, TrainState
-from babybert.config import PretrainConfig
-from babybert.data.dataset import Dataset
 from babybert.data.epoch_order import BatchSpan
 from babybert.errors import UsageError
+from babybert.training.task import RunConfig, TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +32,11 @@ RESULT_SETTINGS = (
     "schedule",
     "warmup_fraction",
     "kernels",
+    "balance_classes",
 )
 
 
-def check_resumable(folder: Path, state: CheckpointState, config: PretrainConfig, dataset: Dataset) -> None:
+def check_resumable(folder: Path, state: CheckpointState, config: RunConfig, task: TrainingTask[Any]) -> None:
     """Raise UsageError if the checkpoint's position means other pairs with this seed or these data."""
     seed = state.settings["seed"]
     if seed != config.seed:
@@ -44,13 +44,13 @@ def check_resumable(folder: Path, state: CheckpointState, config: PretrainConfig
             f"{folder}: was trained with seed {seed}, the settings say {config.seed}: pairs would be skipped or "
             "repeated; keep the value, or choose another --out"
         )
-    if state.data_digest != dataset.digest:
+    if state.data_digest != task.data_digest:
         raise UsageError(
-            f"{folder}: was trained on other data than {config.data}; use the same data, or choose another --out"
+            f"{folder}: was trained on other data than {task.data_name}; use the same data, or choose another --out"
         )
 
 
-def resumed_state(state: CheckpointState, config: PretrainConfig) -> TrainState:
+def resumed_state(state: CheckpointState, config: RunConfig) -> TrainState:
     """Where the run continues: with the pairs that are left of the epoch, also if they are now batched differently."""
     resumed = state.train_state()
     batch_size, bucketing = state.settings["batch_size"], state.settings["bucketing"]
@@ -60,7 +60,7 @@ def resumed_state(state: CheckpointState, config: PretrainConfig) -> TrainState:
     return resumed
 
 
-def log_changes(state: CheckpointState, config: PretrainConfig, devices: dict[str, Any]) -> None:
+def log_changes(state: CheckpointState, config: RunConfig, devices: dict[str, Any]) -> None:
     """Log what has changed since the checkpoint and makes the results differ; nothing if they stay the same.
 
     Args:

@@ -1,43 +1,39 @@
-"""What a run is made of before its first step: data, model, optimizer, loader, and the position to resume from."""
+"""What a run is made of before its first step: model, optimizer, loader, and the position to resume from."""
 
 import io
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic
 
 import numpy as np
 import torch
 from torch import nn
 
-from babybert.checkpoint.format import TrainState, check_same_vocabulary, load_model, load_optimizer, read_state
+from babybert.checkpoint.format import TrainState, load_optimizer, read_state
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import ModelConfig, PretrainConfig
-from babybert.data.dataset import SPLITS, Dataset
 from babybert.data.device_loader import DeviceLoader, fits_on_device
 from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.table import Examples
-from babybert.errors import DataError, UsageError
 from babybert.evaluation.scores import unigram_log_probs
-from babybert.model.bert import BabyBert
-from babybert.model.loss import PretrainingModel
+from babybert.model.bert import BabyBert, BertEncoder
 from babybert.training.distributed import DistributedContext
-from babybert.training.optimizer import make_optimizer
 from babybert.training.plan import TrainingPlan
 from babybert.training.resume import check_resumable, log_changes, resumed_state
+from babybert.training.task import RunConfig, Scores_co, TrainingTask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class TrainingSetup:
+class TrainingSetup(Generic[Scores_co]):
     """Everything that the loop works with."""
 
-    config: PretrainConfig
+    config: RunConfig
     context: DistributedContext
-    dataset: Dataset
-    held_out: Examples  # the pairs that are scored after each epoch
-    counts_V: np.ndarray  # token counts of the training pairs (int64)
-    bert: BabyBert
+    task: TrainingTask[Scores_co]
+    bert: BertEncoder
     model: nn.Module  # `bert` with its losses, wrapped for the strategy
     optimizer: torch.optim.Optimizer
     loader: Loader
@@ -55,29 +51,27 @@ class TrainingSetup:
         """The model, the data and the devices, for the log."""
         parameters = sum(parameter.numel() for parameter in self.bert.parameters())
         return (
-            f"model: {self.config.preset}, {parameters:,} parameters; {self.plan.pairs:,} pairs, "
+            f"model: {self.task.model_name}, {parameters:,} parameters; {self.plan.pairs:,} pairs, "
             f"{self.plan.total_steps:,} steps; {self.context.describe()}"
         )
 
 
 def set_up(
-    config: PretrainConfig, context: DistributedContext, dataset: Dataset, manager: CheckpointManager | None
-) -> TrainingSetup:
+    config: RunConfig,
+    context: DistributedContext,
+    task: TrainingTask[Scores_co],
+    manager: CheckpointManager | None,
+) -> TrainingSetup[Scores_co]:
     """Build a new run, or the one of the checkpoint that rank 0's `manager` finds.
 
     Raises UsageError if the checkpoint has other sizes or another seed than the settings, or was trained on other data;
-    DataError if it has another vocabulary, or if the data has pairs that are too long for the model.
+    DataError if it has another vocabulary.
     """
-    train = dataset.examples("train")
-    held_out = dataset.examples("validation").first(config.validation_pairs)
-    counts_V = dataset.token_counts()
-    sizes = config.sizes(dataset.tokenizer.size)
     folder = manager.find_resume_checkpoint() if manager else None
-    _check_pair_lengths(config, dataset, sizes)
     torch.manual_seed(config.seed)  # for the initial weights
-    bert = _resume_model(folder, config, dataset, sizes) if folder else new_model(config, sizes, counts_V)
+    bert = _resume_model(folder, config, task) if folder else task.new_model()
     bert.to(context.device)
-    optimizer = make_optimizer(bert, config)
+    optimizer = task.make_optimizer(bert)
     state, saved_state = TrainState(), None
     if folder:
         load_optimizer(folder, optimizer)
@@ -86,14 +80,20 @@ def set_up(
     state = _share_state(context, state, optimizer)
     if manager:
         manager.set_aside_newer_checkpoints()  # only now is it certain that the run can use the checkpoint
-    model = context.wrap(PretrainingModel(bert.set_kernels(config.kernels)))
-    loader = make_loader(config, train, dataset.tokenizer.size, context.device)
-    plan = TrainingPlan(len(train), config.batch_size, config.epochs, config.max_steps, start=replace(state))
+    model = context.wrap(task.with_loss(bert.set_kernels(config.kernels)))
+    loader = task.make_loader(context.device)
+    plan = TrainingPlan(len(loader.examples), config.batch_size, config.epochs, config.max_steps, start=replace(state))
     if saved_state and state.step < plan.total_steps:
         log_changes(saved_state, config, context.facts())
-    return TrainingSetup(
-        config, context, dataset, held_out, counts_V, bert, model, optimizer, loader, plan, state, resumed_from=folder
-    )
+    return TrainingSetup(config, context, task, bert, model, optimizer, loader, plan, state, resumed_from=folder)
+
+
+def _resume_model(folder: Path, config: RunConfig, task: TrainingTask[Scores_co]) -> BertEncoder:
+    """The checkpoint's model, if the settings and the data fit it."""
+    bert = task.load_model(folder)
+    check_resumable(folder, read_state(folder), config, task)
+    logger.info(f"resuming from {folder}")
+    return bert
 
 
 def new_model(config: PretrainConfig, sizes: ModelConfig, counts_V: np.ndarray) -> BabyBert:
@@ -106,26 +106,6 @@ def new_model(config: PretrainConfig, sizes: ModelConfig, counts_V: np.ndarray) 
     if config.init_decoder_bias:
         bert.mlm_decoder.bias.data.copy_(torch.from_numpy(unigram_log_probs(counts_V)))
     return bert
-
-
-def _resume_model(folder: Path, config: PretrainConfig, dataset: Dataset, sizes: ModelConfig) -> BabyBert:
-    """The checkpoint's model, if the settings and the data fit it."""
-    bert, tokenizer = load_model(folder)
-    check_same_vocabulary(folder, tokenizer, dataset)
-    check_resumable(folder, read_state(folder), config, dataset)
-    if bert.config != sizes:
-        raise UsageError(f"{folder}: has sizes {bert.config}, the settings ask for {sizes}; choose another --out")
-    logger.info(f"resuming from {folder}")
-    return bert
-
-
-def _check_pair_lengths(config: PretrainConfig, dataset: Dataset, sizes: ModelConfig) -> None:
-    longest = max(dataset.facts[split]["longest"] for split in SPLITS)
-    if longest > sizes.max_positions:
-        raise DataError(
-            f"{config.data}: has a pair of {longest} tokens; the model supports at most {sizes.max_positions}: "
-            "prepare the data with shorter pairs"
-        )
 
 
 def _share_state(context: DistributedContext, state: TrainState, optimizer: torch.optim.Optimizer) -> TrainState:

@@ -7,37 +7,59 @@ a small replica more.
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from babybert.data.loader import Batch
 from babybert.model.bert import keep_bf16_weights
-from babybert.model.loss import IGNORED, LossSums
+from babybert.model.loss import IGNORED, LossSums, ObjectiveSums
 from babybert.training.distributed import DistributedContext
 
+Sums = TypeVar("Sums", bound=ObjectiveSums)
 
-def forward_backward(model: nn.Module, batch: Batch, context: DistributedContext, micro_batches: int = 1) -> LossSums:
+
+@overload
+def forward_backward(
+    model: nn.Module, batch: Batch, context: DistributedContext, micro_batches: int = 1
+) -> LossSums: ...
+
+
+@overload
+def forward_backward(
+    model: nn.Module, batch: Batch, context: DistributedContext, micro_batches: int, sums_class: type[Sums]
+) -> Sums: ...
+
+
+def forward_backward(
+    model: nn.Module,
+    batch: Batch,
+    context: DistributedContext,
+    micro_batches: int = 1,
+    sums_class: type[ObjectiveSums] = LossSums,
+) -> ObjectiveSums:
     """Add the gradient of the global batch's mean loss to the parameters.
 
     Args:
-        model: a `PretrainingModel`, possibly wrapped by `DistributedContext.wrap`.
+        model: a `PretrainingModel` or `ClassificationModel`, possibly wrapped by `DistributedContext.wrap`.
         batch: this rank's part of the global batch, on its device.
         micro_batches: the number of passes that `batch` is split into; more need less memory.
+        sums_class: what the model returns the fields of.
 
     Returns:
         This rank's sums, detached.
     """
-    mlm_count, nsp_count = _global_counts(batch, context)
+    mlm_count, label_count = _global_counts(batch, context)
     batches = batch.split(micro_batches)
-    total: LossSums | None = None
+    total: ObjectiveSums | None = None
     with keep_bf16_weights(model):
         for index, micro_batch in enumerate(batches):
             is_last = index == len(batches) - 1
             with _gradient_sync(model, is_last):
                 with torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
-                    sums = LossSums.of(model(*micro_batch))
-                loss = sums.mlm_sum / mlm_count + sums.nsp_sum / nsp_count
+                    sums = sums_class.of(model(*micro_batch))
+                loss = sums.objective(mlm_count, label_count)
                 # DistributedDataParallel averages the ranks' gradients; this makes the average a sum.
                 (loss * context.world_size).backward()
             total = sums.detach() if total is None else total + sums.detach()

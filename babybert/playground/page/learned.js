@@ -3,7 +3,7 @@ import { ask, onSubmit } from "./api.js";
 import { chart } from "./chart.js";
 import { find, make, percent, plural } from "./dom.js";
 
-const TITLES = { mlm_loss: "MLM loss, nats", nsp_loss: "NSP loss, nats" };
+const TITLES = { mlm_loss: "MLM loss, nats", nsp_loss: "NSP loss, nats", class_loss: "Class loss, nats" };
 const CANDIDATES = 4;
 
 function describeCheckpoints(steps) {
@@ -17,8 +17,8 @@ async function readCurves() {
   try {
     const { run, curves, steps } = await ask("curves");
     find("learned-run").textContent = `${run}: ${describeCheckpoints(steps)}.`;
-    // A run whose pairs all have one label has no NSP loss.
-    const drawn = Object.entries(TITLES).filter(([key]) => curves[key].train.length || curves[key].held_out.length);
+    // A run whose pairs all have one label has no NSP loss, a classifier's run has its own loss only.
+    const drawn = Object.entries(TITLES).filter(([key]) => curves[key]);
     find("learned-charts").replaceChildren(...drawn.map(([key, title]) => chart(title, curves[key])));
   } catch (problem) {
     error.textContent = problem.message;

@@ -1,0 +1,181 @@
+"""`babybert finetune`: the task of training a classifier, and the scores at the end.
+
+The loop, checkpoints, resume and metrics are those of pretraining (see `train.py`). A run starts from a pretrained
+checkpoint's encoder and a new head. When the run is complete, its newest checkpoint is scored with intervals.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from babybert.checkpoint.format import load_classifier, load_encoder
+from babybert.checkpoint.source import CheckpointSource
+from babybert.config import FinetuneConfig
+from babybert.data.device_loader import DeviceLoader, fits_on_device
+from babybert.data.labelled_examples import LabelledData, read_labelled_data
+from babybert.data.loader import Loader
+from babybert.data.table import Examples
+from babybert.data.tokenizer import Tokenizer
+from babybert.errors import UsageError
+from babybert.evaluation.classification import ClassScores, class_probabilities, class_report, class_scores
+from babybert.folders import temporary_folder, write_file
+from babybert.model.bert import BertEncoder
+from babybert.model.classifier import ClassificationModel, ClassSums, TextClassifier
+from babybert.model.device import pick_device
+from babybert.model.loss import ObjectiveSums
+from babybert.training.optimizer import ADAM_EPSILON, EagerAdam
+from babybert.training.train import RunResult, train
+
+logger = logging.getLogger(__name__)
+
+FinetuneResult = RunResult[ClassScores]
+Comparison = Callable[[FinetuneConfig, "FinetuningTask"], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class FinetuningTask:
+    """See `TrainingTask`."""
+
+    name: ClassVar[str] = "finetune"
+    sums_class: ClassVar[type[ObjectiveSums]] = ClassSums
+    with_nsp: ClassVar[bool] = False
+
+    config: FinetuneConfig
+    source: BertEncoder  # the pretrained model
+    model_name: str
+    tokenizer: Tokenizer
+    data: LabelledData
+
+    @property
+    def data_digest(self) -> str:
+        """SHA-256 of the training examples and the tokenizer."""
+        return self.data.digest
+
+    @property
+    def data_name(self) -> str:
+        """The sources of the training texts."""
+        return ", ".join(self.config.source)
+
+    @property
+    def majority(self) -> int:
+        """The most frequent class of the training texts."""
+        return int(np.bincount(self.data.train.is_next).argmax())
+
+    def new_model(self) -> TextClassifier:
+        """The pretrained encoder with a new head; with `from_scratch`, all weights are new."""
+        sizes = replace(self.source.config, dropout=self.config.dropout, tie_decoder=False)
+        model = TextClassifier(sizes, self.data.classifier)
+        if not self.config.from_scratch:
+            model.load_encoder(self.source)
+        elif sizes.norm == "pre":
+            model.initialize_normal()
+        return model
+
+    def load_model(self, folder: Path) -> TextClassifier:
+        """The checkpoint's model, if the settings and the data fit it. Raises UsageError."""
+        model, tokenizer = load_encoder(folder)
+        if not isinstance(model, TextClassifier):
+            raise UsageError(f"{folder}: is a checkpoint of pretraining; choose another --out for the classifier")
+        if tokenizer.digest != self.tokenizer.digest:
+            raise UsageError(f"{folder}: has another vocabulary than {self.config.checkpoint}; choose another --out")
+        sizes = replace(self.source.config, dropout=self.config.dropout, tie_decoder=False)
+        if (model.config, model.classifier) != (sizes, self.data.classifier):
+            raise UsageError(
+                f"{folder}: has sizes {model.config} and {model.classifier}, the settings ask for {sizes} and "
+                f"{self.data.classifier}; choose another --out"
+            )
+        return model
+
+    def with_loss(self, model: BertEncoder) -> nn.Module:
+        """The classifier with its loss, which weights the classes if `balance_classes` is set."""
+        assert isinstance(model, TextClassifier)
+        if not self.config.balance_classes:
+            return ClassificationModel(model)
+        count_C = np.bincount(self.data.train.is_next, minlength=len(self.data.classifier.classes))
+        return ClassificationModel(model, torch.from_numpy(count_C.sum() / (len(count_C) * np.maximum(count_C, 1))))
+
+    def make_optimizer(self, model: BertEncoder) -> torch.optim.Optimizer:
+        """AdamW. Matrices and tables decay, biases and norms do not (Devlin et al., 2019)."""
+        lr, decay = self.config.lr, self.config.weight_decay
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        groups = [{**group, "factor": 1.0, "eps": ADAM_EPSILON, "lr": lr} for group in groups]
+        return EagerAdam(groups, lr=lr, decoupled_weight_decay=True, fused=True)
+
+    def make_loader(self, device: torch.device) -> Loader:
+        """The training batches, made on a GPU if the texts fit next to the model."""
+        config, train_examples = self.config, self.data.train
+        if fits_on_device(train_examples, device):
+            return DeviceLoader(train_examples, config.batch_size, config.seed, config.bucketing, None, device)
+        return Loader(train_examples, config.batch_size, config.seed, config.bucketing)
+
+    def evaluate(self, model: BertEncoder, device: torch.device, should_stop: Callable[[], bool]) -> ClassScores:
+        """Score the held-out texts."""
+        assert isinstance(model, TextClassifier)
+        held_out = self.data.validation
+        probability_PC = class_probabilities(model, held_out, self.config.batch_size, device, "validate", should_stop)
+        return class_scores(probability_PC, held_out.is_next, self.majority)
+
+
+def finetune(config: FinetuneConfig, compare: Comparison | None = None) -> tuple[FinetuneResult, dict[str, Any]] | None:
+    """Train a classifier; see `train`. Returns how the run ended and, if it is complete, its scores at the end.
+
+    The scores are also in `summary.json`, under "report". `compare` adds those of other classifiers. Returns None on
+    all ranks except rank 0.
+    """
+    task = open_task(config)
+    result = train(config, task.source.config.width, lambda config, context: task)
+    if result is None:
+        return None
+    if result.stopped_by:
+        return result, {}
+    report = final_report(config, task, result.checkpoint)
+    if compare:
+        report["compared"] = compare(config, task)
+    _add_to_summary(config.out, report)
+    return result, report
+
+
+def open_task(config: FinetuneConfig) -> FinetuningTask:
+    """Load the model to start from, and read the texts. Raises DataError, and errors of S3."""
+    with temporary_folder("finetune") as folder:
+        checkpoint = CheckpointSource(config.checkpoint).find(folder)
+        source, tokenizer = load_encoder(checkpoint)
+    logger.info(f"reading {', '.join(config.source)}")
+    data = read_labelled_data(config, tokenizer, source.config.max_positions)
+    return FinetuningTask(config, source, f"{config.checkpoint} ({checkpoint.name})", tokenizer, data)
+
+
+def final_report(config: FinetuneConfig, task: FinetuningTask, checkpoint: Path) -> dict[str, Any]:
+    """The scores of a checkpoint on the validation texts and, if there are any, on the test texts, for JSON."""
+    model, _ = load_classifier(checkpoint)
+    device = pick_device(config.device)
+    model.set_kernels(config.kernels).to(device)
+
+    def scores(examples: Examples, name: str) -> dict[str, Any]:
+        probability_PC = class_probabilities(model, examples, config.batch_size, device, name)
+        classes = task.data.classifier.classes
+        return class_report(probability_PC, examples.is_next, classes, task.majority, config.seed)
+
+    return {
+        "checkpoint": str(checkpoint),
+        "started_from": task.model_name,
+        "training_texts": len(task.data.train),
+        "validation": scores(task.data.validation, "validate"),
+        "test": scores(task.data.test, "test") if task.data.test else None,
+    }
+
+
+def _add_to_summary(run: Path, report: dict[str, Any]) -> None:
+    path = run / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    write_file(path, (json.dumps({**summary, "report": report}, indent=2) + "\n").encode())
