@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from babybert.data.labelled_examples import read_labelled_data
 from babybert.data.loader import ordered_batches
 from babybert.data.tokenizer import CLS, SEP, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
+from babybert.evaluation.class_baselines import format_comparison
 from babybert.evaluation.classification import class_report, class_scores
 from babybert.evaluation.curves import plot_curves
 from babybert.model.classifier import ClassificationModel, ClassSums, TextClassifier
@@ -369,6 +371,32 @@ def test_a_class_that_no_text_has_is_null_in_the_report() -> None:
     assert report["classes"]["c"] == {"texts": 0, "f1": {"value": None, "interval": [None, None]}}
     assert report["macro_f1"]["value"] == 1
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_other_classifiers_are_compared_on_the_same_texts(
+    settings: Finetune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    test = (str(write_csv(tmp_path / "test.csv", decidable_texts(60, seed=1))),)
+    _, report = ending_of(settings(test_source=test, compare=True, epochs=4))
+    accuracy = {name: scores["accuracy"]["value"] for name, scores in report["compared"].items()}
+    assert accuracy["fine-tuned"] == report["test"]["accuracy"]["value"]
+    assert accuracy["bag of words"] > 0.9 and accuracy["majority"] < 0.6
+    ahead = report["compared"]["bag of words"]["fine_tuned_is_ahead"]["value"]
+    assert ahead == pytest.approx(accuracy["fine-tuned"] - accuracy["bag of words"])
+    assert "fine-tuned is ahead by" in format_comparison(report["compared"])
+    _, scratch = ending_of(settings(test_source=test, from_scratch=True, epochs=4, out=tmp_path / "scratch"))
+    assert accuracy["from scratch"] == scratch["test"]["accuracy"]["value"]
+
+
+def test_a_missing_library_of_the_comparison_is_named_before_the_work(
+    settings: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UsageError, match=r"pip install 'babybert-pretrain\[evaluate\]'"):
+        finetune(settings(compare=True))
+    assert not settings().out.exists()
 
 
 # The command
