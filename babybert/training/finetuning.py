@@ -6,6 +6,7 @@ checkpoint's encoder and a new head. When the run is complete, its newest checkp
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,13 +140,16 @@ def finetune(
     """
     if config.compare:
         scikit_learn("linear_model")  # fail before the work if it is missing
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("--compare trains a second network in one process; under torchrun, leave it out")
     task = task or open_task(config)
     result = train(config, task.source.config.width, lambda config, context: task)
     if result is not None and result.stopped_by:
         return result, {}
     scratch = None
-    if config.compare:  # all ranks train the second network, too
-        settings = replace(config, from_scratch=True, compare=False, store=None, out=config.out / "from-scratch")
+    if config.compare:
+        settings = replace(config, out=config.out / "from-scratch", from_scratch=True, compare=False, metrics=False)
+        settings = replace(settings, store=None, resume="auto")
         scratch = finetune(settings, replace(task, config=settings))
     if result is None:
         return None
