@@ -95,6 +95,11 @@ def run_finetune(config: FinetuneConfig, arguments: argparse.Namespace) -> int:
     for split in ("validation", "test"):
         if report[split]:
             print(format_class_report(split, report[split]))
+    if "compared" in report:
+        from babybert.evaluation.class_baselines import format_comparison
+
+        split = "test" if report["test"] else "validation"
+        print(f"compared on the {split} texts\n{format_comparison(report['compared'])}")
     return 0
 
 

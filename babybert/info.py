@@ -122,11 +122,13 @@ def describe_tokenizer(path: Path) -> dict[str, Any]:
 def describe_checkpoint(path: Path) -> dict[str, Any]:
     """One checkpoint, or the newest valid checkpoint of a run, verified against its manifest. Raises DataError."""
     # Imported here: they load PyTorch, which the other kinds of files do not need.
-    from babybert.checkpoint.format import find_checkpoint, list_checkpoints, load_model, read_state
+    from babybert.checkpoint.format import find_checkpoint, list_checkpoints, load_encoder, read_state
+    from babybert.model.classifier import TextClassifier
 
     folder = find_checkpoint(path)
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_encoder(folder)
     state = read_state(folder)
+    classifier = dataclasses.asdict(model.classifier) if isinstance(model, TextClassifier) else None
     return {
         "path": str(folder),
         "kind": "checkpoint",
@@ -135,6 +137,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         "epoch": state.epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "sizes": dataclasses.asdict(model.config),
+        **({} if classifier is None else {"classifier": {**classifier, "classes": list(classifier["classes"])}}),
         "tokenizer_digest": tokenizer.digest,
         "settings": state.settings,
         "scores": state.scores,

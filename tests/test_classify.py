@@ -18,7 +18,8 @@ from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
 from babybert.model.bert import BabyBert
 from babybert.model.classifier import TextClassifier
-from babybert.playground.backends import respond
+from babybert.playground.app import PlaygroundSources, about
+from babybert.playground.backends import LocalBackend, respond
 from babybert.serving.predictor import Predictor
 from babybert.serving.request_schema import (
     NO_CLASSES,
@@ -237,3 +238,11 @@ def test_the_command_and_the_wrong_commands(
     for command in (["fill-mask", "[MASK]"], ["next-sentence", "a", "b"]):
         assert main([*command, *flags]) == 2
         assert "fine-tuned to classify" in capsys.readouterr().err
+
+
+def test_the_playground_shows_the_classes(texts: Predictor, pretrained: Predictor) -> None:
+    facts = about(PlaygroundSources(LocalBackend(texts), "a model", None))
+    assert facts["classifier"] == {"classes": list(CLASSES), "pairs": False}
+    assert facts["inside"] is None and "fine-tuned" in facts["no_inside"] and not facts["no_classifier"]
+    facts = about(PlaygroundSources(LocalBackend(pretrained), "a model", None))
+    assert facts["classifier"] is None and facts["no_classifier"] and facts["inside"] and not facts["no_pretrained"]

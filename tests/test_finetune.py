@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from conftest import S3, SMALL, imdb_review_folder
 from labelled_texts import decidable_texts, write_csv, write_jsonl
 
 from babybert.checkpoint.format import find_checkpoint, load_classifier, load_encoder, load_model, read_state
-from babybert.checkpoint.metrics_log import read_metrics
+from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
 from babybert.cli import main
-from babybert.config import ClassifierConfig, FinetuneConfig, ModelConfig, PretrainConfig
+from babybert.config import ClassifierConfig, FinetuneConfig, InfoConfig, ModelConfig, PretrainConfig
 from babybert.data.classifier_input import classifier_input
 from babybert.data.digest import sha256
 from babybert.data.labelled_examples import read_labelled_data
 from babybert.data.loader import ordered_batches
 from babybert.data.tokenizer import CLS, SEP, Tokenizer
 from babybert.errors import DataError, UsageError, UserError
+from babybert.evaluation.class_baselines import format_comparison
 from babybert.evaluation.classification import class_report, class_scores
 from babybert.evaluation.curves import plot_curves
+from babybert.info import describe, format_description
 from babybert.model.classifier import ClassificationModel, ClassSums, TextClassifier
 from babybert.training import train as train_module
 from babybert.training.distributed import DistributedContext
@@ -87,6 +90,9 @@ def test_words_that_decide_the_class_are_learned(settings: Finetune, tmp_path: P
     state = read_state(result.checkpoint)
     assert state.scores is not None and state.held_out_loss() == state.scores["class_loss"]
     assert plot_curves([config.out], tmp_path / "plot")
+    description = describe(config.out, InfoConfig())
+    assert description["classifier"]["classes"] == ["neg", "pos"]
+    assert "positions" in format_description(description)
 
 
 def test_the_run_starts_from_the_encoder_of_the_checkpoint(settings: Finetune, pretrained: Path) -> None:
@@ -153,6 +159,22 @@ def test_a_run_in_s3_continues_elsewhere(settings: Finetune, tmp_path: Path, s3:
     second, _ = ending_of(settings(**changes, out=tmp_path / "two", max_steps=5))
     assert first.checkpoint.name == "step-00000003"
     assert read_state(second.checkpoint).restarts == 1
+
+
+def test_curves_of_both_kinds_are_two_figures(settings: Finetune, pretrained: Path, tmp_path: Path) -> None:
+    ending_of(settings(max_steps=5))
+    MetricsLog(tmp_path / "other").run.mkdir()
+    MetricsLog(tmp_path / "other").write("train", step=5, mlm_loss=1.0)
+    with pytest.raises(DataError, match="draw them in two figures"):
+        plot_curves([settings().out, tmp_path / "other"], tmp_path / "plot")
+
+
+def test_a_fine_tuned_model_can_be_fine_tuned_again(settings: Finetune, tmp_path: Path) -> None:
+    first, _ = ending_of(settings(max_steps=1))
+    before = load_encoder(first.checkpoint)[0].state_dict()
+    after = open_task(settings(checkpoint=str(settings().out), out=tmp_path / "again")).new_model().state_dict()
+    assert torch.equal(before["encoder_norm.weight"], after["encoder_norm.weight"])
+    assert not torch.equal(before["class_head.0.weight"], after["class_head.0.weight"])
 
 
 def test_runs_of_another_kind_or_other_settings_are_refused(settings: Finetune, pretrained: Path, small: Any) -> None:
@@ -369,6 +391,32 @@ def test_a_class_that_no_text_has_is_null_in_the_report() -> None:
     assert report["classes"]["c"] == {"texts": 0, "f1": {"value": None, "interval": [None, None]}}
     assert report["macro_f1"]["value"] == 1
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.slow
+def test_other_classifiers_are_compared_on_the_same_texts(
+    settings: Finetune, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    test = (str(write_csv(tmp_path / "test.csv", decidable_texts(60, seed=1))),)
+    _, report = ending_of(settings(test_source=test, compare=True, epochs=4))
+    accuracy = {name: scores["accuracy"]["value"] for name, scores in report["compared"].items()}
+    assert accuracy["fine-tuned"] == report["test"]["accuracy"]["value"]
+    assert accuracy["bag of words"] > 0.9 and accuracy["majority"] < 0.6
+    ahead = report["compared"]["bag of words"]["fine_tuned_is_ahead"]["value"]
+    assert ahead == pytest.approx(accuracy["fine-tuned"] - accuracy["bag of words"])
+    assert "fine-tuned is ahead by" in format_comparison(report["compared"])
+    _, scratch = ending_of(settings(test_source=test, from_scratch=True, epochs=4, out=tmp_path / "scratch"))
+    assert accuracy["from scratch"] == scratch["test"]["accuracy"]["value"]
+
+
+def test_a_missing_library_of_the_comparison_is_named_before_the_work(
+    settings: Finetune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UsageError, match=r"pip install 'babybert-pretrain\[evaluate\]'"):
+        finetune(settings(compare=True))
+    assert not settings().out.exists()
 
 
 # The command

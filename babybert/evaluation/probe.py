@@ -36,7 +36,7 @@ POOLINGS = ("[CLS]", "mean")
 
 
 @dataclass(frozen=True)
-class _Features:
+class ProbeFeatures:
     """The features of the documents to learn from and of those to test with (P, F each); a bag of words is sparse."""
 
     train: Any
@@ -72,7 +72,7 @@ def probe(
     chosen_c: dict[str, float] = {}
     for name, feature in features.items():
         logger.info("fit: %s", name)
-        predicted, chosen_c[name] = _fit_and_predict(feature, is_positive_train, seed, scale=name != BAG_OF_WORDS)
+        predicted, chosen_c[name] = fit_and_predict(feature, is_positive_train, seed, scale=name != BAG_OF_WORDS)
         correct[name] = (predicted == is_positive_test).astype(float)
 
     statistics = {name: mean_of(correct_P) for name, correct_P in correct.items()}
@@ -101,17 +101,17 @@ def _all_features(
     seed: int,
     batch_size: int,
     device: torch.device,
-) -> dict[str, _Features]:
+) -> dict[str, ProbeFeatures]:
     """Each kind of features by its name in the report."""
     torch.manual_seed(seed)
     untrained = BabyBert(model.config)
-    features = {BAG_OF_WORDS: _Features(bag_of_words(ids_train, vocab_size), bag_of_words(ids_test, vocab_size))}
+    features = {BAG_OF_WORDS: ProbeFeatures(bag_of_words(ids_train, vocab_size), bag_of_words(ids_test, vocab_size))}
     for name, network in (("trained", model), ("untrained", untrained)):
         network = network.to(device).eval()
         states_train = pooled_states(network, ids_train, batch_size, device, f"{name} states")
         states_test = pooled_states(network, ids_test, batch_size, device, f"{name} states")
         for pooling, train_PD, test_PD in zip(POOLINGS, states_train, states_test, strict=True):
-            features[f"{name}, {pooling}"] = _Features(train_PD, test_PD)
+            features[f"{name}, {pooling}"] = ProbeFeatures(train_PD, test_PD)
     return features
 
 
@@ -159,10 +159,10 @@ def bag_of_words(documents: list[np.ndarray], vocab_size: int) -> Any:
     return csr_array((np.ones(len(columns)), columns, row_ends), shape=(len(documents), vocab_size))
 
 
-def _fit_and_predict(features: _Features, is_positive: np.ndarray, seed: int, scale: bool) -> tuple[np.ndarray, float]:
+def fit_and_predict(features: ProbeFeatures, label_P: np.ndarray, seed: int, scale: bool) -> tuple[np.ndarray, float]:
     """Predicted labels of the test documents, and the C with the best accuracy on the validation documents.
 
-    `is_positive` are the labels of the training documents. `scale` standardises the features.
+    `label_P` are the labels of the training documents. `scale` standardises the features.
     """
     linear_model = scikit_learn("linear_model")
     preprocessing = scikit_learn("preprocessing")
@@ -171,17 +171,17 @@ def _fit_and_predict(features: _Features, is_positive: np.ndarray, seed: int, sc
     def fit(c: float, rows: np.ndarray) -> Any:
         steps = [preprocessing.StandardScaler()] if scale else []
         regression = linear_model.LogisticRegression(C=c, max_iter=MOST_ITERATIONS)
-        return pipeline.make_pipeline(*steps, regression).fit(features.train[rows], is_positive[rows])
+        return pipeline.make_pipeline(*steps, regression).fit(features.train[rows], label_P[rows])
 
-    order = np.random.default_rng(seed).permutation(len(is_positive))
+    order = np.random.default_rng(seed).permutation(len(label_P))
     validation_size = max(1, round(VALIDATION_SHARE * len(order)))
     validation, rows = order[:validation_size], order[validation_size:]
-    if len(np.unique(is_positive[rows])) < 2:  # too few documents to choose a C with
+    if len(np.unique(label_P[rows])) < 2:  # too few documents to choose a C with
         return fit(1.0, order).predict(features.test), 1.0
 
     def validation_accuracy(c: float) -> float:
         predicted = fit(c, rows).predict(features.train[validation])
-        return float((predicted == is_positive[validation]).mean())
+        return float((predicted == label_P[validation]).mean())
 
     # Of several choices that are equally accurate, the smallest C: the strongest penalty.
     best_c = max(CHOICES_OF_C, key=lambda c: (validation_accuracy(c), -c))

@@ -66,6 +66,8 @@ NO_INSPECTION = (
     "Only an endpoint was given, and the HTTP API does not expose tokens, their scores, attention or embeddings. "
     "Start the page with --checkpoint PATH to see them."
 )
+NO_CLASSES = "The model is pretrained only. Show one that `babybert finetune` has trained to classify texts."
+NOT_PRETRAINED = "The model is fine-tuned to classify texts. Show the pretrained model for this section."
 NO_RUN = (
     "No run was given. Start the page with --run PATH or --run s3://bucket/prefix to see its curves and query its "
     "checkpoints."
@@ -175,14 +177,18 @@ def make_app(sources: PlaygroundSources, host: str) -> Starlette:
 def about(sources: PlaygroundSources) -> dict[str, Any]:
     """What the page says about its model; for a section that cannot be shown, the reason."""
     facts = None
-    if isinstance(sources.backend, LocalBackend):
+    classifier = sources.backend.classifier()
+    if isinstance(sources.backend, LocalBackend) and classifier is None:
         from babybert.playground.inspection import model_facts
 
         facts = model_facts(sources.backend.predictor)
     return {
         "name": printable(sources.description),
+        "classifier": classifier,
+        "no_classifier": "" if classifier else NO_CLASSES,
+        "no_pretrained": NOT_PRETRAINED if classifier else "",
         "inside": facts,
-        "no_inside": "" if facts else NO_INSPECTION,
+        "no_inside": "" if facts else (NOT_PRETRAINED if classifier else NO_INSPECTION),
         "run": printable(sources.run.address) if sources.run else None,
         "no_run": "" if sources.run else NO_RUN,
     }

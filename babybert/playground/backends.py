@@ -77,6 +77,15 @@ class EndpointBackend:
             return None
         return f"{self.url} answers {response.status}: {error_message(response.body)}"
 
+    def classifier(self) -> dict[str, Any] | None:
+        """The classes of a fine-tuned model, and whether it reads pairs; None if it has none, or does not answer."""
+        for text in ("a", ["a", "a"]):
+            with contextlib.suppress(EndpointDown):
+                response = self.query(json.dumps({"classify": text}).encode(), timeout=PROBE_SECONDS)
+                if response.status == 200 and isinstance(response.body, dict):
+                    return {"classes": list(response.body["probabilities"]), "pairs": isinstance(text, list)}
+        return None
+
 
 class LocalBackend:
     """A checkpoint in this process. The model handles one request at a time."""
@@ -93,6 +102,11 @@ class LocalBackend:
     def problem(self) -> str | None:
         """Always None: a model in this process answers whenever the page does."""
         return None
+
+    def classifier(self) -> dict[str, Any] | None:
+        """The classes of a fine-tuned model, and whether it reads pairs; None for a pretrained one."""
+        facts = self.predictor.classifier
+        return None if facts is None else {"classes": list(facts.classes), "pairs": facts.pairs}
 
 
 def respond(predictor: "Predictor", body: bytes, content_type: str = JSON_TYPE) -> ApiResponse:

@@ -6,6 +6,7 @@ checkpoint's encoder and a new head. When the run is complete, its newest checkp
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from babybert.data.table import Examples
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import UsageError
 from babybert.evaluation.classification import ClassScores, class_probabilities, class_report, class_scores
+from babybert.evaluation.nsp_baselines import scikit_learn
 from babybert.folders import temporary_folder, write_file
 from babybert.model.bert import BertEncoder
 from babybert.model.classifier import ClassificationModel, ClassSums, TextClassifier
@@ -36,7 +38,6 @@ from babybert.training.train import RunResult, train
 logger = logging.getLogger(__name__)
 
 FinetuneResult = RunResult[ClassScores]
-Comparison = Callable[[FinetuneConfig, "FinetuningTask"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -126,21 +127,37 @@ class FinetuningTask:
         return class_scores(probability_PC, held_out.is_next, self.majority)
 
 
-def finetune(config: FinetuneConfig, compare: Comparison | None = None) -> tuple[FinetuneResult, dict[str, Any]] | None:
+def finetune(
+    config: FinetuneConfig, task: FinetuningTask | None = None
+) -> tuple[FinetuneResult, dict[str, Any]] | None:
     """Train a classifier; see `train`. Returns how the run ended and, if it is complete, its scores at the end.
 
-    The scores are also in `summary.json`, under "report". `compare` adds those of other classifiers. Returns None on
-    all ranks except rank 0.
+    The scores are also in `summary.json`, under "report". Returns None on all ranks except rank 0.
+
+    Args:
+        config: the settings.
+        task: what `open_task` returned for these settings, if it has been called.
     """
-    task = open_task(config)
+    if config.compare:
+        scikit_learn("linear_model")  # fail before the work if it is missing
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("--compare trains a second network in one process; under torchrun, leave it out")
+    task = task or open_task(config)
     result = train(config, task.source.config.width, lambda config, context: task)
+    if result is not None and result.stopped_by:
+        return result, {}
+    scratch = None
+    if config.compare:
+        settings = replace(config, out=config.out / "from-scratch", from_scratch=True, compare=False, metrics=False)
+        settings = replace(settings, store=None, resume="auto")
+        scratch = finetune(settings, replace(task, config=settings))
     if result is None:
         return None
-    if result.stopped_by:
-        return result, {}
+    if scratch is not None and scratch[0].stopped_by:
+        return replace(result, stopped_by=scratch[0].stopped_by), {}
     report = final_report(config, task, result.checkpoint)
-    if compare:
-        report["compared"] = compare(config, task)
+    if scratch is not None:
+        report["compared"] = compare(config, task, result.checkpoint, scratch[0].checkpoint)
     _add_to_summary(config.out, report)
     return result, report
 
@@ -157,12 +174,9 @@ def open_task(config: FinetuneConfig) -> FinetuningTask:
 
 def final_report(config: FinetuneConfig, task: FinetuningTask, checkpoint: Path) -> dict[str, Any]:
     """The scores of a checkpoint on the validation texts and, if there are any, on the test texts, for JSON."""
-    model, _ = load_classifier(checkpoint)
-    device = pick_device(config.device)
-    model.set_kernels(config.kernels).to(device)
 
     def scores(examples: Examples, name: str) -> dict[str, Any]:
-        probability_PC = class_probabilities(model, examples, config.batch_size, device, name)
+        probability_PC = _probabilities(config, checkpoint, examples, name)
         classes = task.data.classifier.classes
         return class_report(probability_PC, examples.is_next, classes, task.majority, config.seed)
 
@@ -173,6 +187,37 @@ def final_report(config: FinetuneConfig, task: FinetuningTask, checkpoint: Path)
         "validation": scores(task.data.validation, "validate"),
         "test": scores(task.data.test, "test") if task.data.test else None,
     }
+
+
+def compare(config: FinetuneConfig, task: FinetuningTask, checkpoint: Path, from_scratch: Path) -> dict[str, Any]:
+    """The scores of this and other classifiers on the test texts, or on the validation texts without any.
+
+    `from_scratch` is the checkpoint of the same network that was trained from random weights.
+    """
+    # Here, because it imports SciPy.
+    from babybert.evaluation import class_baselines as baselines
+
+    data, device = task.data, pick_device(config.device)
+    examples = data.test or data.validation
+    predictions = {
+        baselines.FINE_TUNED: _probabilities(config, checkpoint, examples, "fine-tuned").argmax(1),
+        "from scratch": _probabilities(config, from_scratch, examples, "from scratch").argmax(1),
+        baselines.FROZEN_PROBE: baselines.probe_predictions(
+            task.source, data.train, examples, config.batch_size, device, config.seed
+        ),
+        baselines.BAG_OF_WORDS: baselines.bag_of_words_predictions(
+            data.train, examples, task.tokenizer.size, config.seed
+        ),
+        "majority": np.full(len(examples), task.majority),
+    }
+    return baselines.compare_predictions(predictions, examples.is_next, len(data.classifier.classes), config.seed)
+
+
+def _probabilities(config: FinetuneConfig, checkpoint: Path, examples: Examples, name: str) -> np.ndarray:
+    """The probabilities that a checkpoint gives to the classes of each text."""
+    model, _ = load_classifier(checkpoint)
+    device = pick_device(config.device)
+    return class_probabilities(model.set_kernels(config.kernels).to(device), examples, config.batch_size, device, name)
 
 
 def _add_to_summary(run: Path, report: dict[str, Any]) -> None:

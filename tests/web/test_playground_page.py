@@ -19,17 +19,19 @@ import pytest
 import torch
 from conftest import SMALL
 from faulty_proxy import FaultyProxy
+from labelled_texts import decidable_texts, write_csv
 from processes import start_babybert
 from served import ServedModel
 
 from babybert.checkpoint.format import checkpoint_step, find_checkpoint, list_checkpoints
-from babybert.config import PrepareConfig, PretrainConfig
+from babybert.config import FinetuneConfig, PrepareConfig, PretrainConfig
 from babybert.data.prepare import prepare
 from babybert.evaluation.look import attention_weights, neighbours
 from babybert.evaluation.preference import compare_sentences
 from babybert.playground.run_history import evenly_spaced
 from babybert.serving.predictor import Predictor
 from babybert.serving.request_schema import NextSentence
+from babybert.training.finetuning import finetune
 from babybert.training.train import pretrain
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; `make test-web` brings it")
@@ -459,6 +461,28 @@ def test_it_is_accessible(visit: Visit, checkpoint_page: str, viewport: dict[str
         assert min(box["height"] for box in buttons) >= 24  # WCAG 2.2, 2.5.8
     if PICTURES:
         take_pictures(page, f"{'phone' if viewport is PHONE else 'desk'}-{scheme}")
+
+
+@pytest.fixture(scope="module")
+def classifier_page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of a fine-tuned run."""
+    folder = tmp_path_factory.mktemp("classifier")
+    source = (str(write_csv(folder / "x.csv", decidable_texts(60))),)
+    settings: dict[str, Any] = {"corpus": "csv", "source": source, "metrics": False, "device": "cpu", "max_steps": 3}
+    assert finetune(FinetuneConfig(checkpoint=str(run), out=folder / "run", log_every=1, **settings))
+    yield from playground("--checkpoint=run", folder=folder)
+
+
+def test_a_classifier_shows_its_classes_and_what_it_cannot_do(visit: Visit, classifier_page: str) -> None:
+    page = visit(classifier_page)
+    page.locator("#classify-text").fill("The film is superb and wonderful.")
+    expect(send(page, "classify")).to_have_text(re.compile(r"The model answers (neg|pos), with a probability of \d"))
+    expect(page.locator("#classify-result li")).to_have_count(2)
+    for section in ("fill", "follows", "prefers", "sees"):
+        expect(page.locator(f"#{section}-why")).to_contain_text("The model is fine-tuned to classify texts.")
+        expect(page.locator(f"#{section}-all")).to_be_hidden()
+    expect(page.locator("#learned-charts")).to_contain_text("Class loss, nats")
+    assert violations(page) == []
 
 
 def take_pictures(page: Page, kind: str) -> None:

@@ -1,6 +1,7 @@
 // Starts the page: asks the server about the model, and passes that on to the sections.
 import { ask } from "./api.js";
 import { banner } from "./banner.js";
+import { startClassify } from "./classify.js";
 import { find, plural } from "./dom.js";
 import { startFill } from "./fill.js";
 import { startFollows } from "./follows.js";
@@ -25,6 +26,7 @@ async function start() {
   startFollows();
   const about = await ask("about");
   find("about").textContent = about.name + sizes(about.inside);
+  startClassify(about);
   startPrefers(about);
   startSees(about);
   startLearned(about);
