@@ -6,8 +6,8 @@ DEPLOY := .venv/.deploy
 WEB := .venv/.web
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-learning \
-	bench-serving bench-scale images test-images test-compose test-cluster lint-deploy lock monitoring tutorial \
+.PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-gpu \
+	bench-wide bench-learning bench-serving bench-scale images test-images test-compose test-cluster lint-deploy lock monitoring tutorial \
 	pictures check format clean
 
 help: ## this list
@@ -59,6 +59,13 @@ bench: $(INSTALLED) ## measure speed against other tools: make bench ARCHIVE=acl
 	$(BIN)/python benchmarks/pretrain.py --data data/imdb
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/checkpoint.py --data data/imdb
+
+bench-gpu: $(INSTALLED) ## check and measure the GPU code: under ten minutes on one GPU (DATA=folder: an epoch's share)
+	$(BIN)/python benchmarks/gpu.py $(if $(DATA),--data $(DATA))
+
+bench-wide: $(INSTALLED) ## measure steps of wide models on the CPU against two peers: 25 minutes (MINUTES=5: fewer cases)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/wide.py $(if $(MINUTES),--minutes $(MINUTES))
 
 bench-learning: $(INSTALLED) ## compare held-out loss over time: make bench-learning ARCHIVE=aclImdb_v1.tar.gz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -132,13 +132,15 @@ def _score_held_out(config: EvaluateConfig) -> dict[str, Any]:
     from babybert.data.s3_dataset import open_data
     from babybert.evaluation.report import report
     from babybert.model.device import pick_device
+    from babybert.model.precision import evaluates_in_bf16
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
     dataset = open_data(config.data, CacheLimits(config.cache, config.cache_gb))
     model, tokenizer = load_model(folder)
     check_same_vocabulary(folder, tokenizer, dataset)
-    results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device)
+    bf16 = evaluates_in_bf16(config.precision, model, device)
+    results = report(model.to(device), dataset, config.max_pairs, config.batch_size, device, bf16)
     return {"checkpoint": str(folder), **results}
 
 
@@ -150,8 +152,8 @@ def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
     from babybert.data.s3_cache import CacheLimits
     from babybert.data.s3_dataset import open_data
     from babybert.evaluation.blimp import evaluate_blimp
-    from babybert.evaluation.pseudo_log_likelihood import uses_bf16
     from babybert.model.device import pick_device
+    from babybert.model.precision import evaluates_in_bf16
 
     assert config.blimp is not None
     device = pick_device(config.device)
@@ -165,7 +167,7 @@ def _score_blimp(config: EvaluateConfig) -> dict[str, Any]:
         train = dataset.examples("train")
     else:
         left_out = [f"the unigram and bigram baselines: {config.data}: no such folder; give the data with --data"]
-    bf16 = uses_bf16(config.precision, model, device)
+    bf16 = evaluates_in_bf16(config.precision, model, device)
     batch_positions = config.batch_size * TOKENS_PER_PAIR
     results = evaluate_blimp(model.to(device), tokenizer, pairs, train, device, bf16, batch_positions)
     return {"checkpoint": str(folder), "blimp": config.blimp, **results, "left_out": left_out}
@@ -177,6 +179,7 @@ def run_probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
     from babybert.corpus.labelled import LabelledColumns, read_labelled, sample
     from babybert.evaluation.probe import format_probe, probe
     from babybert.model.device import pick_device
+    from babybert.model.precision import evaluates_in_bf16
 
     device = pick_device(config.device)
     folder = find_checkpoint(config.checkpoint)
@@ -184,7 +187,8 @@ def run_probe(config: ProbeConfig, arguments: argparse.Namespace) -> int:
     columns = LabelledColumns(config.text_column, config.label_column)
     documents = read_labelled(config.corpus, config.source, columns)
     train, test = sample(documents, config.documents, config.seed)
-    results = probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device)
+    bf16 = evaluates_in_bf16(config.precision, model, device)
+    results = probe(model, tokenizer, train, test, config.positions, config.seed, config.batch_size, device, bf16)
     if config.json:
         print_json({"checkpoint": str(folder), **results})
     else:

@@ -9,7 +9,7 @@ import torch
 from common import TrainingStep, new_model, preset_config
 from torch import Tensor
 
-from babybert.config import PRESETS, model_config
+from babybert.config import ModelConfig, model_config
 from babybert.data.dataset import Dataset
 from babybert.data.loader import Batch, Loader
 from babybert.model.bert import BabyBert
@@ -42,7 +42,8 @@ def make_step(variant: str, dataset: Dataset, data: Path, preset: str, device: t
     config = preset_config(data, preset, device=device.type, kernels=kernels, precision=precision)
     torch.manual_seed(0)
     if variant.startswith("hugging face"):
-        return _hugging_face_step(dataset.tokenizer.size, preset, device, variant.endswith("bf16"))
+        model = hugging_face_model(dataset.tokenizer.size, preset).to(device)
+        return hugging_face_step(model, device, variant.endswith("bf16"))
     bert = new_model(config, dataset).to(device)
     if variant == "reference":
         return reference_step(bert)[0]
@@ -77,20 +78,25 @@ def reference_step(bert: BabyBert) -> tuple[Step, torch.optim.Optimizer]:
 
 def hugging_face_model(vocab_size: int, preset: str) -> Any:
     """`BertForPreTraining` with a preset's sizes."""
+    return hugging_face_model_of(model_config(preset, vocab_size))
+
+
+def hugging_face_model_of(sizes: ModelConfig) -> Any:
+    """`BertForPreTraining` of these sizes; its layers are always post-norm."""
     from transformers import BertConfig, BertForPreTraining
 
-    preset_sizes = PRESETS[preset]
-    dropout = model_config(preset, vocab_size).dropout
-    sizes = {
-        "hidden_size": preset_sizes["width"],
-        "num_hidden_layers": preset_sizes["layers"],
-        "num_attention_heads": preset_sizes["heads"],
-        "intermediate_size": preset_sizes["feed_forward"],
-        "hidden_act": preset_sizes.get("activation", "relu"),
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
-    }
-    return BertForPreTraining(BertConfig(vocab_size=vocab_size, type_vocab_size=3, **sizes))
+    config = BertConfig(
+        vocab_size=sizes.vocab_size,
+        type_vocab_size=3,
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        intermediate_size=sizes.feed_forward,
+        hidden_act=sizes.activation,
+        hidden_dropout_prob=sizes.dropout,
+        attention_probs_dropout_prob=sizes.dropout,
+    )
+    return BertForPreTraining(config)
 
 
 def hugging_face_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -104,8 +110,8 @@ def hugging_face_inputs(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _hugging_face_step(vocab_size: int, preset: str, device: torch.device, bf16: bool) -> Step:
-    model = hugging_face_model(vocab_size, preset).to(device)
+def hugging_face_step(model: Any, device: torch.device, bf16: bool) -> Step:
+    """The step of a model of Hugging Face, with its own loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
     def step(batch: Batch) -> None:

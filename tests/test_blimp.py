@@ -188,5 +188,3 @@ def test_data_with_another_vocabulary_is_refused(
 def test_settings_that_do_not_go_together() -> None:
     with pytest.raises(UsageError, match="max_pairs is for held-out pairs"):
         EvaluateConfig(blimp="blimp.zip", max_pairs=3)
-    with pytest.raises(UsageError, match="it is for --blimp only"):
-        EvaluateConfig(precision="bf16")

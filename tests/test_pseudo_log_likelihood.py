@@ -1,6 +1,5 @@
 """Pseudo-log-likelihoods against a reference that makes one masked copy at a time, and against sums by hand."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from conftest import wordpiece_of
 from babybert.config import ModelConfig
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, MASK, SEP, Tokenizer
 from babybert.errors import DataError
-from babybert.evaluation.pseudo_log_likelihood import SentenceScores, score_sentences, uses_bf16
+from babybert.evaluation.pseudo_log_likelihood import SentenceScores, score_sentences
 from babybert.model.bert import BabyBert
 
 CPU = torch.device("cpu")
@@ -125,19 +124,6 @@ def test_bf16_is_close(pieces: Tokenizer) -> None:
     model = make_model(pieces.size)
     for exact, fast in zip(score(model, pieces, TEXTS), score(model, pieces, TEXTS, bf16=True), strict=True):
         assert fast.plain == pytest.approx(exact.plain, abs=0.1)
-    assert uses_bf16("bf16", model, CPU) and not uses_bf16("fp32", model, CPU)
-    assert not uses_bf16("auto", model, CPU)  # a narrow model gains nothing
-
-
-@pytest.mark.parametrize(("has_amx", "width", "expected"), [(True, 128, True), (True, 64, False), (False, 128, False)])
-def test_auto_uses_bf16_where_training_does(
-    pieces: Tokenizer, has_amx: bool, width: int, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    model = make_model(pieces.size)
-    model.config = dataclasses.replace(model.config, width=width)
-    assert uses_bf16("auto", model, CPU) == expected
 
 
 def test_scores_that_are_not_finite_are_an_error(pieces: Tokenizer) -> None:

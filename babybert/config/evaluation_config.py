@@ -34,8 +34,8 @@ class EvaluateConfig(CacheOptions):
     )
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto",
-        "of the encoder with --blimp; auto: bf16 where training uses it (on a GPU, or from width 128 on a CPU with AMX "
-        "or AVX512-BF16). Held-out pairs are scored in fp32",
+        "of the encoder; auto: bf16 on GPUs that support it, and from width 128 on CPUs with AMX or AVX512-BF16. The "
+        "heads are always in fp32",
     )
     max_pairs: int | None = option(None, "score only this many held-out pairs")
     batch_size: int = option(
@@ -61,10 +61,6 @@ class EvaluateConfig(CacheOptions):
             self.blimp is None or self.max_pairs is None,
             "max_pairs is for held-out pairs; --blimp scores all of its pairs: leave one of them out",
         )
-        require(
-            self.blimp is not None or self.precision == "auto",
-            f"precision is {self.precision}; it is for --blimp only, because held-out pairs are scored in fp32",
-        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,11 @@ class ProbeConfig:
     positions: int = option(128, "tokens used of each document; the length of the pairs that prepare makes")
     seed: int = option(0, "seed of the sample, the untrained weights and the bootstrap")
     batch_size: int = option(64, "documents per batch; changes the speed, not the result")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        "of the encoder; auto: bf16 on GPUs that support it, and from width 128 on CPUs with AMX or AVX512-BF16. The "
+        "heads are always in fp32",
+    )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU if there is one")
     json: bool = option(False, "print JSON instead of a table")
 

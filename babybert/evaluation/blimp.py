@@ -28,6 +28,7 @@ from babybert.evaluation.report import json_number
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.evaluation.statistics import LEVEL, percentile_interval, resample_count, resampled_means
 from babybert.model.bert import BabyBert
+from babybert.model.precision import PRECISIONS
 
 SPECIALS = 2  # [CLS] and [SEP]
 BOOTSTRAP_SEED = 0
@@ -106,7 +107,7 @@ def evaluate_blimp(
         "pairs": len(pairs),
         "sentences": len(sentences),
         "tokenizer": tokenizer.kind,
-        "precision": "bf16" if bf16 else "fp32",
+        "precision": PRECISIONS[bf16],
         **_accuracies(tokenized, correct_PK, list(score_S), tokens_S, unknown_S),
         "intervals_hold": LEVEL,
         "intervals_resample": "pairs of each paradigm",

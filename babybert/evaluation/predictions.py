@@ -16,7 +16,7 @@ from torch import Tensor
 
 from babybert.data.loader import Batch, ordered_batches
 from babybert.data.table import Examples
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BabyBert, keep_bf16_weights
 from babybert.model.loss import IGNORED, mlm_loss, nsp_loss
 from babybert.model.ops import mlm_head_token_losses
 from babybert.progress import Progress
@@ -56,19 +56,21 @@ def predict(
     task: str = "evaluate",
     should_stop: Callable[[], bool] = lambda: False,
     token_losses: bool = False,
+    bf16: bool = False,
 ) -> Predictions:
     """Run `model`, which must be on `device`, on all `examples` in evaluation mode, then restore its mode.
 
     `task` names the progress bar. `token_losses` asks for `Predictions.loss_N`; without it only the sum is computed,
-    which has a fused kernel on a GPU. Raises EvaluationStopped after the first batch at which `should_stop()` is true.
+    which has a fused kernel on a GPU. `bf16` runs the encoder under bf16 autocast; the heads stay in fp32, because
+    ranks need exact logits. Raises EvaluationStopped after the first batch at which `should_stop()` is true.
     """
     batches = []
     was_training = model.training
     model.eval()
     try:
-        with Progress(task, len(examples), "pairs") as progress:
+        with keep_bf16_weights(model), Progress(task, len(examples), "pairs") as progress:
             for batch in ordered_batches(examples, batch_size):
-                batches.append(_predict_batch(model, batch.to(device), token_losses))
+                batches.append(_predict_batch(model, batch.to(device), token_losses, bf16))
                 progress.advance(len(batch.is_next_B))
                 if should_stop():
                     raise EvaluationStopped
@@ -77,8 +79,9 @@ def predict(
     return _concatenate(batches)
 
 
-def _predict_batch(model: BabyBert, batch: Batch, token_losses: bool) -> Predictions:
-    hidden_BTD = model(batch.ids_BT, batch.segments_BT)
+def _predict_batch(model: BabyBert, batch: Batch, token_losses: bool, bf16: bool) -> Predictions:
+    with torch.autocast(batch.ids_BT.device.type, torch.bfloat16, enabled=bf16):
+        hidden_BTD = model(batch.ids_BT, batch.segments_BT).float()
     if token_losses:
         loss_N, rank_N = _token_losses(model, hidden_BTD, batch.labels_BT)
         mlm_loss_sum = float(loss_N.sum())

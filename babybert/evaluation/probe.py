@@ -22,7 +22,8 @@ from babybert.corpus.labelled import Labelled
 from babybert.data.tokenizer import CLS, FIRST_ORDINARY, PAD, SEP, Tokenizer
 from babybert.evaluation.nsp_baselines import scikit_learn
 from babybert.evaluation.statistics import LEVEL, bootstrap, mean_of
-from babybert.model.bert import BabyBert
+from babybert.model.bert import BabyBert, keep_bf16_weights
+from babybert.model.precision import PRECISIONS
 from babybert.progress import Progress
 from babybert.tables import format_table
 
@@ -52,11 +53,12 @@ def probe(
     seed: int,
     batch_size: int,
     device: torch.device,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Accuracies on the test documents with confidence intervals, as `babybert probe --json` prints them.
 
-    `seed` draws the weights of the untrained model, the validation documents and the resamples. Raises UsageError
-    without scikit-learn.
+    `seed` draws the weights of the untrained model, the validation documents and the resamples. `bf16` runs the
+    encoder in bf16. Raises UsageError without scikit-learn.
     """
     scikit_learn("linear_model")  # fail before the work if it is missing
     positive = max(document.label for document in train)
@@ -66,7 +68,7 @@ def probe(
 
     ids_train = encode_documents(tokenizer, train, positions)
     ids_test = encode_documents(tokenizer, test, positions)
-    features = _all_features(model, ids_train, ids_test, tokenizer.size, seed, batch_size, device)
+    features = _all_features(model, ids_train, ids_test, tokenizer.size, seed, batch_size, device, bf16)
     majority = is_positive_train.mean() > 0.5
     correct = {"majority": (is_positive_test == majority).astype(float)}
     chosen_c: dict[str, float] = {}
@@ -84,6 +86,7 @@ def probe(
         "documents_to_learn_from": len(train),
         "documents_to_test_with": len(test),
         "positions": positions,
+        "precision": PRECISIONS[bf16],
         "accuracy": {
             name: {"value": interval.value, "interval": [interval.low, interval.high], "C": chosen_c.get(name)}
             for name, interval in intervals.items()
@@ -101,6 +104,7 @@ def _all_features(
     seed: int,
     batch_size: int,
     device: torch.device,
+    bf16: bool,
 ) -> dict[str, ProbeFeatures]:
     """Each kind of features by its name in the report."""
     torch.manual_seed(seed)
@@ -108,8 +112,8 @@ def _all_features(
     features = {BAG_OF_WORDS: ProbeFeatures(bag_of_words(ids_train, vocab_size), bag_of_words(ids_test, vocab_size))}
     for name, network in (("trained", model), ("untrained", untrained)):
         network = network.to(device).eval()
-        states_train = pooled_states(network, ids_train, batch_size, device, f"{name} states")
-        states_test = pooled_states(network, ids_test, batch_size, device, f"{name} states")
+        states_train = pooled_states(network, ids_train, batch_size, device, f"{name} states", bf16)
+        states_test = pooled_states(network, ids_test, batch_size, device, f"{name} states", bf16)
         for pooling, train_PD, test_PD in zip(POOLINGS, states_train, states_test, strict=True):
             features[f"{name}, {pooling}"] = ProbeFeatures(train_PD, test_PD)
     return features
@@ -123,19 +127,25 @@ def encode_documents(tokenizer: Tokenizer, documents: list[Labelled], positions:
 
 @torch.inference_mode()
 def pooled_states(
-    model: BabyBert, documents: list[np.ndarray], batch_size: int, device: torch.device, task: str
+    model: BabyBert,
+    documents: list[np.ndarray],
+    batch_size: int,
+    device: torch.device,
+    task: str,
+    bf16: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each document the hidden state at `[CLS]` and the mean over its tokens, (P, D) each."""
     cls_PD = np.zeros((len(documents), model.config.width))
     mean_PD = np.zeros((len(documents), model.config.width))
     # Batches of documents of near-equal length have little padding.
     order = np.argsort([len(ids) for ids in documents], kind="stable")
-    with Progress(task, len(documents), "documents") as progress:
+    with keep_bf16_weights(model), Progress(task, len(documents), "documents") as progress:
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             ids_BT = _pad([documents[row] for row in rows]).to(device)
             real_BT = ids_BT != PAD
-            hidden_BTD = model(ids_BT, real_BT.long())  # segment 1 for tokens, 0 for padding
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                hidden_BTD = model(ids_BT, real_BT.long()).float()  # segment 1 for tokens, 0 for padding
             mean_BD = (hidden_BTD * real_BT[:, :, None]).sum(1) / real_BT.sum(1, keepdim=True)
             cls_PD[rows] = hidden_BTD[:, 0].cpu().numpy()
             mean_PD[rows] = mean_BD.cpu().numpy()
@@ -190,9 +200,10 @@ def fit_and_predict(features: ProbeFeatures, label_P: np.ndarray, seed: int, sca
 
 def format_probe(results: dict[str, Any]) -> str:
     """The results of `probe` as a table of plain text."""
+    encoder = ", encoder in bf16" if results["precision"] == "bf16" else ""
     title = (
         f"{results['documents_to_learn_from']:,} documents to learn from, {results['documents_to_test_with']:,} to "
-        f"test with, their first {results['positions']} tokens"
+        f"test with, their first {results['positions']} tokens{encoder}"
     )
     rows = []
     for name, accuracy in results["accuracy"].items():

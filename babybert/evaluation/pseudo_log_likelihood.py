@@ -23,7 +23,7 @@ import torch
 from babybert.data.tokenizer import CLS, MASK, SEP
 from babybert.errors import DataError
 from babybert.model.bert import BabyBert, keep_bf16_weights
-from babybert.model.ops import bf16_wins, mlm_head_token_losses
+from babybert.model.ops import mlm_head_token_losses
 from babybert.progress import Progress
 
 BATCH_POSITIONS = 4096  # tokens of a batch; with more, a layer's hidden states do not fit the cache
@@ -68,13 +68,6 @@ class _MaskedCopies:
     def part(self, first: int, end: int) -> "_MaskedCopies":
         """Copies `first` to `end - 1`."""
         return _MaskedCopies(self.row_C[first:end], self.first_C[first:end], self.end_C[first:end])
-
-
-def uses_bf16(precision: str, model: BabyBert, device: torch.device) -> bool:
-    """Whether the encoder runs in bf16 for a `precision` of "auto", "fp32" or "bf16"."""
-    if precision != "auto":
-        return precision == "bf16"
-    return bf16_wins(device, model.config.width, BATCH_POSITIONS // SHORT_SENTENCE, model.kernels)
 
 
 def score_sentences(

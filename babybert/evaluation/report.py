@@ -40,6 +40,7 @@ from babybert.evaluation.statistics import (
     mean_of,
 )
 from babybert.model.bert import BabyBert
+from babybert.model.precision import PRECISIONS
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,24 @@ SMALLEST_PROBABILITY = 1e-300  # keeps the logarithm of a probability that was r
 
 
 def report(
-    model: BabyBert, dataset: Dataset, max_pairs: int | None, batch_size: int, device: torch.device
+    model: BabyBert,
+    dataset: Dataset,
+    max_pairs: int | None,
+    batch_size: int,
+    device: torch.device,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """All that `babybert evaluate --json` prints; docs/evaluation.md explains every key.
 
-    `model` must be on `device`. `max_pairs` limits the held-out pairs to the first ones.
+    `model` must be on `device`. `max_pairs` limits the held-out pairs to the first ones. `bf16` runs the
+    encoder in bf16.
     """
     counts_V = dataset.token_counts()
     examples, masks_origin = with_fixed_masks(dataset.examples("validation"), dataset.tokenizer.size)
     examples = examples.first(max_pairs)
     warn_of_only_label("train", dataset.examples("train"))
     warn_of_only_label("validation", examples)
-    predictions = predict(model, examples, batch_size, device, token_losses=True)
+    predictions = predict(model, examples, batch_size, device, token_losses=True, bf16=bf16)
     targets = targets_of(examples)
 
     logger.info("baselines: unigram, bigram")
@@ -84,6 +91,7 @@ def report(
         "pairs": len(examples),
         "masked_tokens": len(targets),
         "masks": masks_origin,
+        "precision": PRECISIONS[bf16],
         **{name: json_number(interval.value) for name, interval in intervals.items()},
         **_chance_scores(examples, counts_V),
         "intervals": {

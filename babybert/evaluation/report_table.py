@@ -26,8 +26,10 @@ SLICES = (
 
 def format_report(report: dict[str, Any]) -> str:
     """The report as text. The model's scores have their confidence intervals."""
+    encoder = ", encoder in bf16" if report["precision"] == "bf16" else ""
     sections = [
-        f"held out: {report['pairs']:,} pairs, {report['masked_tokens']:,} masked tokens (masks: {report['masks']})",
+        f"held out: {report['pairs']:,} pairs, {report['masked_tokens']:,} masked tokens{encoder} "
+        f"(masks: {report['masks']})",
         _mlm_table(report),
         *([] if report["nsp_chance_loss"] is None else [_nsp_table(report)]),
         *(_slice_table(report[key], title) for key, title in SLICES),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from babybert.errors import UsageError
 from babybert.model import ops
 from babybert.model.device import pick_device
+from babybert.model.precision import uses_bf16
 
 TIMEOUT = timedelta(minutes=30)  # other ranks wait while rank 0 validates or downloads a checkpoint
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
@@ -134,7 +135,7 @@ def start_distributed(
     _check_strategy(strategy, launched)
     base_device = pick_device(device)
     on_gpu = base_device.type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and ops.bf16_wins(base_device, width, pairs, kernels))
+    bf16 = uses_bf16(precision, base_device, width, pairs, kernels)
     if strategy == "dp" and not on_gpu:
         raise UsageError("--parallel dp: DataParallel needs GPUs, and none is used here")
     if launched and strategy in ("auto", "ddp"):
