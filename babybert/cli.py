@@ -1,8 +1,8 @@
 """`babybert COMMAND`: parses the command line, runs the command, and turns errors into one line and an exit code.
 
-Every command's settings are a dataclass of `config/`; what it does is a function of
-`commands.py` or `serving_commands.py`. Results go to
-standard output, progress and messages to standard error. `errors.py` has the exit codes.
+Every command's settings are a dataclass of `config/`; what it does is a function of `commands.py`,
+`serving_commands.py` or `export_commands.py`. Results go to standard output, progress and messages to standard error.
+`errors.py` has the exit codes.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from babybert import __version__, commands, config, serving_commands
+from babybert import __version__, commands, config, export_commands, serving_commands
 from babybert.config.command_line import add_flags, load_config
 from babybert.encoding import escape_unencodable_output
 from babybert.errors import DENIED, EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USAGE, FULL, UserError, os_reason
@@ -58,6 +58,8 @@ COMMANDS = {
         serving_commands.run_classify,
         {"text": "the text", "pair": "the second text, if the model was trained on pairs"},
     ),
+    "export": Command(config.ExportConfig, export_commands.run_export, CHECKPOINT),
+    "import": Command(config.ImportConfig, export_commands.run_import, SOURCE),
     "archive": Command(config.ArchiveConfig, serving_commands.run_archive, SOURCE),
     "serve": Command(config.ServeConfig, serving_commands.run_serve, SOURCE),
     "playground": Command(config.PlaygroundConfig, serving_commands.run_playground),

@@ -24,10 +24,10 @@ LAYERS = (
     {"data"},
     {"model"},
     {"checkpoint"},
-    {"serving"},
+    {"serving", "export"},
     {"evaluation", "info"},
     {"training", "playground"},
-    {"cli", "commands", "serving_commands"},
+    {"cli", "commands", "serving_commands", "export_commands"},
 )
 # Terms of earlier versions, with the term that replaced each.
 RETIRED = {

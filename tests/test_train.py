@@ -1,6 +1,7 @@
 """The training loop: what it learns, when it saves, and that a stopped run ends with the same bits."""
 
 import json
+import logging
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load
 
 from babybert.checkpoint import manager
 from babybert.checkpoint.format import (
@@ -352,3 +354,35 @@ def test_another_seed_and_other_data_are_refused(small: Small, tmp_path: Path, d
     )
     with pytest.raises(UsageError, match="on other data"):
         pretrain(small(data=tmp_path / "other"))
+
+
+def test_a_run_starts_with_the_weights_of_another_one(
+    small: Small, tmp_path: Path, demo: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = result_of(small(out=tmp_path / "first", max_steps=5))
+    caplog.set_level(logging.INFO)
+    task_of = {"init_from": str(tmp_path / "first"), "out": tmp_path / "second", "seed": 3, "dropout": 0.2}
+    config = small(**task_of, max_steps=4, lr=1e-30, weight_decay=0.0)
+    second = result_of(config)
+    assert "starting with the weights of" in caplog.text
+    weights = [load((result.checkpoint / "model.safetensors").read_bytes()) for result in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert read_state(second.checkpoint).step == 4  # counted from its own start
+    caplog.clear()
+    third = result_of(small(**task_of, max_steps=6))  # resumes the run itself
+    assert "starting with the weights of" not in caplog.text
+    assert read_state(third.checkpoint).step == 6
+
+
+def test_weights_of_other_sizes_are_refused(small: Small, tmp_path: Path) -> None:
+    result_of(small(out=tmp_path / "first", max_steps=1))
+    with pytest.raises(UsageError, match="choose another --init-from"):
+        pretrain(small(out=tmp_path / "second", init_from=str(tmp_path / "first"), width=16))
+    assert not list((tmp_path / "second").glob("step-*"))
+
+
+def test_weights_of_another_vocabulary_are_refused(small: Small, tmp_path: Path) -> None:
+    result_of(small(out=tmp_path / "first", max_steps=1))
+    prepare(PrepareConfig(out=tmp_path / "data", corpus="demo", demo_documents=60, tokenizer_kind="wordpiece"))
+    with pytest.raises(DataError, match="another vocabulary"):
+        pretrain(small(out=tmp_path / "second", init_from=str(tmp_path / "first"), data=tmp_path / "data"))

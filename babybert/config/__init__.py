@@ -12,6 +12,7 @@ from babybert.config.evaluation_config import (
     PlotConfig,
     ProbeConfig,
 )
+from babybert.config.export_config import ExportConfig, ImportConfig
 from babybert.config.finetune_config import FinetuneConfig
 from babybert.config.model_config import PRESETS, ClassifierConfig, ModelConfig, model_config
 from babybert.config.prepare_config import PrepareConfig
@@ -32,8 +33,10 @@ __all__ = [
     "ClassifyConfig",
     "EvaluateConfig",
     "ExplainConfig",
+    "ExportConfig",
     "FillMaskConfig",
     "FinetuneConfig",
+    "ImportConfig",
     "InfoConfig",
     "LookConfig",
     "ModelConfig",

@@ -41,6 +41,11 @@ class ModelOptions:
         None, "replaces the preset's value: layer norms after each residual sum, or before each sublayer"
     )
     activation: Literal["relu", "gelu"] | None = option(None, "replaces the preset's value, of the feed-forward")
+    init_from: str | None = option(
+        None,
+        "start with the weights of this checkpoint, a run or one step in a folder or at s3://bucket/prefix, and a new "
+        "optimizer: to go on with other data of the same vocabulary. A resume takes the run's own checkpoint",
+    )
     tie_decoder: bool = option(False, "use the table of token embeddings as MLM decoder: fewer parameters")
     init_decoder_bias: bool = recipe_option(
         True, "initialize the MLM bias with log word frequencies: the loss starts at the unigram baseline"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from babybert.checkpoint.format import check_same_vocabulary, load_model
+from babybert.checkpoint.source import CheckpointSource
 from babybert.config import ModelConfig, PretrainConfig
 from babybert.data.dataset import SPLITS, Dataset, warn_of_only_label
 from babybert.data.loader import Loader
@@ -20,6 +21,7 @@ from babybert.data.table import Examples
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
 from babybert.evaluation.scores import Scores, evaluate_held_out
+from babybert.folders import temporary_folder
 from babybert.model.bert import BabyBert, BertEncoder
 from babybert.model.loss import LossSums, ObjectiveSums, PretrainingModel
 from babybert.training.distributed import DistributedContext
@@ -88,16 +90,32 @@ class PretrainingTask:
         return self.config.preset
 
     def new_model(self) -> BabyBert:
-        """See `setup.new_model`."""
-        return new_model(self.config, self.sizes, self.counts_V)
+        """A model with initial weights, or with those of `init_from`; see `setup.new_model`.
+
+        Raises UsageError if that checkpoint has other sizes than the settings, DataError for another vocabulary.
+        """
+        if self.config.init_from is None:
+            return new_model(self.config, self.sizes, self.counts_V)
+        with temporary_folder("init-from") as folder:
+            source = self._load(CheckpointSource(self.config.init_from).find(folder), "--init-from")
+        logger.info(f"starting with the weights of {self.config.init_from}")
+        bert = BabyBert(self.sizes)  # with the dropout of the settings
+        bert.load_state_dict(source.state_dict())
+        return bert
 
     def load_model(self, folder: Path) -> BabyBert:
         """The checkpoint's model, if the settings and the data fit it."""
+        return self._load(folder, "--out")
+
+    def _load(self, folder: Path, flag: str) -> BabyBert:
         bert, tokenizer = load_model(folder)
         check_same_vocabulary(folder, tokenizer, self.dataset)
-        if bert.config != self.sizes:
+        sizes = bert.config
+        if flag == "--init-from":
+            sizes = replace(sizes, dropout=self.sizes.dropout)
+        if sizes != self.sizes:
             raise UsageError(
-                f"{folder}: has sizes {bert.config}, the settings ask for {self.sizes}; choose another --out"
+                f"{folder}: has sizes {bert.config}, the settings ask for {self.sizes}; choose another {flag}"
             )
         return bert
 

@@ -1,0 +1,113 @@
+"""`babybert import`: a folder for Transformers becomes the first checkpoint of a new run.
+
+Nothing in the folder is executed: its `config.json`, `model.safetensors` and `tokenizer.json` are read as data. Only
+our own architecture can be read. The weights and the tokenizer are those that were exported, bit by bit. The
+optimizer's state is not in such a folder, so pretraining goes on with `--init-from`, with a new optimizer.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import tokenizers
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from babybert.checkpoint.format import CheckpointState, list_checkpoints, save_checkpoint
+from babybert.checkpoint.model_files import DECODER_TABLE, EMBEDDING_TABLE
+from babybert.config import ClassifierConfig
+from babybert.data.tokenizer import Tokenizer
+from babybert.errors import DataError, UsageError
+from babybert.export.transformers_folder import ENCODER_PREFIX, MODEL_TYPE, model_config_of
+from babybert.folders import lock_folder
+from babybert.model.bert import BabyBert, BertEncoder
+from babybert.model.classifier import TextClassifier
+
+CLASSIFIER_WEIGHT = "class_head.0.weight"
+
+
+def import_checkpoint(source: Path, run: Path) -> Path:
+    """Write the model of a Transformers folder as a checkpoint of step 0 into the folder `run`; return its path.
+
+    Raises DataError naming the file that is missing, damaged or of another architecture, UsageError if `run` has
+    checkpoints already or cannot be written.
+    """
+    config = _read_config(source / "config.json")
+    tokenizer = _read_tokenizer(source / "tokenizer.json")
+    model = _read_model(source, config)
+    if model.config.vocab_size != tokenizer.size:
+        raise DataError(
+            f"{source}: the model has {model.config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; "
+            "they do not belong together"
+        )
+    state = CheckpointState(
+        step=0,
+        epoch=0,
+        batch=0,
+        seconds=0.0,
+        restarts=0,
+        tokenizer_digest=tokenizer.digest,
+        settings={"seed": 0, "imported_from": str(source)},
+        data_digest="",
+        scores=None,
+    )
+    with lock_folder(run, "--out"):
+        if list_checkpoints(run):
+            raise UsageError(f"{run}: has checkpoints already; choose another --out")
+        return save_checkpoint(run, state, model, tokenizer, torch.optim.SGD(model.parameters()))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path}: not the configuration of a Transformers model ({error!r})") from error
+    if model_type != MODEL_TYPE:
+        raise DataError(
+            f"{path}: model_type is {model_type!r}; only {MODEL_TYPE!r} can be imported, "
+            "which `babybert export` and its models' save_pretrained write"
+        )
+    assert isinstance(config, dict)
+    return config
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer without the template that the export added. Raises DataError."""
+    Tokenizer.load(path)  # checks the file and its special tokens
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"] = None
+    for setting in ("truncation", "padding"):  # the last call's, which Transformers saves
+        content[setting] = None
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
+
+def _read_model(source: Path, config: dict[str, Any]) -> BertEncoder:
+    path = source / "model.safetensors"
+    try:
+        weights = {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in load(path.read_bytes()).items()}
+        sizes = model_config_of(config)
+        model: BertEncoder
+        if CLASSIFIER_WEIGHT in weights:
+            labels = config["id2label"]
+            classes = tuple(labels[str(index)] for index in range(len(labels)))
+            model = TextClassifier(sizes, ClassifierConfig(classes, **config["classifier"]))
+        else:
+            model = BabyBert(sizes)
+            _tie(weights, sizes.tie_decoder)
+        model.load_state_dict(weights)
+    except (OSError, safetensors.SafetensorError, RuntimeError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{path}: not the weights of a pretrained or fine-tuned model of this config.json ({reason})"
+        ) from error
+    return model
+
+
+def _tie(weights: dict[str, Tensor], is_tied: bool) -> None:
+    """A tied model's table is stored under one of its two names."""
+    if is_tied:
+        name = EMBEDDING_TABLE if EMBEDDING_TABLE in weights else DECODER_TABLE
+        weights[EMBEDDING_TABLE] = weights[DECODER_TABLE] = weights[name]
