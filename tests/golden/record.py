@@ -5,12 +5,13 @@ comes from babybert commands run in a temporary folder:
 
 - `prepare`: SHA-256 of each file of several data sets: generated reviews and, if BABYBERT_IMDB names the archive,
   also 2,000 real ones. `datasets` holds the parsed dataset.json of each, which names library versions.
-- `pretrain`: the losses of 50 steps of each preset and of the reference recipe, as exact numbers.
+- `pretrain`: the losses of 50 steps of each preset and of the reference recipe, as exact numbers; and of 12 steps of
+  a network like `small`, in fp32 and bf16, and of `tiny` on data of `prepare --segments runs`.
 - `evaluate`: the output of `evaluate --json`.
 - `http`: status and body of twenty requests to a served model.
 
 Losses are equal to the bit only on one kind of processor, with one version of torch and one number of threads:
-`machine` identifies them. Recording takes about four minutes.
+`machine` identifies them. Recording takes about five minutes.
 """
 
 import hashlib
@@ -34,10 +35,11 @@ from processes import run_babybert, start_babybert
 from babybert.serving.torchserve import free_ports
 
 GOLDENS = Path(__file__).parent / "goldens.json"
-STEPS = 50
+STEPS, FEW_STEPS = 50, 12
 DATASETS: dict[str, list[str]] = {
     "demo": [],
     "demo-parquet": ["--format", "parquet"],
+    "demo-runs": ["--segments", "runs", "--demo-documents", "200"],
     "demo-5-copies": ["--duplicates", "5", "--demo-documents", "50"],
 }
 IMDB = ["--corpus", "imdb", "--source", "aclImdb.tar.gz", "--limit", "2000"]
@@ -50,6 +52,13 @@ RUNS: dict[str, list[str]] = {
     "tiny": ["--preset", "tiny"],
     "mini": ["--preset", "mini", "--precision", "fp32"],
     "reference": ["--recipe", "reference"],
+}
+SMALL = ["--preset", "small", "--width", "128", "--layers", "2", "--feed-forward", "256"]
+# Runs of FEW_STEPS. `small-bf16` is compared where the processor has fast bf16.
+SHORT_RUNS: dict[str, list[str]] = {
+    "small": [*SMALL, "--precision", "fp32"],
+    "small-bf16": [*SMALL, "--precision", "bf16"],
+    "segments-runs": ["--preset", "tiny", "--data", "demo-runs"],
 }
 JSON = {"Content-Type": "application/json"}
 PAIR = {"sentence_a": "Mary is superb as the pilot.", "sentence_b": "She launches near the planet."}
@@ -129,10 +138,15 @@ def prepare(folder: Path, name: str) -> Path:
 
 
 def pretrain(folder: Path, name: str) -> list[list[float | None]]:
-    """Run one of RUNS on `folder/demo`. Returns MLM loss, NSP loss and gradient norm of each line of metrics.jsonl."""
-    command = ["pretrain", "--data", "demo", "--log-every", "1", "--no-metrics", "--device", "cpu", *RUNS[name]]
+    """MLM loss, NSP loss and gradient norm of each line of metrics.jsonl, after one of RUNS or SHORT_RUNS.
+
+    The data is `folder/demo` unless the run names another.
+    """
+    steps, flags = (STEPS, RUNS[name]) if name in RUNS else (FEW_STEPS, SHORT_RUNS[name])
+    data = [] if "--data" in flags else ["--data", "demo"]
+    command = ["pretrain", *data, "--log-every", "1", "--no-metrics", "--device", "cpu", *flags]
     run(folder, *command, "--out", f"warm-up/{name}", "--max-steps", "1")  # compiles the kernels, see numba_cache
-    run(folder, *command, "--out", f"runs/{name}", "--max-steps", str(STEPS))
+    run(folder, *command, "--out", f"runs/{name}", "--max-steps", str(steps))
     losses = []
     for text in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines():
         line = json.loads(text)
@@ -188,7 +202,7 @@ def record(imdb: str | None) -> dict[str, Any]:
             "pyarrow": pyarrow_version(),
             "prepare": {name: digests(path) for name, path in datasets.items()},
             "datasets": {name: json.loads((path / "dataset.json").read_text()) for name, path in datasets.items()},
-            "pretrain": {name: pretrain(folder, name) for name in RUNS},
+            "pretrain": {name: pretrain(folder, name) for name in [*RUNS, *SHORT_RUNS]},
             "evaluate": evaluate(folder),
             "http": answers(folder),
         }
