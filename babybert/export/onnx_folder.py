@@ -83,9 +83,9 @@ def write_onnx_folder(checkpoint: Path, out: Path, int8: bool) -> None:
     model, _ = load_encoder(checkpoint)
     model.set_kernels("plain").eval()
     graph = PretrainedGraph(model) if isinstance(model, BabyBert) else ClassifierGraph(_classifier(model))
-    _export(graph, out / GRAPH)
+    export_graph(graph, out / GRAPH)
     if int8:
-        _quantize(out / GRAPH, out / INT8_GRAPH)
+        quantize(out / GRAPH, out / INT8_GRAPH)
     tokenizer = transformers_tokenizer((checkpoint / TOKENIZER).read_bytes())
     (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     facts: dict[str, Any] = {"max_positions": model.config.max_positions, "inputs": graph.inputs}
@@ -100,7 +100,7 @@ def _classifier(model: nn.Module) -> TextClassifier:
     return model
 
 
-def _export(graph: PretrainedGraph | ClassifierGraph, path: Path) -> None:
+def export_graph(graph: PretrainedGraph | ClassifierGraph, path: Path) -> None:
     """Trace the graph with a batch of two, whose second sequence is padded."""
     ids_BT = torch.tensor([[CLS, 5, MASK, 5, SEP], [CLS, 5, SEP, PAD, PAD]])
     examples = (ids_BT, torch.zeros_like(ids_BT), torch.tensor([1, 2, 6]))[: len(graph.inputs)]
@@ -121,7 +121,8 @@ def _export(graph: PretrainedGraph | ClassifierGraph, path: Path) -> None:
         )
 
 
-def _quantize(path: Path, target: Path) -> None:
+def quantize(path: Path, target: Path) -> None:
+    """Write the graph of `path` with int8 weights to `target`."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
