@@ -163,6 +163,9 @@ def test_a_run_in_s3_continues_elsewhere(settings: Finetune, tmp_path: Path, s3:
     second, _ = ending_of(settings(**changes, out=tmp_path / "two", max_steps=5))
     assert first.checkpoint.name == "step-00000003"
     assert read_state(second.checkpoint).restarts == 1
+    again, report = ending_of(settings(**changes, out=tmp_path / "three", max_steps=5))  # complete: scored again
+    assert again.checkpoint.name == second.checkpoint.name
+    assert json.loads((tmp_path / "three" / "summary.json").read_text())["report"] == report
 
 
 @pytest.mark.slow
