@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from babybert.checkpoint.format import save_model
@@ -163,6 +165,23 @@ def test_each_kind_of_model_refuses_the_tasks_of_the_other(texts: Predictor, pre
     assert pretrained.classifier is None
     for predictor in (texts, pretrained):
         assert not [answer for answer in predictor.predict(predictor.warm_up_items()) if isinstance(answer, Exception)]
+
+
+LEAF = st.none() | st.booleans() | st.integers(-2, 40) | st.text(max_size=5)
+KEYS = st.sampled_from(["classify", "inputs", "parameters", "truncate", "top_k", "text", "text_pair", "pairs"])
+VALUE = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.dictionaries(KEYS, VALUE, min_size=1, max_size=3), st.booleans())
+def test_any_body_is_a_request_of_the_model_or_a_usage_error(body: dict[str, Any], reads_pairs: bool) -> None:
+    try:
+        request = parse_object(body, ClassifierConfig(CLASSES, reads_pairs, 20, 0.25))
+    except UsageError:
+        return
+    assert request.items and all(isinstance(item, Classify) for item in request.items)
+    assert {item.pair is not None for item in request.items if isinstance(item, Classify)} == {reads_pairs}
 
 
 def test_damaged_weights_are_an_error_of_the_text(demo: Dataset) -> None:

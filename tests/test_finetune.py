@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,8 @@ import pytest
 import torch
 from conftest import S3, SMALL, imdb_review_folder
 from labelled_texts import decidable_texts, write_csv, write_jsonl
+from processes import COMMAND_SECONDS, babybert_command
+from test_distributed import TORCHRUN
 
 from babybert.checkpoint.format import find_checkpoint, load_classifier, load_encoder, load_model, read_state
 from babybert.checkpoint.metrics_log import MetricsLog, read_metrics
@@ -159,6 +163,31 @@ def test_a_run_in_s3_continues_elsewhere(settings: Finetune, tmp_path: Path, s3:
     second, _ = ending_of(settings(**changes, out=tmp_path / "two", max_steps=5))
     assert first.checkpoint.name == "step-00000003"
     assert read_state(second.checkpoint).restarts == 1
+    again, report = ending_of(settings(**changes, out=tmp_path / "three", max_steps=5))  # complete: scored again
+    assert again.checkpoint.name == second.checkpoint.name
+    assert json.loads((tmp_path / "three" / "summary.json").read_text())["report"] == report
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(settings: Finetune, texts: Path, pretrained: Path, tmp_path: Path) -> None:
+    """Without dropout, which differs by rank."""
+    single, _ = ending_of(settings(dropout=0.0, batch_size=16, max_steps=6, lr=1e-3))
+    flags = ["--corpus=csv", f"--source={texts}", f"--checkpoint={pretrained}", f"--out={tmp_path / 'two'}"]
+    flags += ["--dropout=0", "--batch-size=16", "--max-steps=6", "--lr=1e-3", "--device=cpu", "--no-metrics", "--json"]
+    command = [*TORCHRUN, *babybert_command("finetune", *flags)[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=COMMAND_SECONDS)
+    assert job.returncode == 0, job.stderr
+    assert "in 2 processes" in job.stderr
+    assert json.loads(job.stdout)["validation"]["texts"] > 0  # only rank 0 prints
+    one, two = (load_encoder(find_checkpoint(run))[0].state_dict() for run in (tmp_path / "run", tmp_path / "two"))
+    assert single.checkpoint.name == find_checkpoint(tmp_path / "two").name
+    for name in (
+        "class_head.0.weight",
+        "encoder.layers.0.linear1.weight",
+        "embedding.token_embedding.embedding.weight",
+    ):
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5)
 
 
 def test_curves_of_both_kinds_are_two_figures(settings: Finetune, pretrained: Path, tmp_path: Path) -> None:
@@ -288,6 +317,17 @@ def test_texts_are_held_out_by_digest_and_never_trained_on(
     data = data_of(settings(source=source, validation_source=other), tokenizer)
     assert len(data.validation) == 30 and len(data.train) == len(rows) - 30
     assert "left out: 30 training texts that are also validation or test texts" in caplog.text
+
+
+def test_the_first_texts_of_a_sorted_file_are_a_fair_sample(
+    settings: Finetune, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    sorted_rows = sorted(decidable_texts(200, seed=5), key=lambda row: row[1])
+    source = (str(write_csv(tmp_path / "sorted.csv", sorted_rows)),)
+    for name in ("validation", "test"):
+        data = data_of(settings(**{f"{name}_source": source, f"{name}_texts": 60}), tokenizer)
+        share = getattr(data, name).is_next.mean()
+        assert len(getattr(data, name)) == 60 and 0.3 < share < 0.7
 
 
 def test_imdb_is_tested_on_its_own_half(settings: Finetune, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ class _Texts:
             is_next=np.array([index_of[label] for label in self.labels], np.int16),
         )
 
+    def in_digest_order(self, classes: tuple[str, ...]) -> Examples:
+        """All texts in the order of their digests, so that the first ones are a fair sample of a sorted file."""
+        return take(self.examples(classes), np.argsort(np.array(self.digests, np.uint64), kind="stable"))
+
 
 def read_labelled_data(config: FinetuneConfig, tokenizer: Tokenizer, max_positions: int) -> LabelledData:
     """Read and encode all texts that the settings name.
@@ -120,7 +124,7 @@ def read_labelled_data(config: FinetuneConfig, tokenizer: Tokenizer, max_positio
     digest_P = np.array(train.digests, np.uint64)
     rows = _training_rows(digest_P, examples.is_next, np.array([*validation.digests, *test.digests], np.uint64))
     if config.validation_source:
-        held_out = validation.examples(classes)
+        held_out = validation.in_digest_order(classes)
     else:
         is_held_out = digest_P[rows] < np.uint64(config.validation_fraction * 2**64)
         held_out = take(examples, rows[is_held_out])
@@ -135,10 +139,7 @@ def read_labelled_data(config: FinetuneConfig, tokenizer: Tokenizer, max_positio
     if train.cut:
         logger.info(f"{train.cut:,} of all {len(train.labels):,} texts have more than {positions} tokens and are cut")
     chosen = take(examples, rows)
-    test_examples = None
-    if test.labels:
-        order = np.argsort(np.array(test.digests, np.uint64), kind="stable")
-        test_examples = take(test.examples(classes), order[: config.test_texts])
+    test_examples = test.in_digest_order(classes).first(config.test_texts) if test.labels else None
     classifier = ClassifierConfig(classes, reads_pairs, positions, config.head_share)
     return LabelledData(
         classifier, chosen, held_out.first(config.validation_texts), test_examples, _digest(chosen, tokenizer, classes)

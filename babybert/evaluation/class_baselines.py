@@ -24,6 +24,7 @@ from babybert.model.bert import BertEncoder
 from babybert.progress import Progress
 from babybert.tables import format_table
 
+CHOICES_OF_C = (1.0, 10.0, 100.0)  # TF-IDF is small: with a stronger penalty, few texts would all get one class
 FINE_TUNED, BAG_OF_WORDS, FROZEN_PROBE = "fine-tuned", "bag of words", "frozen probe"
 
 
@@ -33,7 +34,7 @@ def bag_of_words_predictions(train: Examples, test: Examples, vocab_size: int, s
     features = ProbeFeatures(
         weigh.fit_transform(_word_counts(train, vocab_size)), weigh.transform(_word_counts(test, vocab_size))
     )
-    return fit_and_predict(features, train.is_next, seed, scale=False)[0]
+    return fit_and_predict(features, train.is_next, seed, scale=False, choices_of_c=CHOICES_OF_C)[0]
 
 
 def probe_predictions(

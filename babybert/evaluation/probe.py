@@ -11,6 +11,7 @@ Shapes: P documents, B documents of a batch, T positions, D width, V vocabulary,
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +170,13 @@ def bag_of_words(documents: list[np.ndarray], vocab_size: int) -> Any:
     return csr_array((np.ones(len(columns)), columns, row_ends), shape=(len(documents), vocab_size))
 
 
-def fit_and_predict(features: ProbeFeatures, label_P: np.ndarray, seed: int, scale: bool) -> tuple[np.ndarray, float]:
+def fit_and_predict(
+    features: ProbeFeatures,
+    label_P: np.ndarray,
+    seed: int,
+    scale: bool,
+    choices_of_c: Sequence[float] = CHOICES_OF_C,
+) -> tuple[np.ndarray, float]:
     """Predicted labels of the test documents, and the C with the best accuracy on the validation documents.
 
     `label_P` are the labels of the training documents. `scale` standardises the features.
@@ -194,7 +201,7 @@ def fit_and_predict(features: ProbeFeatures, label_P: np.ndarray, seed: int, sca
         return float((predicted == label_P[validation]).mean())
 
     # Of several choices that are equally accurate, the smallest C: the strongest penalty.
-    best_c = max(CHOICES_OF_C, key=lambda c: (validation_accuracy(c), -c))
+    best_c = max(choices_of_c, key=lambda c: (validation_accuracy(c), -c))
     return fit(best_c, order).predict(features.test), best_c
 
 

@@ -4,6 +4,7 @@ The loop, checkpoints, resume and metrics are those of pretraining (see `train.p
 checkpoint's encoder and a new head. When the run is complete, its newest checkpoint is scored with intervals.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from babybert.data.labelled_examples import LabelledData, read_labelled_data
 from babybert.data.loader import Loader
 from babybert.data.table import Examples
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import UsageError
+from babybert.errors import UsageError, cannot_write, os_reason
 from babybert.evaluation.classification import ClassScores, class_probabilities, class_report, class_scores
 from babybert.evaluation.nsp_baselines import scikit_learn
 from babybert.folders import temporary_folder, write_file
@@ -221,6 +222,12 @@ def _probabilities(config: FinetuneConfig, checkpoint: Path, examples: Examples,
 
 
 def _add_to_summary(run: Path, report: dict[str, Any]) -> None:
+    """Write the scores at the end into `summary.json`. Raises StorageError or UsageError."""
     path = run / "summary.json"
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    write_file(path, (json.dumps({**summary, "report": report}, indent=2) + "\n").encode())
+    summary: dict[str, Any] = {}  # a complete run from S3 that was started again in another folder has none
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        write_file(path, (json.dumps({**summary, "report": report}, indent=2) + "\n").encode())
+    except OSError as error:
+        raise cannot_write(f"{path}: cannot be written: {os_reason(error)}; the checkpoint is valid", error) from error

@@ -116,7 +116,7 @@ tutorial.show_file(png)
 # information can flow. Training decides what flows there, and chapter 7 draws the same plot for a trained model.
 #
 # **In the package:** [`EncoderLayer`](../../babybert/model/layer.py), [`attention`](../../babybert/model/ops.py),
-# [`feed_forward`](../../babybert/model/ops.py), [`BabyBert.forward`](../../babybert/model/bert.py), and for the
+# [`feed_forward`](../../babybert/model/ops.py), [`BertEncoder.forward`](../../babybert/model/bert.py), and for the
 # plot [`attention_weights`](../../babybert/evaluation/look.py) and
 # [`plot_attention`](../../babybert/evaluation/report_figures.py).
 #
