@@ -25,6 +25,7 @@ from babybert.evaluation.predictions import EvaluationStopped
 from babybert.evaluation.scores import Scores
 from babybert.progress import Progress
 from babybert.training.distributed import DistributedContext, start_distributed
+from babybert.training.free_memory import FreeMemory
 from babybert.training.lr_schedule import learning_rate
 from babybert.training.metrics import RunMetrics
 from babybert.training.metrics_reporter import MetricsReporter
@@ -97,6 +98,7 @@ def _train(run: TrainingSetup[S], manager: CheckpointManager | None, metrics: Ru
     config, context, plan, state, optimizer = run.config, run.context, run.plan, run.state, run.optimizer
     sums_class = run.task.sums_class
     reporter = MetricsReporter(config, context, metrics, state, plan, run.task.with_nsp)
+    free_memory = FreeMemory()
     guard = NonFiniteGuard(context.device, run.rows_of, reporter.record_nonfinite)
     scores: S | None = None
     newest_checkpoint = run.resumed_from
@@ -120,6 +122,7 @@ def _train(run: TrainingSetup[S], manager: CheckpointManager | None, metrics: Ru
                 optimizer.step()
                 optimizer.zero_grad()
 
+                free_memory.return_if_due()
                 pairs = plan.pairs_of(state.step)
                 state.step += 1
                 state.batch += 1
