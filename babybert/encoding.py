@@ -39,9 +39,12 @@ def escape_unencodable_output() -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler of `codecs`: what replaces the first character that cannot be encoded, and where to go on."""
+    """An error handler of `codecs`: what replaces the first character that cannot be encoded, and where to go on.
+
+    A stream may be one that others read as well, as pytest does. Bytes that cannot be decoded are shown as `\\xe9`.
+    """
     if not isinstance(error, UnicodeEncodeError):
-        raise error
+        return codecs.backslashreplace_errors(error)
     character = error.object[error.start]
     end = error.start + 1
     if "\udc80" <= character <= "\udcff":

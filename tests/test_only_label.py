@@ -153,7 +153,7 @@ def test_curves_are_drawn_without_nsp(one_label: Path, tmp_path: Path) -> None:
     png, _ = plot_curves([one_label / "run"], tmp_path / "curves")
     assert png.stat().st_size > 10_000
     curves = RunHistory(str(one_label / "run")).curves()["curves"]
-    assert curves["nsp_loss"] == {"train": [], "mean": [], "held_out": [], "baselines": []}
+    assert list(curves) == ["mlm_loss"]
     assert len(curves["mlm_loss"]["train"]) == len([line for line in read_run(one_label / "run") if "lr" in line])
 
 

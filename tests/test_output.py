@@ -1,6 +1,7 @@
 """What commands print: texts that an encoding lacks, names that are not text, readers that are gone, full disks."""
 
 import codecs
+import io
 import json
 import os
 import subprocess
@@ -93,6 +94,13 @@ def test_json_is_valid_in_every_encoding(capfdbinary: pytest.CaptureFixture[byte
         assert json.loads(capfdbinary.readouterr().out.decode("ascii")) == content
     print_json({"token": "ä"})
     assert json.loads(capfdbinary.readouterr().out) == {"token": "ä"}
+
+
+def test_a_stream_that_others_read_shows_undecodable_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", stream)
+    escape_unencodable_output()
+    assert stream.read() == "caf\\xe9"
 
 
 def test_what_cannot_be_encoded_is_escaped() -> None:
