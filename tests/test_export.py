@@ -254,7 +254,7 @@ def test_what_transformers_saves_can_be_imported(exported: tuple[Path, Path], tm
     [
         ("config.json", '{"model_type": "bert"}', "only 'babybert' can be imported"),
         ("config.json", "[]", "not the configuration"),
-        ("config.json", '{"model_type": "babybert"}', "not the weights"),
+        ("config.json", '{"model_type": "babybert"}', "vocab_size is None"),
         ("model.safetensors", "damaged", "not the weights"),
         ("tokenizer.json", "{}", "not a tokenizer file"),
     ],
@@ -341,3 +341,31 @@ def test_the_example_of_an_onnx_readme_runs(tmp_path: Path, is_classifier: bool)
         np.testing.assert_allclose(logits_BC, wanted_BC, atol=1e-4)
         assert json.loads((out / "babybert.json").read_text())["classes"] == list(CLASSES)
         assert done.stdout.strip() in CLASSES
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "16"),
+        ("hidden_size", -16),
+        ("hidden_size", 16.0),
+        ("tie_word_embeddings", "no"),
+        ("classifier", {"pairs": 1, "positions": "x", "head_share": 0.25}),
+        ("id2label", [1]),
+        ("id2label", {"0": 1, "1": 2, "2": 3}),
+        ("id2label", {"0": "a", "1": "a", "2": "a"}),
+    ],
+)
+def test_wrong_values_of_a_configuration_are_refused(
+    key: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, out = TOKENIZERS["basic-english"], tmp_path / "out"
+    run = make_run(tmp_path / "run", make_model(tokenizer, is_classifier=True), tokenizer)
+    assert main(["export", "--checkpoint", str(run), "--out", str(out)]) == 0
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**config, key: value}), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["import", str(out), "--out", str(tmp_path / "imported")]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"babybert import: error: {out / 'config.json'}: ") and error.count("\n") == 1
+    assert not (tmp_path / "imported").exists()

@@ -20,12 +20,20 @@ from babybert.checkpoint.model_files import DECODER_TABLE, EMBEDDING_TABLE
 from babybert.config import ClassifierConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
-from babybert.export.transformers_folder import ENCODER_PREFIX, MODEL_TYPE, model_config_of
+from babybert.export.transformers_folder import CONFIG_NAMES, ENCODER_PREFIX, MODEL_TYPE, model_config_of
 from babybert.folders import lock_folder
 from babybert.model.bert import BabyBert, BertEncoder
 from babybert.model.classifier import TextClassifier
 
 CLASSIFIER_WEIGHT = "class_head.0.weight"
+NUMBER = (int, float)
+VALUE_TYPES: dict[str, tuple[type, ...]] = {  # the others: int
+    "dropout": NUMBER,
+    "norm": (str,),
+    "activation": (str,),
+    "tie_decoder": (bool,),
+}
+READING_TYPES: dict[str, tuple[type, ...]] = {"pairs": (bool,), "positions": (int,), "head_share": NUMBER}
 
 
 def import_checkpoint(source: Path, run: Path) -> Path:
@@ -71,7 +79,25 @@ def _read_config(path: Path) -> dict[str, Any]:
             "which `babybert export` and its models' save_pretrained write"
         )
     assert isinstance(config, dict)
+    _check_types(path, config, {exported: VALUE_TYPES.get(name, (int,)) for name, exported in CONFIG_NAMES.items()})
     return config
+
+
+def _check_types(path: Path, values: Any, types: dict[str, tuple[type, ...]]) -> None:
+    for name, allowed in types.items():
+        value = values.get(name) if isinstance(values, dict) else None
+        if type(value) not in allowed:  # True is no size, though it is an int
+            wanted = " or ".join(kind.__name__ for kind in allowed)
+            raise DataError(f"{path}: {name} is {value!r}; it must be of type {wanted}")
+
+
+def _read_classifier(path: Path, config: dict[str, Any]) -> ClassifierConfig:
+    _check_types(path, config.get("classifier"), READING_TYPES)
+    labels = config.get("id2label")
+    names = [labels.get(str(index)) for index in range(len(labels))] if isinstance(labels, dict) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: id2label is {str(labels)[:100]}; it must have a different name for each of 0, 1, ...")
+    return ClassifierConfig(tuple(names), **config["classifier"])
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
@@ -91,13 +117,13 @@ def _read_model(source: Path, config: dict[str, Any]) -> BertEncoder:
         sizes = model_config_of(config)
         model: BertEncoder
         if CLASSIFIER_WEIGHT in weights:
-            labels = config["id2label"]
-            classes = tuple(labels[str(index)] for index in range(len(labels)))
-            model = TextClassifier(sizes, ClassifierConfig(classes, **config["classifier"]))
+            model = TextClassifier(sizes, _read_classifier(source / "config.json", config))
         else:
             model = BabyBert(sizes)
             _tie(weights, sizes.tie_decoder)
         model.load_state_dict(weights)
+    except UsageError as error:
+        raise DataError(f"{source / 'config.json'}: {error}") from error
     except (OSError, safetensors.SafetensorError, RuntimeError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
