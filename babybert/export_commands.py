@@ -35,5 +35,5 @@ def run_import(config: ImportConfig, arguments: argparse.Namespace) -> int:
     from babybert.export.import_checkpoint import import_checkpoint
 
     checkpoint = import_checkpoint(config.source, config.out)
-    print(f"{checkpoint}: written; go on with it with `babybert pretrain --init-from {config.out}`")
+    print(f"{checkpoint}: written; use it as a checkpoint, or go on with `babybert pretrain --init-from {config.out}`")
     return 0

@@ -285,6 +285,10 @@ def test_an_export_replaces_an_export_alone(
     (tmp_path / "out" / "old").write_text("")
     assert main([*command, "--overwrite"]) == 0
     assert not (tmp_path / "out" / "old").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "link"), "--overwrite"]) == 2
+    assert "symbolic link" in capsys.readouterr().err
+    (tmp_path / "link").unlink()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "mine"), "--overwrite"]) == 2

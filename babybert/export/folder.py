@@ -35,6 +35,8 @@ def new_export_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
+    if out.is_symlink():
+        raise UsageError(f"{out}: is a symbolic link, which would be replaced; name the folder that it leads to")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not _is_export(out):

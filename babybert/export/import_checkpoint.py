@@ -44,12 +44,12 @@ def import_checkpoint(source: Path, run: Path) -> Path:
     """
     config = _read_config(source / "config.json")
     tokenizer = _read_tokenizer(source / "tokenizer.json")
-    model = _read_model(source, config)
-    if model.config.vocab_size != tokenizer.size:
+    if config["vocab_size"] != tokenizer.size:
         raise DataError(
-            f"{source}: the model has {model.config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; "
+            f"{source}: the model has {config['vocab_size']:,} tokens, its tokenizer {tokenizer.size:,}; "
             "they do not belong together"
         )
+    model = _read_model(source, config)
     state = CheckpointState(
         step=0,
         epoch=0,
@@ -94,7 +94,7 @@ def _check_types(path: Path, values: Any, types: dict[str, tuple[type, ...]]) ->
 def _read_classifier(path: Path, config: dict[str, Any]) -> ClassifierConfig:
     _check_types(path, config.get("classifier"), READING_TYPES)
     labels = config.get("id2label")
-    names = [labels.get(str(index)) for index in range(len(labels))] if isinstance(labels, dict) else []
+    names: list[Any] = [labels.get(str(index)) for index in range(len(labels))] if isinstance(labels, dict) else []
     if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise DataError(f"{path}: id2label is {str(labels)[:100]}; it must have a different name for each of 0, 1, ...")
     return ClassifierConfig(tuple(names), **config["classifier"])

@@ -29,7 +29,7 @@ def model_card(checkpoint: Path, model: BertEncoder) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     is_classifier = isinstance(model, TextClassifier)
     purpose = (
-        f"It classifies texts: {', '.join(model.classifier.classes)}."
+        f"It classifies texts: {', '.join(map(_cell, model.classifier.classes))}."
         if isinstance(model, TextClassifier)
         else "It was pretrained with masked language modelling and next sentence prediction."
     )
