@@ -417,13 +417,13 @@ def test_the_keyboard_is_enough(visit: Visit, checkpoint_page: str) -> None:
     page = visit(checkpoint_page)
     focused = "document.activeElement.id || document.activeElement.textContent"
     order = []
-    for _ in range(12):
+    for _ in range(13):
         page.keyboard.press("Tab")
         order.append(page.evaluate(focused))
         if order[-1] == "fill-text":
             page.keyboard.press("Control+A")
             page.keyboard.type("Mary rides near the [MASK].")
-    links = ["Skip to the content", "Fill in", "Does B follow A?", "Which sentence does the model prefer?"]
+    links = ["Skip to the content", "Fill in", "Does B follow A?", "Classify", "Which sentence does the model prefer?"]
     links += ["How the model sees it", "How it learned"]
     assert order == [*links, "fill-text", "fill-insert", "fill-hide", "fill-count", "fill-targets", "Fill in"]
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
