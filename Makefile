@@ -7,7 +7,8 @@ WEB := .venv/.web
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-fast test-web goldens lint types soak soak-scale fuzz bench bench-gpu \
-	bench-wide bench-learning bench-serving bench-scale images test-images test-compose test-cluster lint-deploy lock monitoring tutorial \
+	bench-wide bench-learning bench-serving bench-scale images test-images test-compose test-cluster lint-deploy \
+	lock monitoring tutorial \
 	pictures check format clean
 
 help: ## this list
