@@ -17,7 +17,7 @@ MAX_FUNCTION_LINES = 60
 LAYERS = (
     {
         *("config", "errors", "encoding", "folders", "logs", "progress", "proxies", "s3", "s3_errors"),
-        *("s3_access", "s3_lease", "s3_prefix", "s3_retry"),
+        *("s3_access", "s3_lease", "s3_prefix", "s3_retry", "s3_upload_process"),
         *("jit", "tables", "figures"),
     },
     {"corpus"},

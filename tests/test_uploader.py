@@ -199,7 +199,7 @@ def test_keys_that_expire_during_a_run_are_retried_until_its_end(
     s3_proxy.rule = lambda request: expired
     uploader.submit(save(2))
     with pytest.raises(StorageError, match=r"step-00000002 is valid but could not be .* have expired") as caught:
-        uploader.finish(0.5)
+        uploader.finish(5)
     assert caught.value.exit_code == EXIT_CRASH
     with pytest.raises(UsageError, match=r"the AWS credentials have expired .*; get new ones"):
         store.check_access()

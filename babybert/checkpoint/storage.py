@@ -34,10 +34,11 @@ from babybert.checkpoint.format import (
 )
 from babybert.checkpoint.retention import steps_to_delete
 from babybert.errors import DataError, StorageError, UsageError, os_reason
-from babybert.s3 import list_keys, list_uploads, make_client, split_address
+from babybert.s3 import list_keys, list_uploads, make_client, split_address, upload_file
 from babybert.s3_access import check_access
 from babybert.s3_errors import s3_errors
 from babybert.s3_lease import LEASE_SECONDS, Lease
+from babybert.s3_upload_process import UploadProcess
 
 MANIFEST_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/manifest\.json\Z")
 DATA_KEY = re.compile(r"(?:^|/)step-([0-9]{8})/([0-9a-f]{32})/[^/]+\Z")
@@ -106,22 +107,19 @@ class S3Store:
     def upload(self, folder: Path) -> int:
         """Upload a local checkpoint, the manifest last. Returns its size in bytes.
 
-        What earlier attempts left of the same step stays until `prune`.
+        Another process sends the files. What earlier attempts left of the same step stays until `prune`.
         """
         manifest = read_manifest(folder)
         attempt = uuid.uuid4().hex
-        for name in manifest.files:
-            self._put_file(folder / name, self.key(folder.name, attempt, name))
+        with UploadProcess() as process:
+            for name in manifest.files:
+                self.guard()
+                process.upload(folder / name, self.bucket, self.key(folder.name, attempt, name))
         body = Manifest(manifest.step, manifest.held_out_loss, manifest.files, attempt, manifest.format).to_json()
         self.guard()
         with s3_errors(f"{self.address}/{folder.name}"):
             self.client.put_object(Bucket=self.bucket, Key=self.key(folder.name, MANIFEST), Body=body.encode())
         return sum(entry.bytes for entry in manifest.files.values())
-
-    def _put_file(self, path: Path, key: str) -> None:
-        self.guard()
-        with s3_errors(f"s3://{self.bucket}/{key}"):
-            self.client.upload_file(str(path), self.bucket, key)
 
     def download(self, step: int, run: Path) -> Path:
         """Download a step into the run's folder, completely or not at all.
@@ -204,7 +202,9 @@ class S3Store:
     def upload_metrics(self, path: Path) -> None:
         """Upload the run's `metrics.jsonl`, if there is one."""
         if path.exists():
-            self._put_file(path, self.key(METRICS))
+            self.guard()
+            with s3_errors(f"s3://{self.bucket}/{self.key(METRICS)}"):
+                upload_file(self.client, path, self.bucket, self.key(METRICS))
 
     def download_metrics(self, path: Path) -> None:
         """Download the run's `metrics.jsonl` to `path`, if the store has one."""

@@ -1,15 +1,14 @@
 """Uploads checkpoints in the background, one at a time, and retries until the server accepts them.
 
-Training never waits for an upload. If a newer checkpoint arrives while an older one is waiting, the older one is not
-uploaded any more: the newer one replaces it. The uploader stops for good when the lease of the store is lost.
+Training never waits for an upload, and a process of its own sends the files (`s3_upload_process.py`). If a newer
+checkpoint arrives while an older one is waiting, the older one is not uploaded any more: the newer one replaces it. The
+uploader stops for good when the lease of the store is lost.
 
 A checkpoint is uploaded when its manifest is. Then follow the run's metrics and deleting what is old. If that fails, a
 warning is logged, and the upload has succeeded nevertheless.
 """
 
-import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from babybert.s3_lease import LeaseLost
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two attempts, doubled each time
-LOW_PRIORITY = 15  # nice value; 19 is the lowest priority
 
 
 class Uploader:
@@ -85,9 +83,6 @@ class Uploader:
                 )
 
     def _run(self) -> None:
-        # On Linux, each thread has its own priority, and boto3's threads inherit this one: training goes first.
-        with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
         pause = FIRST_PAUSE
         while (folder := self._next()) is not None:
             try:
