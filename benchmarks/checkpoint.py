@@ -120,11 +120,16 @@ def measure(data: Path, work: Path, repeat: int, runs: int) -> dict[str, float]:
         store.prune(1)
     last = config.out / checkpoint_name(repeat)
     times["resume"] = [seconds_to_resume(data, last, work / f"resumed-{run}") for run in range(3)]
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(seconds_of, partial(store.upload, last))
+        while not upload.done():
+            training_step(batches[0])
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         "checkpoint_mb": sum(path.stat().st_size for path in last.iterdir()) / 1e6,
         "save_local": medians["save"],
         "upload": medians["upload"],
+        "upload_while_training_needs_all_cores": upload.result(),
         "download_and_verify": medians["download"],
         "load_into_model_and_optimizer": medians["load"],
         "start_to_first_step_of_a_resume": medians["resume"],

@@ -127,4 +127,4 @@ assert len(counters) == 2
 # [`BabyBertHandler`](../../handler/babybert_handler.py), which TorchServe calls. [api.md](../api.md) documents all
 # requests and responses, and [serving.md](../serving.md) how to run the server.
 #
-# This is the end of the tutorial. [Back to the table of contents](README.md)
+# Next: [9. Fine-tuning](9_finetuning.md)
