@@ -26,7 +26,7 @@ from babybert.training.lr_schedule import learning_rate
 from babybert.training.optimizer import make_optimizer
 from babybert.training.setup import make_loader
 from babybert.training.setup import new_model as initial_model
-from babybert.training.step import forward_backward
+from babybert.training.step import clip_gradients, forward_backward
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ class TrainingStep:
 
     def __call__(self, batch: Batch) -> None:
         forward_backward(self.model, batch, self.context, self.config.accumulate)
-        nn.utils.clip_grad_norm_(self.bert.parameters(), self.config.clip_norm)
+        clip_gradients(self.bert.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py --data data/imdb-wordpiece               # `small`, 500 steps, two seeds each
     python benchmarks/precision.py --data data/imdb-wordpiece --steps 40    # a trial
+    python benchmarks/precision.py --data data/imdb-wordpiece --batch-size 16    # on a processor without bf16
 
 Each run is `babybert pretrain` with the preset's recipe and a schedule of so many steps, and one scoring of held-out
 pairs in fp32 at its end. A run in bf16 sees the same batches, masks and initial weights as the one in fp32 with its
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/imdb-wordpiece"), help="prepared data")
     parser.add_argument("--preset", default="small", choices=("mini", "small", "medium"))
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, help="pairs in a batch [default: the recipe's]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="at least two")
     parser.add_argument("--pairs", type=int, default=4096, help="held-out pairs to score")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for precision.json")
@@ -74,6 +76,8 @@ def train_and_score(options: argparse.Namespace, seed: int, precision: str) -> S
             "validation-pairs": 64,
             "device": "cpu",
         }
+        if options.batch_size:
+            flags["batch-size"] = options.batch_size
         command = [sys.executable, "-m", "babybert.cli", "pretrain", "--no-metrics"]
         start = time.perf_counter()
         done = subprocess.run([*command, *(f"--{name}={value}" for name, value in flags.items())], capture_output=True)

@@ -6,7 +6,7 @@ a small replica more.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar, overload
 
 import torch
@@ -65,6 +65,20 @@ def forward_backward(
             total = sums.detach() if total is None else total + sums.detach()
     assert total is not None, "a batch has at least one pair"
     return total
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients that are longer than `max_norm` down to it. Returns their norm before that.
+
+    The result is that of PyTorch's `clip_grad_norm_`, which multiplies shorter gradients by 1. On a CPU this is one
+    more pass over all parameters, so it is left out. On a GPU the comparison would make the host wait.
+    """
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    is_short = norm.device.type == "cpu" and bool(norm < 0.999 * max_norm)
+    if not is_short:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def _global_counts(batch: Batch, context: DistributedContext) -> Tensor:

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from torch import nn
-
 from babybert.checkpoint.format import CheckpointState
 from babybert.checkpoint.manager import CheckpointManager
 from babybert.config import PretrainConfig
@@ -33,7 +31,7 @@ from babybert.training.nonfinite_guard import NonFiniteGuard
 from babybert.training.optimizer import set_learning_rate
 from babybert.training.pretraining import PretrainingTask
 from babybert.training.setup import TrainingSetup, set_up
-from babybert.training.step import forward_backward
+from babybert.training.step import clip_gradients, forward_backward
 from babybert.training.stop_signal import StopSignal
 from babybert.training.task import HeldOutScores, RunConfig, TrainingTask
 
@@ -117,7 +115,7 @@ def _train(run: TrainingSetup[S], manager: CheckpointManager | None, metrics: Ru
                 set_learning_rate(optimizer, lr)
                 context.seed_step(config.seed, state.step)
                 sums = forward_backward(run.model, batch.to(context.device), context, config.accumulate, sums_class)
-                gradient_norm = nn.utils.clip_grad_norm_(run.bert.parameters(), config.clip_norm)
+                gradient_norm = clip_gradients(run.bert.parameters(), config.clip_norm)
                 guard.record(gradient_norm, state.step)
                 optimizer.step()
                 optimizer.zero_grad()
