@@ -5,8 +5,9 @@
     python benchmarks/wide.py --only 0 1     # cases by number
 
 Batches are generated. In each case the variants take turns, and medians are compared. The roofline is what a step must
-do, at rates that are measured in the same run: products in bf16, exponentials, and passes over the parameters. Cases
-that the time leaves no room for are named. Prints tables, and writes `wide.json`, `wide.md` and `wide.svg`.
+do, at rates that are measured in the same run: products in bf16, exponentials, and passes over the parameters. On a
+processor without bf16, where it is many times slower than fp32, everything is in fp32. Cases that the time leaves no
+room for are named. Prints tables, and writes `wide.json`, `wide.md` and `wide.svg`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from step_variants import Step, hugging_face_model_of, hugging_face_step
 
 from babybert.config import ModelConfig, PretrainConfig
 from babybert.model.bert import BabyBert
+from babybert.model.device import has_fast_bf16
 
 Row = dict[str, Any]
-VARIANTS = ("hugging face", "hugging face bf16", "plain", "plain bf16", "ours")
+FP32_VARIANTS = ("hugging face", "plain", "ours")
+BF16_VARIANTS = ("hugging face", "hugging face bf16", "plain", "plain bf16", "ours")
 MODELS = ("mini", "small", "medium", "512 x 8")
 SHAPES, VOCABULARIES = ((64, 64), (32, 128)), (8192, 30_522)
 BATCHES = 3  # different batches, which take turns; oneDNN has compiled their products after the first turn
@@ -92,11 +95,14 @@ def main() -> None:
         print(peak_gib(options.memory_of[0], cases()[int(options.memory_of[1])]))
         return
     start = time.monotonic()
-    rates, bf16_products = measure_rates(CPU), measure_bf16_products()
+    rates = measure_rates(CPU)
+    fp32_products, in_bf16 = rates.multiply_adds, ""
+    if has_fast_bf16(CPU):
+        rates = replace(rates, multiply_adds=measure_bf16_products())
+        in_bf16 = f"{2e-9 * rates.multiply_adds:,.0f} GFLOP/s in bf16, "
     machine = (
-        f"{torch.get_num_threads()} threads; products: {2e-9 * bf16_products:,.0f} GFLOP/s in bf16, "
-        f"{2e-9 * rates.multiply_adds:,.0f} in fp32; {1e-9 * rates.exponentials:.2f} G exp/s; "
-        f"{1e-9 * rates.bytes:.1f} GB/s"
+        f"{torch.get_num_threads()} threads; products: {in_bf16}{2e-9 * fp32_products:,.0f} GFLOP/s in fp32; "
+        f"{1e-9 * rates.exponentials:.2f} G exp/s; {1e-9 * rates.bytes:.1f} GB/s"
     )
     print(machine)
     rows: list[Row] = []
@@ -110,10 +116,12 @@ def main() -> None:
         ):
             skipped.append(case.name)
             continue
-        rows.append(measure(number, case, options.rounds, Rates(bf16_products, rates.exponentials, rates.bytes)))
+        rows.append(measure(number, case, options.rounds, rates))
         print_row(rows[-1])
     for name in skipped:
         print(f"skipped, no time left: {name}")
+    if not rows:
+        raise SystemExit("no case was measured; give more --minutes")
     write_json(options.out / "wide.json", {"machine": machine, "cases": rows, "skipped": skipped})
     (options.out / "wide.md").write_text(f"{machine}\n\n{format_table(rows)}\n")
     draw(rows, options.out / "wide.svg")
@@ -136,8 +144,9 @@ def measure(number: int, case: Case, rounds: int, rates: Rates) -> Row:
     masked = statistics.fmean(int((batch.labels_BT > 0).sum()) for batch in batches)
     sizes = case.config("auto", "auto").sizes(case.vocabulary)
     parameters = sum(parameter.numel() for parameter in BabyBert(sizes).parameters())
-    steps = {variant: case.step(variant) for variant in VARIANTS}
-    times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    variants = BF16_VARIANTS if has_fast_bf16(CPU) else FP32_VARIANTS
+    steps = {variant: case.step(variant) for variant in variants}
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
     for batch in batches:
         steps["ours"](batch)
     for turn in range(rounds + 1):
@@ -211,17 +220,19 @@ def print_row(row: Row) -> None:
 
 def format_table(rows: list[Row]) -> str:
     """All cases as one Markdown table, in tokens/s."""
-    headers = ["model, batch, vocabulary", *VARIANTS, "better plain / ours", "ours, GFLOP/s", "of the roofline"]
-    headers += ["peak of plain bf16 and ours, GiB"]
+    variants = list(rows[0]["results"])
+    plain = [variant for variant in variants if variant.startswith("plain")]
+    headers = ["model, batch, vocabulary", *variants, "ours / better plain", "ours, GFLOP/s", "of the roofline"]
+    headers += [f"peak of {plain[-1]} and ours, GiB"]
     lines = [headers, ["---", *["---:"] * (len(headers) - 1)]]
     for row in rows:
         results, ours = row["results"], row["results"]["ours"]
-        best_plain = max(results[name]["tokens_per_second"] for name in ("plain", "plain bf16"))
-        peaks = (results["plain bf16"]["peak_gib"], ours["peak_gib"])
+        best_plain = max(results[name]["tokens_per_second"] for name in plain)
+        peaks = (results[plain[-1]]["peak_gib"], ours["peak_gib"])
         lines.append(
             [
                 row["name"],
-                *(f"{results[variant]['tokens_per_second']:,.0f}" for variant in VARIANTS),
+                *(f"{results[variant]['tokens_per_second']:,.0f}" for variant in variants),
                 f"{ours['tokens_per_second'] / best_plain:.1f}",
                 f"{ours['gflops']:,.0f}",
                 f"{ours['roofline_share']:.0%}",
@@ -235,10 +246,11 @@ def draw(rows: list[Row], path: Path) -> None:
     """Plot the tokens/s of each variant in each case, on a logarithmic axis."""
     from matplotlib import pyplot
 
+    variants = list(rows[0]["results"])
     figure, axes = pyplot.subplots(figsize=(max(6, 1.1 * len(rows)), 4.5))
-    bar_width = 0.8 / len(VARIANTS)
-    for index, variant in enumerate(VARIANTS):
-        offset = bar_width * (index - (len(VARIANTS) - 1) / 2)
+    bar_width = 0.8 / len(variants)
+    for index, variant in enumerate(variants):
+        offset = bar_width * (index - (len(variants) - 1) / 2)
         rates = [row["results"][variant]["tokens_per_second"] for row in rows]
         axes.bar([x + offset for x in range(len(rows))], rates, bar_width, label=variant)
     axes.set_yscale("log")

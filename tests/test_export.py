@@ -1,6 +1,7 @@
 """Exports: what Transformers and ONNX Runtime compute equals what the checkpoint's model computes; and the way back."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,29 @@ def test_other_folders_are_refused_in_one_line(
         import_checkpoint(folder, tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", 65_536, r"shape of embedding.token_embedding.embedding.weight is .*, and the configuration's"),
+        ("num_hidden_layers", 1_000, "the configuration has 1000"),
+        ("intermediate_size", 65_536, "shape of encoder.layers.0.linear1.weight"),
+        ("max_position_embeddings", 10**12, "max_positions is 1000000000000; it must be from 8 to 65,536"),
+        ("hidden_size", 10**12, "width is 1000000000000; it must be from 1 to 65,536"),
+    ],
+)
+def test_sizes_by_mistake_are_refused_before_a_model_is_made(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: int, message: str
+) -> None:
+    """A model of such sizes would fill the memory."""
+    folder = tmp_path / "folder"
+    shutil.copytree(exported[1], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    monkeypatch.setattr("babybert.model.bert.BertEncoder.__init__", lambda *arguments: pytest.fail("it was made"))
+    with pytest.raises(DataError, match=message):
+        import_checkpoint(folder, tmp_path / "run")
 
 
 def test_an_export_replaces_an_export_alone(

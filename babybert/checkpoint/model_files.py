@@ -24,6 +24,7 @@ MODEL_FILES = (WEIGHTS, SIZES, TOKENIZER)
 CLASSIFIER = "classifier"  # key in model.json
 # A tied model has one table under two names. It is stored once, as token embedding.
 EMBEDDING_TABLE, DECODER_TABLE = "embedding.token_embedding.embedding.weight", "mlm_decoder.weight"
+FIRST_FEED_FORWARD = "encoder.layers.0.linear1.weight"
 
 
 def save_model(folder: Path, model: BertEncoder, tokenizer: Tokenizer) -> None:
@@ -71,10 +72,11 @@ def load_encoder(folder: Path) -> tuple[BertEncoder, Tokenizer]:
             f"{folder}: the model has {config.vocab_size:,} tokens, its tokenizer {tokenizer.size:,}; "
             "they are not from one run"
         )
-    model = BabyBert(config) if classifier is None else TextClassifier(config, classifier)
     try:
         # Not `load_file`, which opens only paths that are UTF-8.
         weights: dict[str, Tensor] = load((folder / WEIGHTS).read_bytes())
+        check_sizes(config, weights)
+        model = BabyBert(config) if classifier is None else TextClassifier(config, classifier)
         if _is_tied(model):
             weights[DECODER_TABLE] = weights[EMBEDDING_TABLE]
         model.load_state_dict(weights)
@@ -82,6 +84,20 @@ def load_encoder(folder: Path) -> tuple[BertEncoder, Tokenizer]:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{folder / WEIGHTS}: not the weights of this model ({reason})") from error
     return model, tokenizer
+
+
+def check_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    """Raise RuntimeError if the weights have other sizes than the configuration.
+
+    It comes before a model of these sizes is made, which could need more memory than there is.
+    """
+    layers = {name.split(".")[2] for name in weights if name.startswith("encoder.layers.")}
+    if len(layers) != config.layers:
+        raise RuntimeError(f"there are weights of {len(layers)} layers, and the configuration has {config.layers}")
+    for name, rows in ((EMBEDDING_TABLE, config.vocab_size), (FIRST_FEED_FORWARD, config.feed_forward)):
+        shape = tuple(weights[name].shape) if name in weights else None
+        if shape != (rows, config.width):
+            raise RuntimeError(f"the shape of {name} is {shape}, and the configuration's is {(rows, config.width)}")
 
 
 def _is_tied(model: BertEncoder) -> bool:

@@ -34,7 +34,7 @@ class ModelConfig:
         require(self.width % 2 == 0, f"width is {self.width}; it must be even (half sines, half cosines)")
         require(self.width % self.heads == 0, f"width {self.width} cannot be shared by {self.heads} heads")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        require(self.max_positions >= 8, f"max_positions is {self.max_positions}; it must be at least 8")
+        require_between(self, 8, MOST_UNITS, "max_positions")
         require(self.norm in ("post", "pre"), f"norm is '{self.norm}'; choose one of post, pre")
         require(self.activation in ("relu", "gelu"), f"activation is '{self.activation}'; choose one of relu, gelu")
 

@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from babybert.checkpoint.format import CheckpointState, list_checkpoints, save_checkpoint
-from babybert.checkpoint.model_files import DECODER_TABLE, EMBEDDING_TABLE
+from babybert.checkpoint.model_files import DECODER_TABLE, EMBEDDING_TABLE, check_sizes
 from babybert.config import ClassifierConfig
 from babybert.data.tokenizer import Tokenizer
 from babybert.errors import DataError, UsageError
@@ -115,12 +115,14 @@ def _read_model(source: Path, config: dict[str, Any]) -> BertEncoder:
     try:
         weights = {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in load(path.read_bytes()).items()}
         sizes = model_config_of(config)
+        is_classifier = CLASSIFIER_WEIGHT in weights
+        _tie(weights, sizes.tie_decoder and not is_classifier)
+        check_sizes(sizes, weights)
         model: BertEncoder
-        if CLASSIFIER_WEIGHT in weights:
+        if is_classifier:
             model = TextClassifier(sizes, _read_classifier(source / "config.json", config))
         else:
             model = BabyBert(sizes)
-            _tie(weights, sizes.tie_decoder)
         model.load_state_dict(weights)
     except UsageError as error:
         raise DataError(f"{source / 'config.json'}: {error}") from error
