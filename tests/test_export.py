@@ -320,6 +320,27 @@ def test_an_export_replaces_an_export_alone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 
 
+def test_an_interrupt_of_the_onnx_exporter_is_one_line(
+    exported: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while PyTorch imports its compiler: the exporter fails with an error whose cause's context it is."""
+
+    def interrupted(*arguments: Any, **keywords: Any) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except torch.missing.exc:  # type: ignore[attr-defined]
+                pass
+        except AttributeError as error:
+            raise RuntimeError("Failed to export the model") from error
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    command = ["export", "--checkpoint", str(exported[0]), "--out", str(tmp_path / "onnx"), "--format", "onnx"]
+    assert main(command) == 130
+    assert capsys.readouterr().err == "babybert export: interrupted\n"
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_onnx_runtime_computes_the_same_logits(exported: tuple[Path, Path], tmp_path: Path) -> None:
     import onnxruntime

@@ -19,7 +19,7 @@ from babybert.checkpoint.format import CheckpointState, list_checkpoints, save_c
 from babybert.checkpoint.model_files import DECODER_TABLE, EMBEDDING_TABLE, check_sizes
 from babybert.config import ClassifierConfig
 from babybert.data.tokenizer import Tokenizer
-from babybert.errors import DataError, UsageError
+from babybert.errors import DataError, UsageError, os_reason
 from babybert.export.transformers_folder import CONFIG_NAMES, ENCODER_PREFIX, MODEL_TYPE, model_config_of
 from babybert.folders import lock_folder
 from babybert.model.bert import BabyBert, BertEncoder
@@ -71,7 +71,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         model_type = config["model_type"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {os_reason(error)}; name a folder that was exported") from error
+    except (ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path}: not the configuration of a Transformers model ({error!r})") from error
     if model_type != MODEL_TYPE:
         raise DataError(

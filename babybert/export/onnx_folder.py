@@ -106,7 +106,7 @@ def export_graph(graph: PretrainedGraph | ClassifierGraph, path: Path) -> None:
     examples = (ids_BT, torch.zeros_like(ids_BT), torch.tensor([1, 2, 6]))[: len(graph.inputs)]
     batch, length, queries = (torch.export.Dim(name) for name in ("batch", "length", "queries"))
     shapes = ({0: batch, 1: length}, {0: batch, 1: length}, {0: queries})[: len(graph.inputs)]
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _interruptible():
         torch.onnx.export(
             graph.eval(),
             examples,
@@ -131,6 +131,20 @@ def quantize(path: Path, target: Path) -> None:
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
         quantize_dynamic(prepared, target, weight_type=QuantType.QInt8)
     prepared.unlink()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C, which PyTorch's exporter turns into an error of its own."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        if cause:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextlib.contextmanager
