@@ -2,8 +2,8 @@
 
 In one process, only one thread at a time runs Python code (the GIL). boto3's threads hold it while they prepare, hash
 and send. If they have a low priority and all cores are busy, the system suspends one that holds the GIL, and training
-waits for it: its steps took up to 14 % longer on two cores. A process of its own has its own GIL, and its low priority
-then does what it should. `benchmarks/checkpoint.py` measures it.
+waits for it: its steps took 3.5 % longer on two cores. A process of its own has its own GIL, and its low priority then
+does what it should: 1.2 %. `benchmarks/checkpoint.py` measures both.
 
 It costs a start of Python and boto3 for each checkpoint (half a second at low priority) and 50 MB while it runs.
 Requests and answers are lines of JSON. The process ends when its standard input is closed, so also when training is
