@@ -307,11 +307,13 @@ def is_ready(management_port: int) -> bool:
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_waiting_at_once(tmp_path: Path, signal_number: int, code: int) -> None:
-    child = start_babybert("serve", ".", "--watch", *serve_flags()[1], folder=tmp_path, environment={})
+    """It does not wait until it looks for a checkpoint again."""
+    watch = ("--watch", "--watch-seconds=600")
+    child = start_babybert("serve", ".", *watch, *serve_flags()[1], folder=tmp_path, environment={})
     try:
         child.wait_for_line("waiting for the first checkpoint")
         child.send_signal(signal_number)
-        assert child.wait(5) == code
+        assert child.wait(60) == code
     finally:
         child.kill()
 
