@@ -5,7 +5,6 @@ path of the IMDB archive, they read that instead. Paths are relative to the curr
 project's root.
 """
 
-import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from babybert.config import PrepareConfig
-from babybert.corpus.demo import VERDICTS
 from babybert.corpus.documents import open_corpus
 from babybert.corpus.files import BadRows
 from babybert.data.dataset import Dataset, open_dataset
@@ -47,29 +45,6 @@ def reviews() -> Iterator[str]:
     """The texts of all reviews in order."""
     corpus = open_corpus(_prepare_config(corpus_name()), Path("data"), BadRows())
     return (document.text for document in corpus.documents("read"))
-
-
-def labelled_source() -> list[str]:
-    """The arguments of `babybert finetune` for reviews with the labels `pos` and `neg`.
-
-    A generated review is positive if it uses a word that only good films get.
-    """
-    if is_imdb():
-        return ["--source", os.environ["BABYBERT_TUTORIAL_ARCHIVE"]]
-    good = VERDICTS["good"]["judge"]
-    rows = [(text, "pos" if any(word in text.lower() for word in good) else "neg") for text in reviews()]
-    train, test = Path("data/demo-train.csv"), Path("data/demo-test.csv")
-    for path, part in ((train, rows[:-400]), (test, rows[-400:])):
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("text", "label"), *part])
-    return ["--corpus", "csv", "--source", str(train), "--test-source", str(test)]
-
-
-def opinions() -> list[str]:
-    """Two short reviews, a good and a bad one, in words that the model knows."""
-    if is_imdb():
-        return ["A wonderful film with superb actors .", "Two hours of boring talk and an awful ending ."]
-    return ["John is wonderful as the sheriff .", "The bandits are terrible , skip it ."]
 
 
 def open_data(corpus: str | None = None) -> Dataset:
