@@ -178,8 +178,10 @@ def during_uploads(upload: Callable[[], None], action: Callable[[], list[float]]
 
     with ThreadPoolExecutor(1) as pool:
         uploads = pool.submit(upload_repeatedly)
-        result = action()
-        stop.set()
+        try:
+            result = action()
+        finally:
+            stop.set()
         uploads.result()  # raises what the thread has raised
     return result
 
