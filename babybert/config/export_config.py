@@ -27,8 +27,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         require_usable_numbers(self)
         require_at_least(self, 1, "validation_pairs")
-        require(not self.int8 or self.format == "onnx", "int8 is for --format onnx")
-        require(self.data is None or self.int8, "data is for --int8: it shows what int8 loses")
+        require(not self.int8 or self.format == "onnx", "--int8 is for --format onnx")
+        require(self.data is None or self.int8, "--data is for --int8: it shows what int8 loses")
 
 
 @dataclass(frozen=True)

@@ -57,11 +57,24 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         attended_ND = self._attend_packed(self.norm1(x_ND) if self.norm_first else x_ND, packed)
         if query_M is not None:
             x_ND, attended_ND = x_ND[query_M], attended_ND[query_M]
-        x_ND = x_ND + self.dropout1(self.self_attn.out_proj(attended_ND))
+        return self._add_sublayers(x_ND, self.self_attn.out_proj(attended_ND))
+
+    def forward_queries(self, x_BTD: Tensor, query_M: Tensor) -> Tensor:
+        """The layer's output (B, M, D) at the query positions alone, from sequences without padding.
+
+        It has PyTorch's operations only, so that it can be exported.
+        """
+        input_BTD = self.norm1(x_BTD) if self.norm_first else x_BTD
+        attended_BMD, _ = self.self_attn(input_BTD[:, query_M], input_BTD, input_BTD, need_weights=False)
+        return self._add_sublayers(x_BTD[:, query_M], attended_BMD)
+
+    def _add_sublayers(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the projected attention and then the feed-forward block to the residual stream (..., D)."""
+        x = x + self.dropout1(attended)
         if self.norm_first:
-            return x_ND + self._ff_block(self.norm2(x_ND))
-        x_ND = self.norm1(x_ND)
-        return self.norm2(x_ND + self._ff_block(x_ND))
+            return x + self._ff_block(self.norm2(x))
+        x = self.norm1(x)
+        return self.norm2(x + self._ff_block(x))
 
     def _attend_packed(self, x_ND: Tensor, packed: PackedBatch) -> Tensor:
         """What each token gathers from its pair (N, D), before the projection."""

@@ -48,8 +48,10 @@ def package_files() -> list[Path]:
     return sorted(path for path in files if path.parts[0] != "handler")
 
 
-def write_archive(checkpoint: Path, store: Path) -> Path:
+def write_archive(checkpoint: Path, store: Path, int8: bool = False) -> Path:
     """Write `store/babybert.mar` from a checkpoint and return its path. The file is replaced atomically.
+
+    With `int8`, it also has the layers with int8 weights, with which the server answers.
 
     Raises DataError if the checkpoint does not match its manifest, UsageError if the serving libraries are not
     installed or the folder cannot be written, StorageError if the disk is full.
@@ -61,6 +63,8 @@ def write_archive(checkpoint: Path, store: Path) -> Path:
             content = scratch / "content"
             copy_package(content)
             served = _copy_model(checkpoint, content)
+            if int8:
+                _add_int8_encoder(content, served)
             pack(content, handler_folder() / HANDLER, served, scratch)
             (scratch / target.name).replace(target)
     except OSError as error:
@@ -174,6 +178,17 @@ def _copy_model(checkpoint: Path, content: Path) -> dict[str, Any]:
         if digest != expected_digests[name]:
             raise DataError(f"{checkpoint / name}: differs from the checkpoint's manifest; choose another checkpoint")
     return {"version": f"{step}-{digests[WEIGHTS][:12]}", "step": step, "digest": digests[WEIGHTS]}
+
+
+def _add_int8_encoder(content: Path, served: dict[str, Any]) -> None:
+    """Write the int8 weights of the copied model, and mark the version: answers differ from those in fp32."""
+    from babybert.checkpoint.format import load_encoder
+    from babybert.export.onnx_graphs import check_onnx
+    from babybert.serving.int8_encoder import write_int8_encoder
+
+    check_onnx("--int8")
+    write_int8_encoder(load_encoder(content)[0].eval(), content)
+    served["version"] += "-int8"
 
 
 def _make_reproducible(archive: Path, target: Path, served: dict[str, Any]) -> Path:

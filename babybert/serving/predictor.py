@@ -36,6 +36,7 @@ from babybert.serving.answer_format import (
     format_next_sentence,
     format_pipeline,
 )
+from babybert.serving.int8_encoder import INT8_ENCODER, Int8Encoder
 from babybert.serving.item_encoder import EncodedItem, ItemEncoder
 from babybert.serving.request_schema import (
     DEFAULT_TOP_K,
@@ -97,18 +98,22 @@ class Predictor:
         self._inference = InferenceModel(model, compiled, threads) if isinstance(model, BabyBert) else None
         self._text_classifier = model.eval().set_kernels("plain") if isinstance(model, TextClassifier) else None
         self._encoder = ItemEncoder(tokenizer, model.config.max_positions, self.classifier)
+        self._int8_encoder: Int8Encoder | None = None
 
     @classmethod
     def load(cls, folder: Path, compiled: bool = False, threads: int = 1) -> "Predictor":
-        """Load the model saved in `folder`. Raises DataError.
+        """Load the model saved in `folder`, with int8 weights if they are there. Raises DataError.
 
         Args:
             folder: a checkpoint, or any folder with the same model files.
             compiled: compile kernels, where the model has them: the first prediction takes seconds longer, all others
                 are faster.
-            threads: threads of the compiled kernels.
+            threads: threads of the compiled kernels, and of products in int8.
         """
-        return cls(*load_encoder(folder), compiled, threads)
+        predictor = cls(*load_encoder(folder), compiled, threads)
+        if (folder / INT8_ENCODER).is_file():
+            predictor._int8_encoder = Int8Encoder(folder / INT8_ENCODER, predictor.encoder, threads)
+        return predictor
 
     @property
     def is_compiled(self) -> bool:
@@ -213,12 +218,13 @@ class Predictor:
         For a fine-tuned model, the probabilities of the classes.
         """
         ids_BT, segments_BT = _pad([entry.encoded for entry in batch])
+        encoder = self._int8_encoder or self.encoder
         if self._text_classifier is not None:
             first_B = torch.arange(len(batch)) * ids_BT.shape[1]
-            cls_BD = self._text_classifier.hidden_at(ids_BT, segments_BT, first_B)
+            cls_BD = encoder.hidden_at(ids_BT, segments_BT, first_B)
             return list(map(ClassProbabilities, self._text_classifier.class_head(cls_BD).softmax(-1).tolist()))
         query_M = _query_positions(batch, row_length=ids_BT.shape[1])
-        hidden_MD = self.model.hidden_at(ids_BT, segments_BT, query_M)
+        hidden_MD = encoder.hidden_at(ids_BT, segments_BT, query_M)
         mask_count = sum(len(entry.encoded.mask_positions) for entry in batch)
         candidates = iter(self._rank_candidates(batch, hidden_MD[:mask_count]))
         probabilities = iter(self._next_sentence_probabilities(hidden_MD[mask_count:]))

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,15 +69,19 @@ def _open_source(config: ServeConfig, folder: Path) -> "tuple[Path, CheckpointSo
     """The archive to serve, which is written to `folder` for a checkpoint, and the source that `--watch` follows."""
     path = Path(config.source)
     if (path / f"{MODEL_NAME}.mar").is_file():
+        replace(config, source=str(path / f"{MODEL_NAME}.mar"), watch=False)  # raises UsageError for --int8
         return path / f"{MODEL_NAME}.mar", None
     if path.suffix == ".mar":
         return path, None
     # Here, because it imports PyTorch, which serving an archive does not need.
     from babybert.checkpoint.source import CheckpointSource
+    from babybert.export.onnx_graphs import check_onnx
 
+    if config.int8:
+        check_onnx("--int8")
     source = CheckpointSource(config.source)
     checkpoint = wait_for_checkpoint(source, folder, config) if config.watch else source.find(folder)
-    return write_archive(checkpoint, folder), source
+    return write_archive(checkpoint, folder, config.int8), source
 
 
 def _log_addresses(config: ServeConfig, server: TorchServe) -> None:

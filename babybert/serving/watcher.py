@@ -62,7 +62,7 @@ class CheckpointWatcher:
         with temporary_folder("watch") as folder:
             checkpoint = self._find_newer(self._last_tried_step, folder)
             if checkpoint:
-                self._roll_in(write_archive(checkpoint, folder / "store"))
+                self._roll_in(write_archive(checkpoint, folder / "store", self._server.config.int8))
 
     def _roll_in(self, archive: Path) -> None:
         """Make an archive the default version, and schedule the removal of the former one. Raises UserError."""
