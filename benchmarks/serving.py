@@ -1,11 +1,12 @@
 """Throughput and latency of the served model, compared with three peers behind the same server settings in one run.
 
     python benchmarks/serving.py --data data/imdb
+    python benchmarks/serving.py --data data/imdb-wordpiece --preset small
 
-It takes five minutes on two cores, and needs `pip install '.[bench]'` and wrk. The echo handler answers without a
+It takes six minutes on two cores, and needs `pip install '.[bench]'` and wrk. The echo handler answers without a
 model: it shows what the server alone can do. All servers run at the same time. `wrk` queries them in turn on loopback,
-and medians over the rounds are compared. Client and servers share the cores. The model has the sizes of the reference;
-its training makes no difference. Prints a table and writes JSON.
+and medians over the rounds are compared. Client and servers share the cores. The model has the sizes of the reference,
+or of another preset; its training makes no difference. Prints a table and writes JSON.
 """
 
 import argparse
@@ -39,6 +40,7 @@ TEXTS = (
 )
 SERVERS = {
     "ours": "babybert serve",
+    "int8": "babybert serve --int8: the layers have int8 weights",
     "echo": "a handler that answers without a model",
     "hugging face": "fill-mask pipeline, BertForMaskedLM of the same sizes",
     "reference": "logits and softmax at every position, one text at a time",
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("data/imdb"), help="prepared IMDB, whose vocabulary is that of the reference"
     )
+    parser.add_argument("--preset", choices=PRESETS, default="baby", help="sizes of the model")
     parser.add_argument("--seconds", type=int, default=4, help="of each load")
     parser.add_argument("--workers", type=int, default=1, help="of each server")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server at each load")
@@ -63,7 +66,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed; run: apt-get install wrk")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        archives = make_archives(options.data, Path(folder))
+        archives = make_archives(options.data, options.preset, Path(folder))
         start_seconds = first_answer_seconds(archives["ours"])
         servers = {
             name: stack.enter_context(make_server(archive, options.workers)) for name, archive in archives.items()
@@ -76,9 +79,9 @@ def main() -> None:
     (options.out / "serving.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-def make_archives(data: Path, folder: Path) -> dict[str, Path]:
-    """An archive for each server, with a model of the reference's sizes after one step of training."""
-    flags = ["--preset=baby", "--max-steps=1", "--validation-pairs=64", "--no-metrics", "--device=cpu"]
+def make_archives(data: Path, preset: str, folder: Path) -> dict[str, Path]:
+    """An archive for each server, with a model of the preset's sizes after one step of training."""
+    flags = [f"--preset={preset}", "--max-steps=1", "--validation-pairs=64", "--no-metrics", "--device=cpu"]
     command = [sys.executable, "-m", "babybert.cli", "pretrain", f"--data={data}", f"--out={folder / 'run'}", *flags]
     subprocess.run(command, check=True)
     checkpoint = find_checkpoint(folder / "run")
@@ -86,28 +89,31 @@ def make_archives(data: Path, folder: Path) -> dict[str, Path]:
     for content in contents.values():
         content.mkdir(parents=True)
     (contents["echo"] / "empty").touch()  # the archiver refuses an empty folder
-    save_hugging_face_model(checkpoint / "tokenizer.json", contents["hugging face"])
+    save_hugging_face_model(preset, checkpoint / "tokenizer.json", contents["hugging face"])
     copy_package(contents["reference"])
     for name in MODEL_FILES:
         shutil.copyfile(checkpoint / name, contents["reference"] / name)
-    archives = {"ours": write_archive(checkpoint, folder / "ours")}
+    archives = {
+        "ours": write_archive(checkpoint, folder / "ours"),
+        "int8": write_archive(checkpoint, folder / "int8", int8=True),
+    }
     for name, content in contents.items():
         handler = PEERS_FOLDER / name.replace(" ", "_") / "babybert_handler.py"
         archives[name] = pack(content, handler, {"version": "1", "step": 1, "digest": ""}, content.parent)
     return archives
 
 
-def save_hugging_face_model(tokenizer_file: Path, content: Path) -> None:
-    """Save an untrained masked language model of `transformers` with the sizes of `baby` and our tokenizer."""
+def save_hugging_face_model(preset: str, tokenizer_file: Path, content: Path) -> None:
+    """Save an untrained masked language model of `transformers` with a preset's sizes and our tokenizer."""
     import transformers
 
-    baby = PRESETS["baby"]
+    sizes = PRESETS[preset]
     config = transformers.BertConfig(
         vocab_size=Tokenizer.load(tokenizer_file).size,
-        hidden_size=baby["width"],
-        num_hidden_layers=baby["layers"],
-        num_attention_heads=baby["heads"],
-        intermediate_size=baby["feed_forward"],
+        hidden_size=sizes["width"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["feed_forward"],
     )
     model: Any = transformers.BertForMaskedLM(config)
     model.save_pretrained(content)

@@ -25,7 +25,7 @@ from babybert.model.kernels.cpu_bf16_norm import add_norm, add_norm_backward
 from babybert.model.loss import PretrainingModel
 from babybert.model.packing import PackedBatch
 
-pytestmark = pytest.mark.no_cover  # tracing makes numba's compiler several times slower
+pytestmark = [pytest.mark.serial, pytest.mark.no_cover]  # tracing makes numba's compiler several times slower
 ROUNDING = 2**-8  # of one bf16 number, relative
 SEED_2 = torch.tensor([3, 4])
 

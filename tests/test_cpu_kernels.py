@@ -21,7 +21,7 @@ from babybert.model.kernels.cpu_math import LANES
 from babybert.model.kernels.cpu_narrow_head import BLOCK, WIDEST, CpuNarrowHeadLoss
 from babybert.model.kernels.cpu_wide_head import CpuWideHeadLoss
 
-pytestmark = pytest.mark.no_cover  # tracing makes numba's compiler several times slower
+pytestmark = [pytest.mark.serial, pytest.mark.no_cover]  # tracing makes numba's compiler several times slower
 
 
 def gradients(

@@ -24,7 +24,7 @@ HERE = record.machine() == GOLDENS["machine"]
 TOLERANCE = None if HERE else 1e-2  # 50 steps amplify differences in rounding
 
 # The first run of a preset compiles its kernels, which takes up to a minute on two cores.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(600)]
 
 
 def assert_equal(recorded: Any, current: Any, tolerance: float | None, where: str = "") -> None:

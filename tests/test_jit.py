@@ -77,6 +77,8 @@ WIDE = """
 import numba
 from numba.core.codegen import get_host_cpu_features
 import babybert.jit
+
+pytestmark = pytest.mark.serial
 expected = None
 if "+avx512f" in get_host_cpu_features().split(","):
     expected = get_host_cpu_features() + ",-prefer-256-bit"

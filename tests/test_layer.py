@@ -12,6 +12,8 @@ from babybert.model.bert import BabyBert
 from babybert.model.kernels import Requirements, cpu, cpu_feed_forward, cpu_narrow_head
 from babybert.training.train import pretrain
 
+pytestmark = pytest.mark.serial
+
 SIZES: dict[str, dict[str, Any]] = {
     "narrow": {"width": 10, "feed_forward": 300},
     "wide": {"width": 96, "heads": 1, "feed_forward": 64},

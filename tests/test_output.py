@@ -239,6 +239,7 @@ def test_progress_in_ascii() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_an_interrupt_is_one_line(tmp_path: Path) -> None:
     """Ctrl-C while a command works: the test sends the signal from within, so that it always arrives there."""
     for function in ("babybert.data.shards:Shard.close", "babybert.corpus.demo:generate_reviews"):
