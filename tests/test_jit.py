@@ -9,6 +9,8 @@ import pytest
 
 from babybert.jit import compile_kernels
 
+pytestmark = pytest.mark.serial
+
 PLAIN_MACHINE = """
 import torch
 from numba.core.config import CPU_NAME
@@ -77,8 +79,6 @@ WIDE = """
 import numba
 from numba.core.codegen import get_host_cpu_features
 import babybert.jit
-
-pytestmark = pytest.mark.serial
 expected = None
 if "+avx512f" in get_host_cpu_features().split(","):
     expected = get_host_cpu_features() + ",-prefer-256-bit"
