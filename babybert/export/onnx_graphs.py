@@ -1,9 +1,9 @@
 """The network as ONNX graphs, which ONNX Runtime and other engines run, in fp32 or with int8 weights.
 
-The graphs have PyTorch's operations, not the kernels. int8 is dynamic quantization: weights are int8 in the file, and
-the inputs of each product become int8 while it runs, with one scale for the whole tensor. Weights use 7 of the 8 bits.
-With all 8, x86 processors without VNNI clip sums of two products to 16 bits, and the hidden states of `small` were 12 %
-off instead of 1.4 %.
+The graphs have PyTorch's operations, not the kernels. int8 is dynamic quantization: weights are int8 in the file, with
+a scale for each column, and the inputs of each product become int8 while it runs, with one scale for the whole tensor.
+Weights use 7 of the 8 bits. With all 8, x86 processors without VNNI clip sums of two products to 16 bits: on one of
+them, the hidden states of `small` were 4.3 % off instead of 2.0 % when trained, and 12 % instead of 1.4 % when not.
 
 Shapes: B sequences, T positions, D width, V vocabulary, M query positions, C classes.
 """
@@ -156,7 +156,7 @@ def quantize(path: Path, target: Path) -> None:
     prepared = target.with_name("prepared.onnx")
     with _quiet():
         quant_pre_process(path, prepared, skip_symbolic_shape=True)
-        quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, reduce_range=True)
+        quantize_dynamic(prepared, target, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     prepared.unlink()
 
 
