@@ -239,7 +239,8 @@ def test_sigterm_during_preparation_exits_at_once(engine: Engine, named: str) ->
     assert engine.exit_code(named) == 143
 
 
-def test_a_trained_model_is_served_from_s3(engine: Engine, named: str, data: Path, s3: S3) -> None:
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_trained_model_is_served_from_s3(engine: Engine, named: str, data: Path, s3: S3, weights: str) -> None:
     """The training container uploads to S3 and the serving one downloads from there; both publish metrics."""
     server, store = f"{named}-serve", f"s3://{s3.bucket}/run"
     training, inference, management, serving = free_ports(4)
@@ -252,9 +253,10 @@ def test_a_trained_model_is_served_from_s3(engine: Engine, named: str, data: Pat
     assert engine.exit_code(named) == 143
 
     ports = {"INFERENCE": inference, "MANAGEMENT": management, "METRICS": serving}
-    port_variables = {f"BABYBERT_SERVE_{name}_PORT": port for name, port in ports.items()}
+    variables |= {f"BABYBERT_SERVE_{name}_PORT": str(port) for name, port in ports.items()}
+    variables |= {"BABYBERT_MODEL_URI": store, "BABYBERT_SERVE_INT8": "true" if weights == "int8" else "false"}
     try:
-        engine.start(server, SERVE, variables={**variables, **port_variables, "BABYBERT_MODEL_URI": store})
+        engine.start(server, SERVE, variables=variables)
         assert engine("exec", server, "ready").returncode != 0
         wait_for(lambda: engine("exec", server, "ready").returncode == 0)
         url = f"http://127.0.0.1:{inference}/predictions/babybert"
@@ -266,6 +268,8 @@ def test_a_trained_model_is_served_from_s3(engine: Engine, named: str, data: Pat
         }
         metrics = wait_for(lambda: get(f"http://127.0.0.1:{serving}/metrics"))
         assert re.search(r'^babybert_inference_requests_total\{task="fill-mask",outcome="ok".*\} 1', metrics, re.M)
+        (version,) = re.findall(r'^babybert_model_info\{version="([^"]*)"', metrics, re.M)
+        assert version.endswith("-int8") == (weights == "int8")
         engine("stop", "--time=60", server, timeout=90)
         assert engine.exit_code(server) in (0, 143)
     finally:
