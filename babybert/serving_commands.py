@@ -68,7 +68,7 @@ def run_classify(config: ClassifyConfig, arguments: argparse.Namespace) -> int:
 def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
     """`babybert archive`."""
     from babybert.checkpoint.source import CheckpointSource
-    from babybert.export.int8_report import archive_report
+    from babybert.export.int8_report import archive_report, data_of_checkpoint
     from babybert.export.onnx_graphs import check_onnx
     from babybert.folders import make_folder, temporary_folder
     from babybert.serving.archive import check_archive, write_archive
@@ -77,9 +77,13 @@ def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
     if config.int8:
         check_onnx("--int8")
     with temporary_folder("archive") as folder:
-        path = write_archive(CheckpointSource(config.source).find(folder), config.out, config.int8)
-    if config.data:
-        print(archive_report(path, config.data, config.validation_pairs))
+        checkpoint = CheckpointSource(config.source).find(folder)
+        dataset = (
+            data_of_checkpoint(checkpoint, config.data) if config.data else None
+        )  # checked before a file is replaced
+        path = write_archive(checkpoint, config.out, config.int8)
+    if dataset:
+        print(archive_report(path, dataset, config.validation_pairs))
     megabytes = path.stat().st_size / 1e6
     print(
         f"{path}: version {check_archive(path)['version']}, {megabytes:.1f} MB; serve it with `babybert serve {path}`"

@@ -17,7 +17,7 @@ from babybert.checkpoint.format import find_checkpoint, save_model
 from babybert.cli import main
 from babybert.config import ClassifierConfig, ModelConfig
 from babybert.data.dataset import Dataset, open_dataset
-from babybert.data.tokenizer import PAD
+from babybert.data.tokenizer import PAD, Tokenizer
 from babybert.errors import DataError, UsageError
 from babybert.export.onnx_graphs import PretrainedGraph, export_graph, quantize
 from babybert.model.bert import BabyBert
@@ -199,6 +199,16 @@ def test_archive_scores_int8_beside_fp32(demo_folder: Path, tmp_path: Path, caps
     assert float(int8.split()[1]) < float(fp32.split()[1]) / 3
     assert float(int8.split()[2]) == pytest.approx(float(fp32.split()[2]), rel=0.02)
     assert "-int8, " in end
+    # Data that cannot be used is an error before an archive is replaced.
+    written = (tmp_path / "store" / "babybert.mar").read_bytes()
+    other = make_run(tmp_path / "other", make_model(9), Tokenizer.of_words(["a", "b", "c", "d"]))
+    for source, data, message in (
+        (checkpoint, tmp_path / "none", "dataset.json"),
+        (find_checkpoint(other), demo_folder, "has another vocabulary than the model"),
+    ):
+        assert main(["archive", str(source), *command[2:], "--data", str(data)]) == 3
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "store" / "babybert.mar").read_bytes() == written
 
 
 def test_requests_that_cannot_be_met_are_one_line(

@@ -45,16 +45,22 @@ def graph_report(folder: Path, data: Path, pairs: int) -> str:
     return _table(answerers, {name: folder / name for name in sessions}, dataset, pairs)
 
 
-def archive_report(archive: Path, data: Path, pairs: int) -> str:
+def data_of_checkpoint(checkpoint: Path, data: Path) -> Dataset:
+    """Prepared data for `archive_report`. Raises UsageError, DataError as `graph_report` does."""
+    model, tokenizer = load_encoder(checkpoint)
+    if not isinstance(model, BabyBert):
+        raise UsageError(ONLY_PRETRAINED)
+    return _open_data(data, tokenizer)
+
+
+def archive_report(archive: Path, dataset: Dataset, pairs: int) -> str:
     """The same table for a server's archive with int8 weights: its model in fp32, and as the server computes it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(archive) as files:
             files.extractall(folder, (*MODEL_FILES, INT8_ENCODER))
-        model, tokenizer = load_encoder(folder)
-        if not isinstance(model, BabyBert):
-            raise UsageError(ONLY_PRETRAINED)
-        dataset = _open_data(data, tokenizer)
+        model, _ = load_encoder(folder)
+        assert isinstance(model, BabyBert)
         model.set_kernels("plain").eval()
         answerers = {
             "fp32": _model_answerer(model, model.hidden_at),
