@@ -1,6 +1,7 @@
 """What the commands that ask a model or serve it do; the others are in `commands.py`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,6 @@ def run_classify(config: ClassifyConfig, arguments: argparse.Namespace) -> int:
 def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
     """`babybert archive`."""
     from babybert.checkpoint.source import CheckpointSource
-    from babybert.export.int8_report import archive_report, data_of_checkpoint
     from babybert.export.onnx_graphs import check_onnx
     from babybert.folders import make_folder, temporary_folder
     from babybert.serving.archive import check_archive, write_archive
@@ -78,17 +78,26 @@ def run_archive(config: ArchiveConfig, arguments: argparse.Namespace) -> int:
         check_onnx("--int8")
     with temporary_folder("archive") as folder:
         checkpoint = CheckpointSource(config.source).find(folder)
-        dataset = (
-            data_of_checkpoint(checkpoint, config.data) if config.data else None
-        )  # checked before a file is replaced
+        report = _int8_reporter(checkpoint, config)  # fails before an archive is replaced, not after it
         path = write_archive(checkpoint, config.out, config.int8)
-    if dataset:
-        print(archive_report(path, dataset, config.validation_pairs))
+    if report:
+        print(report(path))
     megabytes = path.stat().st_size / 1e6
     print(
         f"{path}: version {check_archive(path)['version']}, {megabytes:.1f} MB; serve it with `babybert serve {path}`"
     )
     return 0
+
+
+def _int8_reporter(checkpoint: Path, config: ArchiveConfig) -> Callable[[Path], str] | None:
+    """A function from the archive to the report that `--data` asks for."""
+    if config.data is None:
+        return None
+    # Here, because the image for serving has no libraries for data.
+    from babybert.export.int8_report import archive_report, data_of_checkpoint
+
+    dataset = data_of_checkpoint(checkpoint, config.data)
+    return lambda archive: archive_report(archive, dataset, config.validation_pairs)
 
 
 def run_serve(config: ServeConfig, arguments: argparse.Namespace) -> int:
