@@ -58,7 +58,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("int8")
     write_int8_encoder(model, folder)
     assert [path.name for path in folder.iterdir()] == [INT8_ENCODER]
-    return model, Int8Encoder(folder / INT8_ENCODER, model)
+    return model, Int8Encoder(folder / INT8_ENCODER, model, threads=2)
 
 
 @torch.no_grad()

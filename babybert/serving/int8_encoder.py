@@ -8,6 +8,7 @@ either, and for wide models it is still faster than a batch in fp32 (docs/export
 Shapes: B sequences, T positions, D width, M query positions.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Int8Encoder:
         Args:
             path: what `write_int8_encoder` wrote.
             model: it computes the embeddings.
-            threads: threads of each product.
+            threads: sequences that are computed at the same time, each by one thread.
         """
         try:
             import onnxruntime
@@ -40,7 +41,9 @@ class Int8Encoder:
                 f"{path.name}: a model with int8 weights needs onnxruntime; pip install 'babybert-pretrain[serve]'"
             ) from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # A thread for each sequence: with several for each product, they mostly wait for each other.
+        options.intra_op_num_threads = 1
+        self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._model = model
 
@@ -58,12 +61,18 @@ class Int8Encoder:
         for index, query in enumerate(query_M.tolist()):
             queries_B[query // positions].append((index, query % positions))
         x_array, hidden_MD = x_BTD.numpy(), np.full((len(query_M), x_BTD.shape[2]), np.nan, np.float32)
-        for row, queries in enumerate(queries_B):
-            if queries and is_finite_B[row]:
-                indices, query_positions = zip(*queries, strict=True)
-                x_1TD = x_array[row : row + 1, : length_B[row]]
-                inputs = {"embeddings": x_1TD, "query_positions": np.array(query_positions)}
-                hidden_MD[list(indices)] = self._session.run(None, inputs)[0]
+
+        def encode(row: int) -> None:
+            indices, query_positions = zip(*queries_B[row], strict=True)
+            inputs = {
+                "embeddings": x_array[row : row + 1, : length_B[row]],
+                "query_positions": np.array(query_positions),
+            }
+            hidden_MD[list(indices)] = self._session.run(None, inputs)[0]
+
+        rows = [row for row, queries in enumerate(queries_B) if queries and is_finite_B[row]]
+        run = self._executor.map if self._executor and len(rows) > 1 else map
+        list(run(encode, rows))
         return torch.from_numpy(hidden_MD)
 
 

@@ -108,7 +108,7 @@ class Predictor:
             folder: a checkpoint, or any folder with the same model files.
             compiled: compile kernels, where the model has them: the first prediction takes seconds longer, all others
                 are faster.
-            threads: threads of the compiled kernels, and of products in int8.
+            threads: threads of the compiled kernels, and texts that are computed at once in int8.
         """
         predictor = cls(*load_encoder(folder), compiled, threads)
         if (folder / INT8_ENCODER).is_file():
