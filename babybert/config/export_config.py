@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from babybert.config.fields import option, require, require_at_least, require_usable_numbers
-from babybert.config.serving_config import SOURCE_HELP
+from babybert.config.fields import option, require
+from babybert.config.serving_config import INT8_DATA_HELP, INT8_PAIRS_HELP, SOURCE_HELP, require_int8_report
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,12 @@ class ExportConfig:
     out: Path = option(Path("exported"), "folder to write")
     overwrite: bool = option(False, "replace an earlier export in --out")
     int8: bool = option(False, "onnx: also write a graph with int8 weights, a quarter of the size")
-    data: Path | None = option(
-        None, "onnx with --int8, of a pretrained model: prepared data whose held-out pairs show what int8 loses"
-    )
-    validation_pairs: int = option(2000, "held-out pairs to score with --data")
+    data: Path | None = option(None, INT8_DATA_HELP)
+    validation_pairs: int = option(2000, INT8_PAIRS_HELP)
 
     def __post_init__(self) -> None:
-        require_usable_numbers(self)
-        require_at_least(self, 1, "validation_pairs")
+        require_int8_report(self)
         require(not self.int8 or self.format == "onnx", "--int8 is for --format onnx")
-        require(self.data is None or self.int8, "--data is for --int8: it shows what int8 loses")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from babybert.config.evaluation_config import CHECKPOINT_HELP
 from babybert.config.fields import (
@@ -21,6 +22,15 @@ INT8_HELP = (
     "answer with int8 weights, in ONNX Runtime: 1.4 to 2.4 times as fast for models of width 256 and more, and a "
     "little less accurate"
 )
+INT8_DATA_HELP = "with --int8, of a pretrained model: prepared data whose held-out pairs show what int8 loses"
+INT8_PAIRS_HELP = "held-out pairs to score with --data"
+
+
+def require_int8_report(config: Any) -> None:
+    """Raise UsageError unless `int8`, `data` and `validation_pairs` go together."""
+    require_usable_numbers(config)
+    require_at_least(config, 1, "validation_pairs")
+    require(config.data is None or config.int8, "--data is for --int8: it shows what int8 loses")
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,11 @@ class ArchiveConfig:
     source: str = option("runs/demo", SOURCE_HELP)
     out: Path = option(Path("model-store"), "folder for babybert.mar; an existing file is replaced")
     int8: bool = option(False, INT8_HELP)
-    data: Path | None = option(
-        None, "with --int8, of a pretrained model: prepared data whose held-out pairs show what int8 loses"
-    )
-    validation_pairs: int = option(2000, "held-out pairs to score with --data")
+    data: Path | None = option(None, INT8_DATA_HELP)
+    validation_pairs: int = option(2000, INT8_PAIRS_HELP)
 
     def __post_init__(self) -> None:
-        require_usable_numbers(self)
-        require_at_least(self, 1, "validation_pairs")
-        require(self.data is None or self.int8, "--data is for --int8: it shows what int8 loses")
+        require_int8_report(self)
 
 
 @dataclass(frozen=True)
@@ -77,10 +83,10 @@ class ServeConfig:
     """Run TorchServe on a run, a checkpoint or an archive until Ctrl-C or SIGTERM."""
 
     source: str = option("runs/demo", f"{SOURCE_HELP}; or FILE.mar, or a folder with babybert.mar")
+    int8: bool = option(False, INT8_HELP)
     watch: bool = option(
         False, "wait for the first checkpoint of the run, and serve each newer valid one as soon as it appears"
     )
-    int8: bool = option(False, INT8_HELP)
     watch_seconds: float = option(15.0, "seconds between two looks for a newer checkpoint; each is a request to S3")
     workers: int = option(
         1, "worker processes, each with its own copy of the model and one thread; at most one per core is useful"
