@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(folder in item.path.parents for folder in SYSTEM_FOLDERS):
             item.add_marker(pytest.mark.system)
             item.add_marker(pytest.mark.timeout(SYSTEM_SECONDS))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape surrogates in a report: pytest-xdist sends it as UTF-8, and some tests log names that are not UTF-8."""
+    data = yield
+    return _without_surrogates(data)
+
+
+def _without_surrogates(data: Any) -> Any:
+    """The same lists and dictionaries, with surrogates in their texts as backslash escapes."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(data, dict):
+        return {_without_surrogates(key): _without_surrogates(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(map(_without_surrogates, data))
+    return data
 
 
 @pytest.fixture(autouse=True)
