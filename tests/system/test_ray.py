@@ -25,6 +25,8 @@ from babybert.errors import DataError, StorageError, UsageError
 
 ray_engine = pytest.importorskip("babybert.data.ray_engine")
 Digests = dict[str, dict[str, str]]
+# On two busy cores, Ray once ended the process that runs the tests ("Tried to complete task that was not pending").
+pytestmark = pytest.mark.serial
 
 
 @pytest.fixture(scope="module")
