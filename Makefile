@@ -28,7 +28,8 @@ demo: $(INSTALLED) ## run the pipeline on generated reviews: prepare, pretrain, 
 test: $(INSTALLED) ## run all tests, including those with a real TorchServe (PYTEST_FLAGS=--cov: print the coverage)
 	# Two processes with a thread each. Uploads of checkpoints have the lowest priority, so everything gets it:
 	# otherwise the tests of one process starve the uploads of the other.
-	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not serial" $(PYTEST_FLAGS)
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 \
+		-m "not serial" $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m serial $(PYTEST_FLAGS)
 
 test-fast: $(INSTALLED) ## run the tests that are not marked slow or system: under two minutes on two cores

@@ -62,6 +62,13 @@ def test_every_word_can_be_printed(run: Path, environment: Mapping[str, str]) ->
     assert (b"\xe4" if environment.get("PYTHONIOENCODING") == "latin-1" else rb"\xe4") in done.stdout
 
 
+def test_a_report_with_a_name_that_is_not_utf_8_can_be_sent(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist sends the reports of its processes as UTF-8."""
+    report = pytest.TestReport("name", ("", 0, ""), {}, "passed", None, "call", sections=[("log", NOT_UTF_8)])
+    data = request.config.hook.pytest_report_to_serializable(config=request.config, report=report)
+    assert rb"d\\udce9" in json.dumps(data, ensure_ascii=False).encode("utf-8")
+
+
 def run_commands(*commands: list[str]) -> subprocess.CompletedProcess[bytes]:
     """Run several commands in one process, which saves the imports; it prints their exit codes on its last line."""
     script = f"from babybert.cli import main; print([main(command) for command in {list(commands)!a}])"
