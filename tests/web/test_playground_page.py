@@ -413,6 +413,29 @@ def test_the_banner_appears_and_disappears(visit: Visit, endpoint_page: str, pro
     expect(page.locator("#fill-form .error")).to_be_hidden()
 
 
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_the_banner_moves_nothing(
+    visit: Visit, endpoint_page: str, proxy: FaultyProxy, viewport: dict[str, int]
+) -> None:
+    page = visit(endpoint_page, viewport)
+    button = page.locator("#fill-form button[type=submit]")
+    before = button.bounding_box()
+    proxy.mode = "error"
+    try:
+        # The next regular check comes too late for this test.
+        page.evaluate("import('/page/banner.js').then(({ banner }) => banner.look())")
+        expect(page.locator("#banner")).to_be_visible()
+        assert button.bounding_box() == before
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        footer, banner = page.locator("footer").bounding_box(), page.locator("#banner").bounding_box()
+        assert footer["y"] + footer["height"] <= banner["y"]
+        page.evaluate("scrollTo(0, 0)")
+    finally:
+        proxy.mode = "pass"
+    expect(page.locator("#recovered")).to_have_text("The model answers again.")
+    assert button.bounding_box() == before
+
+
 def test_the_keyboard_is_enough(visit: Visit, checkpoint_page: str) -> None:
     page = visit(checkpoint_page)
     focused = "document.activeElement.id || document.activeElement.textContent"
