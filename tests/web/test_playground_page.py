@@ -436,6 +436,23 @@ def test_the_banner_moves_nothing(
     assert button.bounding_box() == before
 
 
+def test_an_old_answer_does_not_hide_the_banner(visit: Visit, endpoint_page: str) -> None:
+    page = visit(endpoint_page)
+    page.evaluate("""async () => {
+        const { banner } = await import("/page/banner.js");
+        const { fetch } = window;
+        let answer;
+        window.fetch = () => new Promise((resolve) => { answer = resolve; });
+        const look = banner.look();
+        window.fetch = fetch;
+        banner.down("A request failed.");
+        answer(new Response('{"problem": null}'));
+        await look;
+    }""")
+    assert page.locator("#banner").is_visible()
+    expect(page.locator("#recovered")).to_have_text("The model answers again.")  # by the next check
+
+
 def test_the_keyboard_is_enough(visit: Visit, checkpoint_page: str) -> None:
     page = visit(checkpoint_page)
     focused = "document.activeElement.id || document.activeElement.textContent"

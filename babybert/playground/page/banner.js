@@ -10,9 +10,11 @@ class Banner {
     this.isDown = false;
     this.listeners = [];
     this.timer = undefined;
+    this.latest = 0; // an answer that is older than what the page knows is ignored
   }
 
   down(reason) {
+    this.latest += 1;
     const retry = `Trying again every ${RETRY_SECONDS} seconds; this message disappears once there is an answer.`;
     const text = `${reason} ${retry}`;
     if (this.element.textContent !== text) this.element.textContent = text;
@@ -41,14 +43,19 @@ class Banner {
   }
 
   async look() {
+    const asked = ++this.latest;
+    let problem = "";
     if (this.isDown || !document.hidden) {
       try {
         const response = await fetch("/api/health");
-        const { problem } = await response.json();
-        if (problem) this.down(`${problem}.`);
-        else this.up();
+        ({ problem } = await response.json());
+        if (problem) problem += ".";
       } catch {
-        this.down(SERVER_DOWN);
+        problem = SERVER_DOWN;
+      }
+      if (asked === this.latest) {
+        if (problem) this.down(problem);
+        else this.up();
       }
     }
     this.plan(this.isDown ? RETRY_SECONDS : CHECK_SECONDS);
