@@ -18,7 +18,7 @@ from typing import Any
 from common import write_json
 
 from babybert.config import FinetuneConfig
-from babybert.evaluation.class_baselines import format_comparison
+from babybert.evaluation.class_baselines import bag_of_words_predictions, format_comparison
 from babybert.figures import open_pyplot, save_figure
 from babybert.logs import configure_logging
 from babybert.training.finetuning import FinetuningTask, finetune, open_task
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each training, at least")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training, at most; there are two a point")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/finetune"), help="path without extension")
+    parser.add_argument("--cuts", type=int, nargs="+", default=[], help="tokens of each text for other bags of words")
     options = parser.parse_args()
     configure_logging()
     json_path = options.out.with_suffix(".json")
@@ -59,11 +60,14 @@ def main() -> None:
         print(f"{point['labels']:,} labels\n{format_comparison(point['compared'])}", flush=True)
         write_json(json_path, {"options": {**vars(options), "out": str(options.out)}, "points": points})
     print("written:", *draw(points, options.out), json_path)
+    for positions in options.cuts:
+        accuracy = bag_of_words_accuracy(options, positions)
+        print(f"bag of words, all labels, {positions} tokens of each text: {accuracy:.1%}", flush=True)
 
 
-def measure(options: argparse.Namespace, labels: int, folder: Path) -> dict[str, Any]:
-    """The scores of all classifiers with so many labels."""
-    config = FinetuneConfig(
+def new_config(options: argparse.Namespace, labels: int, positions: int, out: Path) -> FinetuneConfig:
+    """The settings of a training with so many labels, and so many tokens of each text."""
+    return FinetuneConfig(
         checkpoint=options.checkpoint,
         corpus=options.corpus,
         source=(options.source,),
@@ -71,12 +75,17 @@ def measure(options: argparse.Namespace, labels: int, folder: Path) -> dict[str,
         train_texts=labels or None,
         validation_texts=100,
         test_texts=options.test_texts,
-        positions=options.positions,
+        positions=positions,
         max_minutes=options.minutes,
         compare=True,
         metrics=False,
-        out=folder / "run",
+        out=out,
     )
+
+
+def measure(options: argparse.Namespace, labels: int, folder: Path) -> dict[str, Any]:
+    """The scores of all classifiers with so many labels."""
+    config = new_config(options, labels, options.positions, folder / "run")
     task: FinetuningTask = open_task(config)
     steps_of_epoch = math.ceil(len(task.data.train) / config.batch_size)
     config = replace(config, epochs=max(options.epochs, math.ceil(options.steps / steps_of_epoch)))
@@ -84,6 +93,14 @@ def measure(options: argparse.Namespace, labels: int, folder: Path) -> dict[str,
     assert ending is not None
     _, report = ending
     return {"labels": report["training_texts"], "epochs": config.epochs, "compared": report["compared"]}
+
+
+def bag_of_words_accuracy(options: argparse.Namespace, positions: int) -> float:
+    """What is lost where texts are cut: a bag of words needs no training time, so it can read more of each text."""
+    task = open_task(new_config(options, labels=0, positions=positions, out=options.out))
+    test = task.data.test or task.data.validation
+    predictions = bag_of_words_predictions(task.data.train, test, task.tokenizer.size, seed=0)
+    return float((predictions == test.is_next).mean())
 
 
 def draw(points: list[dict[str, Any]], out: Path) -> list[Path]:
