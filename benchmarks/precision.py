@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --data data/imdb-wordpiece               # `small`, 500 steps, two seeds each
     python benchmarks/precision.py --data data/imdb-wordpiece --steps 40    # a trial
-    python benchmarks/precision.py --data data/imdb-wordpiece --batch-size 16    # on a processor without bf16
+    python benchmarks/precision.py --data data/imdb-wordpiece --batch-size 8 --jobs 2    # two cores without bf16
 
 Each run is `babybert pretrain` with the preset's recipe and a schedule of so many steps, and one scoring of held-out
 pairs in fp32 at its end. A run in bf16 sees the same batches, masks and initial weights as the one in fp32 with its
@@ -11,11 +11,13 @@ seed. Dropout differs where the preset has it. The difference that bf16 makes sh
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +44,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="pairs in a batch [default: the recipe's]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="at least two")
     parser.add_argument("--pairs", type=int, default=4096, help="held-out pairs to score")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the threads")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder for precision.json")
     options = parser.parse_args()
     if len(options.seeds) < 2:
         parser.error("--seeds: give at least two, so that there is a difference to compare with")
     if not has_fast_bf16(CPU):
         print("this processor has neither AMX nor AVX512-BF16: bf16 will be slow", file=sys.stderr)
-    print(f"{options.preset}, {options.steps} steps, {torch.get_num_threads()} threads")
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
+    print(f"{options.preset}, {options.steps} steps, {options.jobs} x {torch.get_num_threads()} threads", flush=True)
+    runs = list(itertools.product(PRECISIONS, options.seeds))
     scores: dict[str, Scores] = {}
-    for seed, precision in itertools.product(options.seeds, PRECISIONS):
-        scores[f"{precision}, seed {seed}"] = train_and_score(options, seed, precision)
-        line = ", ".join(f"{name} {value:.4f}" for name, value in scores[f"{precision}, seed {seed}"].items())
-        print(f"  {precision}, seed {seed}: {line}", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for (precision, seed), run_scores in zip(
+            runs, pool.map(lambda run: train_and_score(options, *run), runs), strict=True
+        ):
+            scores[f"{precision}, seed {seed}"] = run_scores
+            line = ", ".join(f"{name} {value:.4f}" for name, value in run_scores.items())
+            print(f"  {precision}, seed {seed}: {line}", flush=True)
     differences = {name: compare(scores, options.seeds, name) for name in MEASURES}
     print("\nmean differences        bf16 and fp32, one seed    two seeds, one precision    ratio")
     for name, (of_precision, of_seed) in differences.items():
@@ -63,7 +71,7 @@ def main() -> None:
     print(f"written: {path}")
 
 
-def train_and_score(options: argparse.Namespace, seed: int, precision: str) -> Scores:
+def train_and_score(options: argparse.Namespace, precision: str, seed: int) -> Scores:
     """Held-out scores of a run, computed in fp32, and the seconds that its training took."""
     with tempfile.TemporaryDirectory() as folder:
         flags: dict[str, Any] = {
@@ -80,7 +88,9 @@ def train_and_score(options: argparse.Namespace, seed: int, precision: str) -> S
             flags["batch-size"] = options.batch_size
         command = [sys.executable, "-m", "babybert.cli", "pretrain", "--no-metrics"]
         start = time.perf_counter()
-        done = subprocess.run([*command, *(f"--{name}={value}" for name, value in flags.items())], capture_output=True)
+        command += [f"--{name}={value}" for name, value in flags.items()]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(command, capture_output=True, env=environment)
         if done.returncode:
             raise SystemExit(done.stderr.decode())
         seconds = time.perf_counter() - start
