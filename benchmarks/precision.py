@@ -56,9 +56,8 @@ def main() -> None:
     runs = list(itertools.product(PRECISIONS, options.seeds))
     scores: dict[str, Scores] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for (precision, seed), run_scores in zip(
-            runs, pool.map(lambda run: train_and_score(options, *run), runs), strict=True
-        ):
+        results = pool.map(lambda run: train_and_score(options, *run), runs)
+        for (precision, seed), run_scores in zip(runs, results, strict=True):
             scores[f"{precision}, seed {seed}"] = run_scores
             line = ", ".join(f"{name} {value:.4f}" for name, value in run_scores.items())
             print(f"  {precision}, seed {seed}: {line}", flush=True)

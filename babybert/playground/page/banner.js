@@ -43,9 +43,9 @@ class Banner {
   }
 
   async look() {
-    const asked = ++this.latest;
-    let problem = "";
     if (this.isDown || !document.hidden) {
+      const asked = ++this.latest;
+      let problem;
       try {
         const response = await fetch("/api/health");
         ({ problem } = await response.json());
