@@ -53,9 +53,11 @@ def new_model(config: PretrainConfig, dataset: Dataset) -> BabyBert:
     return bert.set_kernels(config.kernels)
 
 
-def training_loader(config: PretrainConfig, dataset: Dataset, train: Examples | None = None) -> Loader:
+def training_loader(
+    config: PretrainConfig, dataset: Dataset, train: Examples | None = None, device: torch.device = CPU
+) -> Loader:
     """The batches of `babybert pretrain`, of the dataset's training pairs or of `train`."""
-    return make_loader(config, train or dataset.examples("train"), dataset.tokenizer.size, CPU)
+    return make_loader(config, train or dataset.examples("train"), dataset.tokenizer, device)
 
 
 def lr_at(config: PretrainConfig, seconds: float, budget: float) -> float:

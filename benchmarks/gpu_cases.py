@@ -223,7 +223,7 @@ def _measure_epoch(
     limit = 1.0 if small else EPOCH_SECONDS
     config = preset_config(Path(data), preset, device=device.type, kernels=kernels, batch_size=pairs)
     train = dataset.examples("train")
-    loader = make_loader(config, train, dataset.tokenizer.size, device)
+    loader = make_loader(config, train, dataset.tokenizer, device)
     torch.manual_seed(0)
     bert = BabyBert(config.sizes(dataset.tokenizer.size)).set_kernels(kernels).to(device)
     step = TrainingStep.of(bert, config, device)

@@ -84,6 +84,9 @@ class DataOptions:
     masked_share_end: float | None = recipe_option(
         None, "share in the last epoch; it changes linearly from epoch to epoch; none: it stays the same"
     )
+    whole_word_masking: bool = option(
+        False, "mask all pieces of a WordPiece word together: a piece cannot be guessed from the rest of its word"
+    )
     bucketing: bool = recipe_option(True, "batch pairs of similar length together: little padding")
     resident: Literal["auto", "always", "never"] = option(
         "auto", "keep the data on the training device; auto: on a GPU, if it fits next to the model"
@@ -99,8 +102,10 @@ class DataOptions:
             share = getattr(self, name)
             require(share is None or 0 < share < 1, f"{name} is {share}; it must be between 0 and 1")
         require(
-            self.masking == "dynamic" or (self.masked_share, self.masked_share_end) == (0.15, None),
-            "masked_share and masked_share_end are for --masking dynamic; static masks are those of the table",
+            self.masking == "dynamic"
+            or (self.masked_share, self.masked_share_end, self.whole_word_masking) == (0.15, None, False),
+            "masked_share, masked_share_end and whole_word_masking are for --masking dynamic; static masks are those of "
+            "the table",
         )
         require_seed(self.seed)
 

@@ -37,6 +37,8 @@ class DeviceLoader(Loader):
         self._segments = self._copy_to_device(examples.segments)
         self._offsets = self._copy_to_device(examples.offsets)
         self._is_next = self._copy_to_device(examples.is_next)
+        continues_V = self.masking.continues_V if self.masking else None
+        self._continues_V = None if continues_V is None else self._copy_to_device(continues_V)
 
     def _copy_to_device(self, array: np.ndarray) -> Tensor:
         # Copied on the host first: torch warns about arrays that cannot be written, such as a mapped file.
@@ -58,7 +60,7 @@ class DeviceLoader(Loader):
         segments_BT = self._segments[index_BT].long() * is_token_BT
         if self.masking:
             original_ids_BT = torch.where(labels_BT > 0, labels_BT, ids_BT)
-            ids_BT, labels_BT = mask_batch(original_ids_BT, rows_B, self.masking, epoch)
+            ids_BT, labels_BT = mask_batch(original_ids_BT, rows_B, self.masking, epoch, self._continues_V)
         return Batch(ids_BT, labels_BT, segments_BT, self._is_next[rows_B].long())
 
 
@@ -71,7 +73,9 @@ def fits_on_device(examples: Examples, device: torch.device) -> bool:
     return sum(array.nbytes for array in arrays) <= free_bytes * MAX_SHARE_OF_FREE_MEMORY
 
 
-def mask_batch(ids_BT: Tensor, rows_B: Tensor, masking: DynamicMasking, epoch: int) -> tuple[Tensor, Tensor]:
+def mask_batch(
+    ids_BT: Tensor, rows_B: Tensor, masking: DynamicMasking, epoch: int, continues_V: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mask padded rows of original ids on their device, as `masking.mask_tokens` does.
 
     Args:
@@ -79,13 +83,17 @@ def mask_batch(ids_BT: Tensor, rows_B: Tensor, masking: DynamicMasking, epoch: i
         rows_B: the index of each pair in the dataset (int64).
         masking: the vocabulary's size, the seed and the share of tokens to choose.
         epoch: with the seed, determines the masks.
+        continues_V: `masking.continues_V` on the device.
 
     Returns:
         the masked ids, and the labels: the original id where a token was chosen, 0 elsewhere.
     """
     rows_B1 = rows_B.unsqueeze(1)
     positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-    draws_BT = choosing_draws(ids_BT, hash_rows(masking.seed, epoch, rows_B1, CHOOSE), positions_T, torch)
+    word_positions_BT = positions_T.expand_as(ids_BT)
+    if continues_V is not None:
+        word_positions_BT = torch.where(continues_V[ids_BT], 0, word_positions_BT).cummax(1).values
+    draws_BT = choosing_draws(ids_BT, hash_rows(masking.seed, epoch, rows_B1, CHOOSE), word_positions_BT, torch)
     chosen_BT = is_chosen(draws_BT, draws_BT.amin(1, keepdim=True), masking.share_in(epoch), torch)
     replaced_BT = replacements(ids_BT, masking.vocab_size, masking.seed, epoch, rows_B1, positions_T, torch)
     return torch.where(chosen_BT, replaced_BT, ids_BT), torch.where(chosen_BT, ids_BT, 0)

@@ -58,6 +58,7 @@ class DynamicMasking:
         share: the probability with which an ordinary token is chosen for MLM, in epoch 0.
         share_end: the same in the last of `epochs`, linear in between; None is `share`.
         epochs: of the run.
+        continues_V: for whole-word masking, whether each token continues a word (bool); None masks single tokens.
     """
 
     vocab_size: int
@@ -65,6 +66,7 @@ class DynamicMasking:
     share: float = MASKED_SHARE
     share_end: float | None = None
     epochs: int = 1
+    continues_V: np.ndarray | None = None
 
     def share_in(self, epoch: int) -> float:
         """The share in this epoch, which is counted from 0."""
@@ -146,7 +148,9 @@ def collate(examples: Examples, rows: np.ndarray, masking: DynamicMasking | None
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         original_ids = np.where(labels > 0, labels, ids)
         share = masking.share_in(epoch)
-        ids, labels = mask_tokens(original_ids, offsets, masking.vocab_size, masking.seed, epoch, rows, share)
+        ids, labels = mask_tokens(
+            original_ids, offsets, masking.vocab_size, masking.seed, epoch, rows, share, masking.continues_V
+        )
     is_token_BT = np.arange(lengths.max(initial=0)) < lengths[:, None]
 
     def pad(values: np.ndarray) -> Tensor:

@@ -4,6 +4,9 @@ Each ordinary token is chosen with a probability of 0.15, or the share that the 
 become `[MASK]`, 10 % a random ordinary token, and 10 % stay (Devlin et al., 2019, section 3.1). A row without a chosen
 token gets the one whose random number is smallest, so every row has a target.
 
+With whole-word masking, all pieces of a word have the random number of its first piece when tokens are chosen, so they
+are chosen together. What replaces them is still drawn for each piece. The expected share of chosen tokens is the same.
+
 The random numbers are a hash of (seed, epoch, row, position), not the state of a generator: the masks of a row do not
 depend on which rows are masked with it, in what order, or by how many workers.
 
@@ -43,6 +46,7 @@ def mask_tokens(
     epoch: int,
     rows: np.ndarray,
     share: float = MASKED_SHARE,
+    continues_V: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask `share` of the ordinary tokens of rows that follow one another in one array.
 
@@ -54,6 +58,8 @@ def mask_tokens(
         epoch: see `seed`.
         rows: the number of each row (int64), for example its index in the dataset.
         share: the probability with which a token is chosen.
+        continues_V: for each token of the vocabulary (bool), whether it continues the word of the token before it: such
+            pieces are chosen with their word. None chooses each token for itself.
 
     Returns:
         the masked ids (int32), and the labels (int32): the original id where a token was chosen, 0 elsewhere.
@@ -66,7 +72,11 @@ def mask_tokens(
     positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)
     row_hashes = np.repeat(hash_rows(seed, epoch, rows, CHOOSE), lengths)
 
-    draws = choosing_draws(ids, row_hashes, positions, np)
+    word_positions = positions
+    if continues_V is not None:  # no word reaches back over a row's start, because `[CLS]` continues none
+        word_starts = np.maximum.accumulate(np.where(continues_V[ids], 0, np.arange(len(ids))))
+        word_positions = word_starts - np.repeat(offsets[:-1], lengths)
+    draws = choosing_draws(ids, row_hashes, word_positions, np)
     smallest_draws = np.repeat(np.minimum.reduceat(draws, offsets[:-1]), lengths)
     chosen = np.flatnonzero(is_chosen(draws, smallest_draws, share, np))
 
@@ -79,14 +89,15 @@ def mask_tokens(
 def choosing_draws(ids: Array, row_hashes: Array, positions: Array, xp: Any) -> Array:
     """Return the random number that decides whether a token is chosen; infinity for special tokens, which never are.
 
-    `row_hashes` are from `hash_rows` with the stream `CHOOSE`.
+    `row_hashes` are from `hash_rows` with the stream `CHOOSE`. Tokens with the same of the `positions` are chosen
+    together.
     """
     draws: Array = xp.where(ids >= FIRST_ORDINARY, _uniform(row_hashes, positions, xp), xp.inf)
     return draws
 
 
 def is_chosen(draws: Array, smallest_draws: Array, share: float, xp: Any) -> Array:
-    """Return which tokens are chosen: a `share` of them, and in every row the one with the smallest draw."""
+    """Return which tokens are chosen: a `share` of them, and in every row the token or word with the smallest draw."""
     chosen: Array = (draws < share) | ((draws == smallest_draws) & xp.isfinite(draws))
     return chosen
 

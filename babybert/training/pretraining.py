@@ -131,7 +131,7 @@ class PretrainingTask:
 
     def make_loader(self, device: torch.device) -> Loader:
         """See `setup.make_loader`."""
-        return make_loader(self.config, self.train, self.dataset.tokenizer.size, device)
+        return make_loader(self.config, self.train, self.dataset.tokenizer, device)
 
     def evaluate(self, model: BertEncoder, device: torch.device, should_stop: Callable[[], bool]) -> Scores:
         """Score the held-out pairs."""

@@ -19,6 +19,7 @@ RESULT_SETTINGS = (
     "masking",
     "masked_share",
     "masked_share_end",
+    "whole_word_masking",
     "optimizer",
     "lr",
     "decoder_lr_factor",

@@ -16,6 +16,7 @@ from babybert.config import ModelConfig, PretrainConfig
 from babybert.data.device_loader import DeviceLoader, fits_on_device
 from babybert.data.loader import DynamicMasking, Loader
 from babybert.data.table import Examples
+from babybert.data.tokenizer import Tokenizer
 from babybert.evaluation.scores import unigram_log_probs
 from babybert.model.bert import BabyBert, BertEncoder
 from babybert.training.distributed import DistributedContext
@@ -122,12 +123,13 @@ def _share_state(context: DistributedContext, state: TrainState, optimizer: torc
     return replace(state, restarts=state.restarts + 1) if state.step else state
 
 
-def make_loader(config: PretrainConfig, train: Examples, vocab_size: int, device: torch.device) -> Loader:
+def make_loader(config: PretrainConfig, train: Examples, tokenizer: Tokenizer, device: torch.device) -> Loader:
     """The training batches, made from arrays on the host or on the device."""
     masking = None
     if config.masking == "dynamic":
         shares = config.masked_share, config.masked_share_end
-        masking = DynamicMasking(vocab_size, config.seed, *shares, config.epochs)
+        continues_V = tokenizer.continuation_flags() if config.whole_word_masking else None
+        masking = DynamicMasking(tokenizer.size, config.seed, *shares, config.epochs, continues_V)
     on_device = config.resident == "always" or (config.resident == "auto" and fits_on_device(train, device))
     if on_device:
         return DeviceLoader(train, config.batch_size, config.seed, config.bucketing, masking, device)
