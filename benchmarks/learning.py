@@ -123,7 +123,7 @@ def train_reference(dataset: Dataset, options: argparse.Namespace) -> Curve:
 
     evaluate_model = evaluator(bert, dataset, first_held_out(dataset, options.pairs))
     batches = training_loader(config, dataset)
-    return run_steps(step, batches.epoch, evaluate_model, clock, config.batch_size, "reference")
+    return run_steps(step, batches.epoch, evaluate_model, clock, "reference")
 
 
 def train_hugging_face(name: str, dataset: Dataset, options: argparse.Namespace, batch_size: int, lr: float) -> Curve:

@@ -3,17 +3,20 @@
     python benchmarks/recipe.py --data data/imdb                    # a quarter of an hour on two cores
     python benchmarks/recipe.py --data data/imdb --seconds 10       # a quick look
     python benchmarks/recipe.py --data data/imdb-wordpiece --preset small --tokens 5e6   # two hours
+    python benchmarks/recipe.py --data data/imdb-wordpiece --preset small --tokens 8e6 --device cuda --processes 8
 
-Each trial runs on one core with one thread. With `--tokens` the trials see the same number of tokens, whatever their
-speed, so other work on the machine does not matter; the table has their speed. A trial starts from the recipe of the
-preset and applies the changes of its row. All trials are scored on the same held-out pairs with the same masks, at
-15 %, whatever share the trial masks in training. Prints a table and writes JSON.
+On a CPU each trial runs on one core with one thread; a GPU is shared by several trials. With `--tokens` the trials see
+the same number of tokens, whatever their speed, so other work on the machine does not matter; the table has their
+speed. A trial starts from the recipe of the preset and applies the changes of its row. All trials are scored on the
+same held-out pairs with the same masks, at 15 %, whatever share the trial masks in training. Prints a table and writes
+JSON.
 """
 
 import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,10 @@ import numba
 import numpy as np
 import torch
 from common import recipe_config, write_json
-from timed_training import Clock, StepClock, first_held_out, train_for, unigram_loss
+from timed_training import Clock, PairClock, first_held_out, train_for, unigram_loss
 
 from babybert.data.dataset import open_dataset
+from babybert.data.loader import NO_LABEL
 from babybert.data.pairs import ranges
 from babybert.data.table import Examples
 from babybert.data.tokenizer import SEP
@@ -46,6 +50,9 @@ SMALL_BEFORE: Changes = {
     "masked_share": 0.15,
     "batch_size": 64,
 }
+# Changes that are no settings of `babybert pretrain`: how negatives are drawn, whether pairs have labels, and into how
+# many steps the batches of the first half are split.
+NOT_SETTINGS = ("negatives", "nsp", "batch_growth")
 TRIALS: dict[str, list[Changes]] = {
     "baby": [
         BEFORE,
@@ -119,6 +126,22 @@ TRIALS: dict[str, list[Changes]] = {
         {"initial_weights": "mimetic"},
         {"tie_decoder": True},
         {"warmup_fraction": 0.03},
+        {"seed": 1},
+        {"masked_share": 0.15},
+        {"masked_share": 0.4, "seed": 1},
+        {"whole_word_masking": True},
+        {"nsp": "none"},
+        {"nsp": "none", "seed": 1},
+        {"batch_size": 256},
+        {"batch_growth": 4},
+        {"batch_growth": 4, "seed": 1},
+        {"schedule": "constant"},
+        {"schedule": "cosine"},
+        {"tie_decoder": True, "seed": 1},
+        {"optimizer": "adamw", "lr": 1e-3},
+        {"optimizer": "adamw", "lr": 2e-3},
+        {"whole_word_masking": True, "seed": 1},
+        {"batch_size": 32},
     ],
 }
 
@@ -132,12 +155,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, help="training tokens of each trial, in place of --seconds")
     parser.add_argument("--pairs", type=int, default=2000, help="held-out pairs to score on")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the trials to run, from 0")
-    parser.add_argument("--cores", type=int, default=2, help="trials that run at the same time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the trials run")
+    parser.add_argument("--processes", type=int, default=2, help="trials that run at the same time")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/recipe.json"))
     options = parser.parse_args()
     trials = TRIALS[options.preset]
     chosen = range(len(trials)) if options.only is None else options.only
-    with ProcessPoolExecutor(options.cores, multiprocessing.get_context("spawn"), use_one_thread) as pool:
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"), use_one_thread) as pool:
         results = list(pool.map(partial(run_trial, options), [trials[trial] for trial in chosen]))
     write_json(options.out, results)
     print_table(results)
@@ -152,17 +176,20 @@ def use_one_thread() -> None:
 def run_trial(options: argparse.Namespace, changes: Changes) -> dict[str, Any]:
     """Train with these changes, and return the curve."""
     name = ", ".join(f"{key} {value}" for key, value in changes.items()) or "the recipe"
-    overrides = {key: value for key, value in changes.items() if key != "negatives"}
-    config = recipe_config(options.data, preset=options.preset, **overrides)
+    overrides = {key: value for key, value in changes.items() if key not in NOT_SETTINGS}
+    config = recipe_config(options.data, preset=options.preset, device=options.device, **overrides)
     dataset = open_dataset(options.data)
-    train = drawn_negatives(dataset.examples("train")) if changes.get("negatives") == "drawn" else None
+    train = dataset.examples("train")
+    if changes.get("negatives") == "drawn":
+        train = drawn_negatives(train)
+    if changes.get("nsp") == "none":
+        train = replace(train, is_next=np.full_like(train.is_next, NO_LABEL))
     held_out = first_held_out(dataset, options.pairs)
     clock = Clock(options.seconds, evaluations=2)
     if options.tokens:
-        tokens_of_step = config.batch_size * dataset.facts["train"]["mean_length"]
-        clock = StepClock(round(options.tokens / tokens_of_step), evaluations=4)
+        clock = PairClock(round(options.tokens / dataset.facts["train"]["mean_length"]), evaluations=4)
     started = time.process_time()
-    _, curve = train_for(config, dataset, held_out, clock, name, train)
+    _, curve = train_for(config, dataset, held_out, clock, name, train, changes.get("batch_growth", 1))
     seconds = time.process_time() - started  # of this process: other work on the core does not count
     return {"changes": changes, "name": name, "curve": curve, "seconds": seconds}
 

@@ -4,7 +4,7 @@ recipe.py, width.py and learning.py use it.
 
 The learning rate follows the clock instead of the step count. So warm-up and decay fit the time, however fast the
 machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`. A
-`StepClock` counts steps in the place of seconds: its results do not depend on what else the machine does.
+`PairClock` counts pairs in the place of seconds: its results do not depend on what else the machine does.
 """
 
 import itertools
@@ -45,7 +45,7 @@ class Clock:
         """Stop counting, and keep the time since `start`."""
         self.elapsed_before = self.seconds
 
-    def count_step(self) -> None:
+    def count_step(self, pairs: int) -> None:
         """Call it after each step."""
 
     @property
@@ -63,43 +63,58 @@ class Clock:
 
 
 @dataclass
-class StepClock(Clock):
-    """A clock whose seconds are steps."""
+class PairClock(Clock):
+    """A clock whose seconds are training pairs."""
 
-    steps: int = 0
+    pairs: int = 0
 
     @property
     def seconds(self) -> float:
-        """Steps so far."""
-        return self.steps
+        """Pairs so far."""
+        return self.pairs
 
-    def count_step(self) -> None:
+    def count_step(self, pairs: int) -> None:
         """Call it after each step."""
-        self.steps += 1
+        self.pairs += pairs
 
 
 def train_for(
-    config: PretrainConfig, dataset: Dataset, held_out: Examples, clock: Clock, name: str, train: Examples | None = None
+    config: PretrainConfig,
+    dataset: Dataset,
+    held_out: Examples,
+    clock: Clock,
+    name: str,
+    train: Examples | None = None,
+    first_half_parts: int = 1,
 ) -> tuple[BabyBert, Curve]:
-    """Train a new model on the dataset's pairs, or on `train`; return it and its curve of scores on `held_out`."""
+    """Train a new model on the dataset's pairs, or on `train`; return it and its curve of scores on `held_out`.
+
+    In the first half of the budget, each batch is split into `first_half_parts` steps.
+    """
+    device = torch.device(config.device)
     torch.manual_seed(config.seed)
-    bert = new_model(config, dataset)
-    training_step = TrainingStep.of(bert, config)
+    bert = new_model(config, dataset).to(device)
+    training_step = TrainingStep.of(bert, config, device)
 
     def step(batch: Batch, step_number: int) -> None:
         for group in training_step.optimizer.param_groups:
             group["lr"] = clock.lr(config) * group["factor"]
         seed_step(config.seed, step_number)
-        training_step(batch)
+        training_step(batch.to(device))
 
-    batches = training_loader(config, dataset, train)
-    return bert, run_steps(step, batches.epoch, evaluator(bert, dataset, held_out), clock, config.batch_size, name)
+    loader = training_loader(config, dataset, train, device)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for batch in loader.epoch(epoch):
+            yield from batch.split(first_half_parts if clock.seconds < clock.budget / 2 else 1)
+
+    return bert, run_steps(step, batches, evaluator(bert, dataset, held_out, device), clock, name)
 
 
-def evaluator(bert: BabyBert, dataset: Dataset, held_out: Examples) -> Callable[[], Scores]:
+def evaluator(bert: BabyBert, dataset: Dataset, held_out: Examples, device: torch.device = CPU) -> Callable[[], Scores]:
     """A function that scores `bert` on `held_out`."""
     counts_V = dataset.token_counts()
-    return lambda: evaluate_held_out(bert, held_out, counts_V, EVALUATION_BATCH_SIZE, CPU)
+    return lambda: evaluate_held_out(bert, held_out, counts_V, EVALUATION_BATCH_SIZE, device)
 
 
 def run_steps(
@@ -107,21 +122,21 @@ def run_steps(
     epoch_batches: Callable[[int], Iterator[Batch]],
     evaluate_model: Callable[[], Scores],
     clock: Clock,
-    batch_size: int,
     name: str,
 ) -> Curve:
     """Run steps until the budget is used up; return the scores of each evaluation, the first before any training."""
     curve: Curve = [curve_point(evaluate_model(), 0.0, 0, name)]
-    steps_done = 0
+    steps_done = seen = 0
     clock.start()
     for epoch in itertools.count():
         for batch in epoch_batches(epoch):
             step(batch, steps_done)
             steps_done += 1
-            clock.count_step()
+            seen += len(batch.is_next_B)
+            clock.count_step(len(batch.is_next_B))
             if clock.evaluation_due(len(curve) - 1):
                 clock.stop()
-                curve.append(curve_point(evaluate_model(), clock.elapsed_before, steps_done * batch_size, name))
+                curve.append(curve_point(evaluate_model(), clock.elapsed_before, seen, name))
                 clock.start()
                 if clock.seconds >= clock.budget:
                     return curve

@@ -104,8 +104,8 @@ class DataOptions:
         require(
             self.masking == "dynamic"
             or (self.masked_share, self.masked_share_end, self.whole_word_masking) == (0.15, None, False),
-            "masked_share, masked_share_end and whole_word_masking are for --masking dynamic; static masks are those of "
-            "the table",
+            "masked_share, masked_share_end and whole_word_masking are for --masking dynamic; static masks are those "
+            "of the table",
         )
         require_seed(self.seed)
 
