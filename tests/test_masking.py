@@ -66,6 +66,28 @@ def test_only_chosen_tokens_change_and_labels_hold_the_originals(rows: Rows) -> 
     assert (labels[ids < FIRST_ORDINARY] == 0).all()
 
 
+def test_whole_word_masking_chooses_the_pieces_of_a_word_together(rows: Rows) -> None:
+    ids, offsets = rows
+    continues_V = np.arange(VOCABULARY) % 3 == 0
+    continues_V[:FIRST_ORDINARY] = False
+    masked, labels = mask(ids, offsets, continues_V=continues_V)
+    chosen = (labels > 0).reshape(ROWS, LENGTH)
+    continues = continues_V[ids].reshape(ROWS, LENGTH)
+    ordinary = (ids >= FIRST_ORDINARY).reshape(ROWS, LENGTH)
+    inside = continues[:, 1:] & ordinary[:, :-1]  # a piece whose word starts before it, with an ordinary token
+    assert (chosen[:, 1:] == chosen[:, :-1])[inside].all()
+    starts = ordinary & ~continues
+    others = chosen[:, 1:] != chosen[:, :-1]
+    assert others[starts[:, 1:]].any()  # but words are chosen one by one
+    assert is_close(chosen[starts].mean(), 0.15, int(starts.sum()))
+    assert is_close((masked[labels > 0] == MASK).mean(), 0.8, int(chosen.sum()))  # drawn for each piece
+
+
+def test_whole_word_masking_changes_nothing_without_pieces(rows: Rows) -> None:
+    ids, offsets = rows
+    assert all(map(np.array_equal, mask(ids, offsets), mask(ids, offsets, continues_V=np.zeros(VOCABULARY, bool))))
+
+
 def test_every_row_has_a_target() -> None:
     ids = np.tile(np.array([CLS, 7, SEP, 8, SEP], np.int32), 500)
     _, labels = mask(ids, np.arange(0, 2501, 5), seed=0)

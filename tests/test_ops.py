@@ -1,6 +1,7 @@
 import importlib.util
 import logging
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import babybert
 from babybert.config import PRESETS, ModelConfig
 from babybert.data.tokenizer import PAD
 from babybert.errors import UsageError
-from babybert.model import kernels, ops, ops_table, plain_ops
+from babybert.model import kernels, ops, ops_table, plain_ops, triton_policy
 from babybert.model.bert import BabyBert
 from babybert.model.packing import PackedBatch
 
@@ -190,15 +191,37 @@ def test_on_a_cpu_auto_picks_what_was_measured_to_be_faster() -> None:
     assert picked("cpu", "plain") == ["torch"] * 4
 
 
-def test_on_a_gpu_auto_never_picks_triton() -> None:
+def test_on_a_gpu_auto_picks_triton_for_narrow_models(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    assert picked("cuda", "auto") == ["torch", "torch", "torch", "chunked_head"]
+    monkeypatch.setattr(triton_policy, "can_build", lambda: True)
+    assert picked("cuda", "auto") == ["torch", "triton_feed_forward", "torch", "triton_head"]
+    assert picked("cuda", "auto", width=64) == ["torch", "torch", "torch", "chunked_head"]
+    assert picked("cuda", "triton", width=64) == ["torch", "triton_feed_forward", "torch", "triton_head"]
     assert picked("cuda", "triton") == ["torch", "triton_feed_forward", "torch", "triton_head"]
     assert picked("cuda", "triton", width=256) == ["torch", "torch", "torch", "chunked_head"]
     with FakeTensorMode():
         hidden, weight = torch.empty(3, 10, device="cuda"), torch.empty(50, 10, device="cuda")
-        assert ops.skips_rows_without_target(hidden, weight, "triton")
-        assert not ops.skips_rows_without_target(hidden, weight, "auto")
+        assert ops.skips_rows_without_target(hidden, weight, "auto")
+        assert not ops.skips_rows_without_target(hidden, weight, "plain")
+
+
+def test_on_a_gpu_auto_does_without_triton_if_it_cannot_build_its_launchers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "gcc").touch(mode=0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(triton_policy, "can_build", triton_policy.can_build.__wrapped__)  # without the cache
+    for path, cc, found in ((str(tmp_path), "", True), ("", "", False), (str(tmp_path), "no-such-compiler", False)):
+        monkeypatch.setenv("PATH", path)
+        monkeypatch.setenv("CC", cc)
+        assert triton_policy.can_build() is found
+        assert (picked("cuda", "auto")[3] == "triton_head") is found
+    monkeypatch.setenv("CC", "")
+    assert triton_policy.can_build()
+    (tmp_path / "Python.h").unlink()
+    assert not triton_policy.can_build()
 
 
 def test_the_cpu_heads_need_a_target_in_every_row() -> None:

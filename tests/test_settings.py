@@ -267,6 +267,7 @@ def test_a_missing_file_and_a_bad_variable_are_named(tmp_path: Path) -> None:
         {"masked_share": 0.0},
         {"masked_share": 0.2, "masking": "static"},
         {"masked_share_end": 0.2, "masking": "static"},
+        {"whole_word_masking": True, "masking": "static"},
         {"masked_share_end": 1.0},
         {"max_minutes": float("inf")},
         {"upload_minutes": float("inf")},

@@ -100,7 +100,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
         ([5, 41], {"masking": "static"}),
         ([7], {"resident": "always", "bucketing": False, "accumulate": 3}),
         ([21], {"precision": "bf16", "width": 128, "norm": "pre", "activation": "gelu", "accumulate": 2}),
-        ([9, 40], {"optimizer": "muon", "masked_share": 0.3, "masked_share_end": 0.15}),
+        ([9, 40], {"optimizer": "muon", "masked_share": 0.3, "masked_share_end": 0.15, "whole_word_masking": True}),
     ],
 )
 @pytest.mark.slow

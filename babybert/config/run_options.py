@@ -35,7 +35,7 @@ class DeviceOptions:
     kernels: Literal["auto", "plain", "triton"] = option(
         "auto",
         "auto: the fastest implementation measured on this kind of device; plain: PyTorch's operations only; "
-        "triton: the Triton kernels, not yet measured on a GPU",
+        "triton: the Triton kernels on a GPU, for all widths that they support",
     )
 
 

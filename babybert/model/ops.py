@@ -7,8 +7,8 @@ preferred one first, each with its requirements. `pick` takes the first whose re
 `kernels` says which implementations may be picked:
 
 - "auto": those that were measured to be faster. On a CPU: the numba kernels. On a GPU: PyTorch's operations and the
-  chunked vocabulary head.
-- "triton": as "auto", and on a GPU the Triton kernels, which were never measured.
+  chunked vocabulary head, and for narrow models the Triton kernels (see `triton_policy.py`).
+- "triton": as "auto", and on a GPU the Triton kernels for all widths that they support.
 - "plain": PyTorch's operations alone.
 
 Shapes: B pairs, T positions, N packed tokens or masked positions, D width, V vocabulary, K candidates, X targets.
@@ -35,6 +35,7 @@ from babybert.model.kernels import Requirements
 from babybert.model.kernels.chunked_head import ChunkedHeadLoss
 from babybert.model.packing import PackedBatch
 from babybert.model.plain_ops import NO_TARGET, HeadLoss
+from babybert.model.triton_policy import uses_triton
 
 Kernels = Literal["auto", "plain", "triton"]
 Candidates = dict[str, Requirements]  # implementations of one operation by name, the preferred first
@@ -72,10 +73,10 @@ def _cpu_kernels(device: torch.device, kernels: Kernels) -> Any:
     return _load_cpu_kernels("cpu") if device.type == "cpu" and kernels != "plain" else None
 
 
-def _triton_kernels(name: str, device: torch.device, kernels: Kernels) -> Any:
-    if device.type != "cuda" or kernels != "triton":
-        return None
-    return importlib.import_module(f"babybert.model.kernels.{name}")
+def _triton_kernels(name: str, x: Tensor, kernels: Kernels) -> Any:
+    """A module of Triton kernels if they should be used for such an input (..., D), else None."""
+    is_used = uses_triton(x.device, x.shape[-1], kernels)
+    return importlib.import_module(f"babybert.model.kernels.{name}") if is_used else None
 
 
 def _as_autocast(x: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def feed_forward_candidates(
     with_relu = {"ReLU": activation == "relu"}
     if cpu := _cpu_kernels(x_ND.device, kernels):
         candidates["cpu_feed_forward"] = {**cpu.feed_forward.requirements(x_ND, weight1_FD, dropout_p), **with_relu}
-    if triton := _triton_kernels("triton_feed_forward", x_ND.device, kernels):
+    if triton := _triton_kernels("triton_feed_forward", x_ND, kernels):
         candidates["triton_feed_forward"] = {**triton.requirements(x_ND, weight1_FD), **with_relu}
     return {**candidates, TORCH: {}}
 
@@ -201,7 +202,7 @@ def feed_forward(
         cpu = _cpu_kernels(x_ND.device, kernels)
         return cpu.feed_forward.CpuFeedForward.apply(x_ND, *weights, dropout_p, draw_seed(x_ND.device))
     if implementation == "triton_feed_forward":
-        triton = _triton_kernels("triton_feed_forward", x_ND.device, kernels)
+        triton = _triton_kernels("triton_feed_forward", x_ND, kernels)
         return triton.TritonFeedForward.apply(_as_autocast(x_ND), *weights, dropout_p, draw_seed(x_ND.device))
     # The plain form, except that its dropout may use a kernel: that one has fewer requirements.
     return linear2(dropout(plain_ops.ACTIVATIONS[activation](linear1(x_ND)), dropout_p, kernels))
@@ -234,7 +235,7 @@ def mlm_head_candidates(
         candidates["cpu_bf16_head"] = cpu.bf16_head.requirements(hidden_ND, weight_VD)
         candidates["cpu_narrow_head"] = {**cpu.narrow_head.requirements(hidden_ND, weight_VD), **targets}
         candidates["cpu_wide_head"] = {**cpu.wide_head.requirements(hidden_ND, weight_VD), **targets}
-    if triton := _triton_kernels("triton_head", hidden_ND.device, kernels):
+    if triton := _triton_kernels("triton_head", hidden_ND, kernels):
         candidates["triton_head"] = triton.requirements(hidden_ND, weight_VD)
     return {**candidates, "chunked_head": {}}
 
@@ -273,7 +274,7 @@ def mlm_head_loss(
     elif implementation == "cpu_wide_head":
         loss_sum, rank_N = cpu.wide_head.CpuWideHeadLoss.apply(*inputs, torch.is_grad_enabled())
     elif implementation == "triton_head":
-        triton = _triton_kernels("triton_head", hidden_ND.device, kernels)
+        triton = _triton_kernels("triton_head", hidden_ND, kernels)
         loss_sum, rank_N = triton.TritonHeadLoss.apply(_as_autocast(hidden_ND), *inputs[1:], with_rank)
     else:
         loss_sum, rank_N = ChunkedHeadLoss.apply(*inputs, with_rank, torch.is_grad_enabled())

@@ -4,8 +4,8 @@ Sums are split and their partial sums added in a fixed order, without atomics: t
 Nothing waits for the GPU. Sums are fp32. Products are bf16 where the layer's input is (as under autocast), else exact
 fp32 (not TF32). A width is padded to a power of two of at least 16, which `tl.dot` needs: width 10 costs as much as 16.
 
-The kernels have not been measured on a GPU. They are checked in Triton's interpreter (TRITON_INTERPRET=1) and compiled
-for an H100 without being run. `--kernels auto` therefore never picks them.
+They are checked on an H200 by `make bench-gpu` and in Triton's interpreter (TRITON_INTERPRET=1) by the tests. See
+`triton_policy.py` for when they are used.
 """
 
 from collections.abc import Sequence
