@@ -140,7 +140,10 @@ def test_an_archive_with_int8_weights_answers_with_them(demo: Dataset, tmp_path:
     served, fp32 = Predictor.load(tmp_path / "unpacked"), Predictor.load(checkpoint)
     answers, expected = served.predict(items()), fp32.predict(items())
     assert answers != expected
-    assert served.predict(items()[1:2]) == answers[1:2]
+    (alone,) = served.predict(items()[1:2])  # hidden states are equal in any batch, the head in fp32 rounds
+    for mask, other_mask in zip(alone["masks"], answers[1]["masks"], strict=True):
+        scores = [candidate["score"] for candidate in other_mask["candidates"]]
+        assert [candidate["score"] for candidate in mask["candidates"]] == pytest.approx(scores, rel=1e-5)
     for answer, other in zip(answers[:2], expected[:2], strict=True):
         for mask, other_mask in zip(answer["masks"], other["masks"], strict=True):
             scores, other_scores = (

@@ -143,6 +143,7 @@ def logit_difference(words: list[str]) -> float:
     return float(logits_C[positive] - logits_C[negative])
 
 
+sizes: list[tuple[float, str]] = []
 figure, axes = tutorial.pyplot.subplots(1, len(texts), figsize=(9, 3.6), sharex=True, layout="constrained")
 for axis, text in zip(axes, texts, strict=True):
     words = text.split()
@@ -153,13 +154,14 @@ for axis, text in zip(axes, texts, strict=True):
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(title=f"pos minus neg: {whole:.2f}", xlabel="fall of the difference without the word")
-    if "wonderful" in words:
-        assert max(falls) == falls[words.index("wonderful")]
+    sizes += [(abs(fall), word) for fall, word in zip(falls, words, strict=True)]
+assert max(sizes)[1] in ("wonderful", "terrible", "skip")
 tutorial.show(figure, "9_finetuning")
 
 # %% [markdown]
 # "wonderful" decides the first text. In the second text no word does: it is negative because a good word is missing,
-# which is how the labels were made.
+# which is how the labels were made. Another run may look for bad words in place of good ones: then "terrible" decides
+# the second text, and no word the first.
 #
 # ## Commands 3 to 5: pack, serve, request
 #
