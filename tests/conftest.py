@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from babybert.data.dataset import Dataset, open_dataset
 from babybert.data.prepare import prepare
 from babybert.data.tokenizer import Tokenizer
 from babybert.data.wordpiece_trainer import WordPieceTrainer
+from babybert.serving.torchserve import free_ports
 
 pytest_plugins = ["served"]  # the TorchServe that the system tests share
 
@@ -181,7 +181,8 @@ class Seaweed:
                 }
             )
         )
-        master_port, volume_port, filer_port, s3_port = _free_ports_below_50000(4)
+        numbers = iter(free_ports(8))
+        ports = {name: (next(numbers), next(numbers)) for name in ("master", "volume", "filer", "s3")}  # HTTP, gRPC
         self._folder = folder
         self._command = [
             weed,
@@ -192,18 +193,16 @@ class Seaweed:
             "-master.telemetry=false",
             "-webdav=false",
             "-admin.ui=false",
-            f"-master.port={master_port}",
-            f"-volume.port={volume_port}",
+            *(f"-{name}.port={http}" for name, (http, _) in ports.items()),
+            *(f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()),
             # Each bucket gets volumes of its own. The default limit depends on the free disk space, and all tests
             # together have more buckets than it allows.
             "-volume.max=5000",
-            f"-filer.port={filer_port}",
-            f"-s3.port={s3_port}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             f"-s3.config={accounts}",
         ]
-        self.url = f"http://127.0.0.1:{s3_port}"
+        self.url = f"http://127.0.0.1:{ports['s3'][0]}"
 
     def start(self) -> None:
         """Start it and wait until it responds."""
@@ -268,26 +267,6 @@ def _responds(url: str) -> bool:
         return True  # the request has no signature, so the server refuses it: it is up
     except OSError:
         return False
-
-
-def _free_ports_below_50000(count: int) -> list[int]:
-    """Free ports `p` for which `p + 10000` is free too: SeaweedFS listens on both."""
-    ports: list[int] = []
-    for port in range(20000 + os.getpid() % 20000, 50000):
-        if _is_free(port) and _is_free(port + 10000):
-            ports.append(port)
-        if len(ports) == count:
-            break
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-    except OSError:
-        return False
-    return True
 
 
 ONES = 2**32 - 1  # 32 bits set; `& ONES` is the remainder modulo 2^32

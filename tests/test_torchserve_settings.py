@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_hosts_are_resolved() -> None:
         "127.0.0.1",
         "0.0.0.0",
     ]
+
+
+def test_free_ports_are_different_and_not_those_of_outgoing_connections() -> None:
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert all(15000 <= port < 30000 for port in ports)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", ports[0]))
+        assert ports[0] not in free_ports(14900)
+    with pytest.raises(UsageError, match="no 15001 ports are free"):
+        free_ports(15001)
 
 
 def test_an_address_that_cannot_be_used_is_refused() -> None:

@@ -52,6 +52,8 @@ __all__ = ["TorchServe", "free_ports"]
 
 STOP_SECONDS = 15  # from the request to stop until the process is killed
 QUIET_SECONDS = 1.0
+STARTS = 3  # attempts to start TorchServe, if another program takes a port before it can
+PORT_TAKEN = "Address already in use"  # in TorchServe's log
 LAST_LINES = 15  # of TorchServe's log, shown when it fails
 LOG_LEVEL = re.compile(r"^\d{4}-\d\d-\d\dT\S+ \[(\w+) *\]")
 REQUESTS_TOTAL = re.compile(r"^ts_inference_requests_total\{.*\} (\S+)$", re.MULTILINE)
@@ -87,19 +89,19 @@ class TorchServe:
         self._archive = archive
         self._log_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._is_ready = False
+        self._port_was_taken = False
         # Our own requests go to this machine, whatever proxy the environment names.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> "TorchServe":
         java = java_command()
         self.served = check_archive(self._archive)
-        addresses = choose_addresses(self.config)
+        choose_addresses(self.config)  # refuses a port that is taken, before anything is written
         self._resources = contextlib.ExitStack()
         self._folder = self._resources.enter_context(temporary_folder("serve"))
         try:
             check_folder(self._folder)
-            self._start(java, addresses)
-            self._wait_until_ready(addresses)
+            self._start(java)
         except BaseException:
             self.__exit__()
             raise
@@ -197,14 +199,32 @@ class TorchServe:
         """The end of TorchServe's log."""
         return "\n".join(self._log_lines)
 
-    def _start(self, java: list[str], addresses: ListenAddresses) -> None:
+    def _start(self, java: list[str]) -> None:
+        """Start TorchServe and wait until a worker is ready.
+
+        Another program can take one of the chosen ports before TorchServe listens on it. TorchServe ends then, and is
+        started again with other ports for gRPC. If the port is one of the settings, `choose_addresses` refuses it.
+        """
         archive = self.add_to_store(self._archive, self.served["version"])
+        for _ in range(STARTS):
+            addresses = choose_addresses(self.config)
+            self._launch(java, archive, addresses)
+            if self._becomes_ready(addresses):
+                self._is_ready = True
+                return
+            self._log_reader.join(STOP_SECONDS)
+            if not self._port_was_taken:
+                break
+        raise UserError(f"TorchServe ended with {self.process.returncode} before it was ready:\n{self.last_lines()}")
+
+    def _launch(self, java: list[str], archive: Path, addresses: ListenAddresses) -> None:
         try:
             settings = write_settings(self._folder, self.config, addresses)
         except OSError as error:
             raise cannot_write(
                 f"{self._folder}: cannot be written: {os_reason(error)}; make room there", error
             ) from error
+        self._port_was_taken = False
         command = [
             *java,
             f"-Djava.io.tmpdir={self._folder}",
@@ -227,7 +247,8 @@ class TorchServe:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._read_log, daemon=True).start()
+        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self._log_reader.start()
 
     def _read_log(self) -> None:
         """Keep the last lines; once the server is ready, log its warnings and errors with their continuation lines."""
@@ -235,26 +256,25 @@ class TorchServe:
         level = "INFO"
         for line in self.process.stdout:
             self._log_lines.append(line.rstrip())
+            self._port_was_taken = self._port_was_taken or PORT_TAKEN in line
             if match := LOG_LEVEL.match(line):
                 level = match[1]
             if self._is_ready and level in ("WARN", "ERROR", "FATAL"):
                 logger.info(f"torchserve: {line.rstrip()}")  # the line names TorchServe's level
 
-    def _wait_until_ready(self, addresses: ListenAddresses) -> None:
+    def _becomes_ready(self, addresses: ListenAddresses) -> bool:
+        """Wait until all workers are ready; False if TorchServe ends before. Raises UserError if it takes too long."""
         deadline = time.monotonic() + self.config.start_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise UserError(
-                    f"TorchServe ended with {self.process.returncode} before it was ready:\n{self.last_lines()}"
-                )
+                return False
             listening = self._check_listening(addresses)
             try:
                 workers = self.manage("GET", f"/models/{MODEL_NAME}")[0]["workers"]
             except (OSError, ValueError, LookupError):
                 workers = []  # the management API does not listen yet
             if listening == addresses.all() and workers and all(worker["status"] == "READY" for worker in workers):
-                self._is_ready = True
-                return
+                return True
             time.sleep(0.1)
         raise UserError(
             f"TorchServe: no worker was ready within {self.config.start_seconds:.0f} s:\n{self.last_lines()}"

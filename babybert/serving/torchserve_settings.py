@@ -9,6 +9,7 @@ import fnmatch
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -34,6 +35,10 @@ PASSED_ON = (
 )
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107  # bytes, of a Unix socket's path
 SOCKET_NAME = ".ts.sock.99999"  # TorchServe's name for a worker's socket, at its longest
+
+# The system's own choice, port 0, is from the range of outgoing connections (from 32768 on Linux, 49152 on macOS). One
+# of them could take the port before TorchServe listens on it. Kubernetes' node ports start at 30000.
+FREE_PORTS = range(15000, 30000)
 
 Address = tuple[str, int]  # IPv4 address and port
 
@@ -98,15 +103,23 @@ def cannot_listen(host: str, port: int, setting: str, error: OSError) -> UsageEr
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nothing listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Different ports of loopback that are free now, drawn at random from FREE_PORTS. Raises UsageError."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
+        if len(ports) == count:
+            return ports
+        if _is_free(port):
+            ports.append(port)
+    raise UsageError(f"no {count} ports are free between {FREE_PORTS.start} and {FREE_PORTS.stop - 1} on {LOOPBACK}")
+
+
+def _is_free(port: int) -> bool:
     try:
-        for listener in sockets:
-            listener.bind((LOOPBACK, 0))
-        return [listener.getsockname()[1] for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+    except OSError:
+        return False
+    return True
 
 
 def listening_addresses(process_id: int) -> set[Address]:

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from babybert.serving.torchserve import free_ports
+
 Resource = dict[str, Any]  # one Kubernetes object, or any part of one
 Found = TypeVar("Found")
 
@@ -55,15 +57,6 @@ def wait_for(what: str, condition: Callable[[], Found | None], seconds: float) -
         if time.monotonic() > deadline:
             raise ClusterError(f"{what}: not within {seconds:.0f} s")
         time.sleep(POLL_SECONDS)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def responds(port: int) -> bool:

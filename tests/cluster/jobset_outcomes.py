@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from control_plane import Cluster, Resource, find_program, free_ports, responds, wait_for
+from control_plane import Cluster, Resource, find_program, responds, wait_for
 from job_outcomes import Case
 from manifests import K8S
 from pods import end_deleted_pods, end_pod, evict_pod, pods_of, run_pod
+
+from babybert.serving.torchserve import free_ports
 
 OVERLAY = K8S / "overlays/multinode"
 PROGRAM = "jobset-manager"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from served import JSON, ServedModel, serve_flags, serving, wait_for
 
 from babybert.checkpoint.storage import S3Store
 from babybert.config import ServeConfig
-from babybert.errors import UserError
+from babybert.errors import UsageError, UserError
 from babybert.s3 import list_keys
 from babybert.serving import torchserve_settings
 from babybert.serving.archive import write_archive
@@ -278,6 +279,34 @@ def test_a_server_that_does_not_use_our_settings_is_stopped(
     with pytest.raises(UserError, match=r"TorchServe listens on 0\.0\.0\.0:.*, where it was not told to"), server:
         pytest.fail("it was accepted")
     assert server.process.poll() is not None
+
+
+def test_a_port_that_is_taken_while_torchserve_starts(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of gRPC is replaced by another; one of the settings is named in the error."""
+    inference, management, metrics, grpc = free_ports(4)
+    config = ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics)
+    offered = [[grpc, free_ports(1)[0]]] * 2  # for the check on entering, and for the first start
+    monkeypatch.setattr(torchserve_settings, "free_ports", lambda count: (offered or [free_ports(count)]).pop())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", grpc))
+        other.listen()
+        with TorchServe(config, archive) as server:
+            listening = torchserve_settings.listening_addresses(server.process.pid)
+            assert ("127.0.0.1", inference) in listening
+            assert ("127.0.0.1", grpc) not in listening
+    assert not offered
+
+    launch = TorchServe._launch
+
+    def launch_too_late(self: TorchServe, *arguments: Any) -> None:
+        other.bind(("127.0.0.1", management))
+        other.listen()
+        launch(self, *arguments)
+
+    monkeypatch.setattr(TorchServe, "_launch", launch_too_late)
+    refused = pytest.raises(UsageError, match=rf"cannot listen on 127\.0\.0\.1:{management} \(")
+    with socket.socket() as other, refused, TorchServe(config, archive):
+        pytest.fail("it was accepted")
 
 
 def test_it_waits_for_the_first_checkpoint(small: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
