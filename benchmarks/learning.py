@@ -227,7 +227,7 @@ def _score(model: Any, held_out: Examples, counts_V: np.ndarray) -> Scores:
 
 def print_tables(curves: dict[str, Curve]) -> None:
     """The last evaluation of each model, and in how many evaluations the default has a lower loss than each peer."""
-    header = ("", "pairs", "pairs/s", "MLM loss", "below its unigram baseline", "top-1", "NSP loss", "NSP accuracy")
+    header = ("", "pairs", "pairs/s", "MLM loss", "minus its unigram baseline", "top-1", "NSP loss", "NSP accuracy")
     print(f"\n| {' | '.join(header)} |")
     print(f"| --- | {' | '.join(['---:'] * (len(header) - 1))} |")
     for name, curve in curves.items():
@@ -237,7 +237,7 @@ def print_tables(curves: dict[str, Curve]) -> None:
             f"{point['seen']:,}",
             f"{point['seen'] / point['seconds']:,.0f}",
             f"{point['mlm_loss']:.3f}",
-            f"{point['mlm_unigram_loss'] - point['mlm_loss']:+.3f}",
+            f"{point['mlm_loss'] - point['mlm_unigram_loss']:+.3f}",
             f"{point['mlm_top1']:.1%}",
             f"{point['nsp_loss']:.4f}",
             f"{point['nsp_accuracy']:.1%}",

@@ -1,6 +1,6 @@
 """Training for a given number of seconds, with held-out scores at regular times.
 
-recipe.py, width.py and learning.py use it.
+recipe.py, vocabulary.py, width.py and learning.py use it.
 
 The learning rate follows the clock instead of the step count. So warm-up and decay fit the time, however fast the
 machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`. A

@@ -1,8 +1,8 @@
 """Muon (Jordan et al., 2024): momentum whose update of a matrix is made orthogonal, so all directions move alike.
 
-With Adam a few directions of a matrix dominate its update, and the others hardly learn. Here `small` reaches the same
-loss in about half the steps (docs/learning.md). An update is scaled to the usual size of Adam's (Liu et al., 2025), so
-one learning rate serves both optimizers.
+With Adam a few directions of a matrix dominate its update, and the others hardly learn. With Muon, `small` is 0.46 nats
+ahead of AdamW after 8 million tokens (docs/learning.md). An update is scaled to the usual size of Adam's (Liu et al.,
+2025), so one learning rate serves both optimizers.
 
 `torch.optim.Muon` keeps the state. The step is written anew for two reasons. PyTorch computes in bf16 on every device,
 which is 40 times slower than fp32 on a CPU with AVX2 alone; here the products are in bf16 only where the device has
