@@ -97,7 +97,9 @@ class PretrainingTask:
         if self.config.init_from is None:
             return new_model(self.config, self.sizes, self.counts_V)
         with temporary_folder("init-from") as folder:
-            source = self._load(CheckpointSource(self.config.init_from).find(folder), "--init-from")
+            found = CheckpointSource(self.config.init_from).find(folder)
+            source, tokenizer = load_model(found)
+        self._check_fits(found, replace(source.config, dropout=self.sizes.dropout), tokenizer, "--init-from")
         logger.info(f"starting with the weights of {self.config.init_from}")
         bert = BabyBert(self.sizes)  # with the dropout of the settings
         bert.load_state_dict(source.state_dict())
@@ -105,19 +107,14 @@ class PretrainingTask:
 
     def load_model(self, folder: Path) -> BabyBert:
         """The checkpoint's model, if the settings and the data fit it."""
-        return self._load(folder, "--out")
-
-    def _load(self, folder: Path, flag: str) -> BabyBert:
         bert, tokenizer = load_model(folder)
-        check_same_vocabulary(folder, tokenizer, self.dataset)
-        sizes = bert.config
-        if flag == "--init-from":
-            sizes = replace(sizes, dropout=self.sizes.dropout)
-        if sizes != self.sizes:
-            raise UsageError(
-                f"{folder}: has sizes {bert.config}, the settings ask for {self.sizes}; choose another {flag}"
-            )
+        self._check_fits(folder, bert.config, tokenizer, "--out")
         return bert
+
+    def _check_fits(self, folder: Path, sizes: ModelConfig, tokenizer: Tokenizer, flag: str) -> None:
+        check_same_vocabulary(folder, tokenizer, self.dataset)
+        if sizes != self.sizes:
+            raise UsageError(f"{folder}: has sizes {sizes}, the settings ask for {self.sizes}; choose another {flag}")
 
     def with_loss(self, model: BertEncoder) -> nn.Module:
         """The model with both losses."""
