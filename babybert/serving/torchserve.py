@@ -148,23 +148,23 @@ class TorchServe:
         Raises OSError (urllib's errors are OSErrors), and ValueError if the response is not JSON.
         """
         if not self.config.token_auth:
-            return self._send_to_management(method, path, timeout)
+            return json.loads(self._send_to_management(method, path, timeout))
         try:
-            return self._send_to_management(method, path, timeout, key_name="management")
+            return json.loads(self._send_to_management(method, path, timeout, key_name="management"))
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
-        # The management key has expired: the API key renews it in the key file.
+        # The management key has expired: a request with the API key, whose answer is empty, writes a new one.
         self._send_to_management("GET", "/token?type=management", timeout, key_name="API")
-        return self._send_to_management(method, path, timeout, key_name="management")
+        return json.loads(self._send_to_management(method, path, timeout, key_name="management"))
 
-    def _send_to_management(self, method: str, path: str, timeout: float, key_name: str | None = None) -> Any:
+    def _send_to_management(self, method: str, path: str, timeout: float, key_name: str | None = None) -> bytes:
         url = f"http://{LOOPBACK}:{self.config.management_port}{path}"
         request = urllib.request.Request(url, method=method)
         if key_name:
             key = json.loads(self.key_file.read_text())[key_name]["key"]
             request.add_header("Authorization", f"Bearer {key}")
-        return json.loads(self._fetch(request, timeout))
+        return self._fetch(request, timeout)
 
     def request_count(self) -> float:
         """How many prediction requests TorchServe has received. Raises OSError."""

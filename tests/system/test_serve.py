@@ -247,6 +247,26 @@ def test_with_tokens_only_requests_with_a_token_are_answered(archive: Path) -> N
             assert urllib.request.urlopen(request, timeout=30).status == 200
         assert server.samples()  # the metrics need no token
 
+        assert is_ready(server.management_port, environment["TMPDIR"])
+        replace_management_key(key_file)
+        assert is_ready(server.management_port, environment["TMPDIR"])
+        assert not is_ready(server.management_port)  # without the keys
+
+
+def test_an_expired_management_key_is_renewed(archive: Path) -> None:
+    inference, management, metrics = free_ports(3)
+    config = ServeConfig(token_auth=True, inference_port=inference, management_port=management, metrics_port=metrics)
+    with TorchServe(config, archive) as server:
+        replace_management_key(server.key_file)
+        assert server.manage("GET", "/models/babybert")[0]["modelName"] == "babybert"
+
+
+def replace_management_key(key_file: Path) -> None:
+    """Write another management key, which TorchServe refuses as it refuses one that has expired."""
+    keys = json.loads(key_file.read_text())
+    keys["management"]["key"] = "expired_"
+    key_file.write_text(json.dumps(keys))
+
 
 def test_management_listens_on_loopback_only_and_no_model_can_be_registered(archive: Path) -> None:
     environment = hostile_environment(archive.parent)
@@ -342,9 +362,14 @@ def test_it_waits_for_the_first_checkpoint(small: Any, tmp_path_factory: pytest.
         child.kill()
 
 
-def is_ready(management_port: int) -> bool:
-    """What the command `ready` of the serving image says."""
-    variables = {**os.environ, "BABYBERT_SERVE_MANAGEMENT_PORT": str(management_port), "http_proxy": "127.0.0.1:9"}
+def is_ready(management_port: int, temporary: str = tempfile.gettempdir()) -> bool:
+    """What the command `ready` of the serving image says; `temporary` is the server's folder for temporary files."""
+    variables = {
+        **os.environ,
+        "BABYBERT_SERVE_MANAGEMENT_PORT": str(management_port),
+        "TMPDIR": temporary,
+        "http_proxy": "127.0.0.1:9",
+    }
     command = [sys.executable, str(ROOT / "docker" / "ready.py")]
     return subprocess.run(command, env=variables, capture_output=True, timeout=60).returncode == 0
 
