@@ -134,5 +134,5 @@ format: $(INSTALLED) ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## remove .venv, data, runs and archives
+clean: ## remove .venv and all data, runs and archives of this folder
 	rm -rf .venv .coverage data runs model-store build dist

@@ -89,7 +89,7 @@ class ServeConfig:
     )
     watch_seconds: float = option(15.0, "seconds between two looks for a newer checkpoint; each is a request to S3")
     workers: int = option(
-        1, "worker processes, each with its own copy of the model and one thread; at most one per core is useful"
+        1, "worker processes, each with its own copy of the model and two threads; at most one per core is useful"
     )
     token_auth: bool = option(
         False, "require a TorchServe token with every request on the inference port, including /ping; not for /metrics"

@@ -21,18 +21,18 @@ OUTCOME_SECONDS = 60.0
 
 JOBSET_CASES = (
     Case("exit 0, both pods", "Completed", (0,)),
-    Case("exit 1", "all pods anew, counted", (1,)),
+    Case("exit 1", "all pods restart, counted", (1,)),
     Case("exit 1, five times in a row", "Failed: ReachedMaxRestarts", (1,) * 5),
     Case("exit 2", "Failed: FailJobSetFailurePolicyAction", (2,)),
     Case("exit 3", "Failed: FailJobSetFailurePolicyAction", (3,)),
-    Case("exit 130", "all pods anew, not counted", (130,), limit=0),
-    Case("exit 143", "all pods anew, not counted", (143,), limit=0),
-    Case("exit 137 (SIGKILL)", "all pods anew, counted", (137,)),
+    Case("exit 130", "all pods restart, not counted", (130,), limit=0),
+    Case("exit 143", "all pods restart, not counted", (143,), limit=0),
+    Case("exit 137 (SIGKILL)", "all pods restart, counted", (137,)),
     Case("first init container: exit 2 (no Secret)", "Failed: FailJobSetFailurePolicyAction", (2,), init_container=0),
     Case("last init container: exit 3", "Failed: FailJobSetFailurePolicyAction", (3,), init_container=-1),
-    Case("drained, exit 143", "all pods anew, not counted", (143,), is_evicted=True, limit=0),
-    Case("drained, exit 1", "all pods anew, not counted", (1,), is_evicted=True, limit=0),
-    Case("drained, exit 2", "all pods anew, not counted", (2,), is_evicted=True, limit=0),
+    Case("drained, exit 143", "all pods restart, not counted", (143,), is_evicted=True, limit=0),
+    Case("drained, exit 1", "all pods restart, not counted", (1,), is_evicted=True, limit=0),
+    Case("drained, exit 2", "all pods restart, not counted", (2,), is_evicted=True, limit=0),
 )
 
 
@@ -117,4 +117,4 @@ def outcome(cluster: Cluster, namespace: str, seen: set[str]) -> str | None:
             return "Completed" if condition["type"] == "Completed" else f"Failed: {condition['reason']}"
     if not new_pods(cluster, namespace, seen):
         return None
-    return f"all pods anew, {'counted' if status.get('restartsCountTowardsMax') else 'not counted'}"
+    return f"all pods restart, {'counted' if status.get('restartsCountTowardsMax') else 'not counted'}"
