@@ -116,7 +116,7 @@ class OptimizerOptions:
 
     optimizer: Literal["adamw", "adam", "muon"] = recipe_option(
         "adamw",
-        "muon: Muon for the layers' matrices, AdamW for the rest; learns more from each token from small on. "
+        "muon: Muon for the layers' matrices, AdamW for the rest; a lower loss for the presets from small on. "
         "adam (the reference's) adds the decay to the gradient, which hurts rare words",
     )
     lr: float = recipe_option(
