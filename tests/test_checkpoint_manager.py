@@ -343,7 +343,7 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     small: Small, address: str, proxy: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("BABYBERT_S3_TIMEOUT", "1")
-    job = start(small, tmp_path, address, "--epochs=30", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
+    job = start(small, tmp_path, address, "--epochs=12", "--checkpoint-every=20", "--metrics", "--metrics-port=0")
     job.wait_for_line("step 28:")
     proxy.mode = fault
     job.wait_for_line("not uploaded yet")  # a checkpoint, or the metrics
@@ -351,8 +351,8 @@ def test_training_continues_while_the_server_fails_and_the_newest_checkpoint_is_
     code = job.wait(COMMAND_SECONDS)
     assert code == 0, job.output
     newest = find_checkpoint(tmp_path / "run")
-    assert S3Store(address).steps()[0] == int(newest.name[5:]) == 30 * 28
-    assert S3Store(address).manifest(30 * 28).files == read_manifest(newest).files
+    assert S3Store(address).steps()[0] == int(newest.name[5:]) == 12 * 28
+    assert S3Store(address).manifest(12 * 28).files == read_manifest(newest).files
 
 
 @pytest.mark.slow
@@ -367,15 +367,15 @@ def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
             monkeypatch.setenv(name, value)
         store = S3Store("s3://bucket/run")
         store.client.create_bucket(Bucket="bucket")
-        job = start(small, tmp_path, store.address, "--epochs=40")
+        job = start(small, tmp_path, store.address, "--epochs=15")
         job.wait_for_line("step 56:")
         server.kill()
         job.wait_for_line("is not uploaded yet")
         server.start()
         code = job.wait(COMMAND_SECONDS)
         assert code == 0, job.output
-        assert store.steps()[0] == 40 * 28
-        assert checkpoint_problem(store.download(40 * 28, tmp_path)) is None
+        assert store.steps()[0] == 15 * 28
+        assert checkpoint_problem(store.download(15 * 28, tmp_path)) is None
     finally:
         server.kill()
 
@@ -384,21 +384,21 @@ def test_a_server_that_is_killed_and_restarted_gets_the_newest_checkpoint(
 def test_a_server_that_stays_away_is_reported_and_the_local_copy_is_valid(
     small: Small, address: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
-    flags = ["--epochs=30", "--upload-minutes=0.05"]
+    flags = ["--epochs=12", "--upload-minutes=0.05"]
     job = start(small, tmp_path, address, *flags)
     job.wait_for_line("step 28:")
     proxy.mode = "refuse"
     code = job.wait(COMMAND_SECONDS)
     assert code == 1, job.output
     assert re.search(
-        r"error: .*step-00000840 is valid but could not be uploaded \(.+\); start again to continue from it",
+        r"error: .*step-00000336 is valid but could not be uploaded \(.+\); start again to continue from it",
         job.output.strip().splitlines()[-1],
     )
-    assert checkpoint_problem(tmp_path / "run" / "step-00000840") is None
+    assert checkpoint_problem(tmp_path / "run" / "step-00000336") is None
     proxy.mode = "pass"
     resumed = run_babybert(*flags_of(small, tmp_path, address), *flags)
     assert resumed.returncode == 0, resumed.stderr
-    assert S3Store(address).steps()[0] == 840
+    assert S3Store(address).steps()[0] == 336
 
 
 @pytest.mark.slow
