@@ -2,9 +2,9 @@
 """Exit with 0 if a TorchServe worker is ready to answer; TorchServe's /ping is healthy before any worker is.
 
 The management API listens on the container's loopback only, so this script runs inside the container, as the image's
-HEALTHCHECK and the Deployment's probes. With `--token-auth` its requests need the management key. TorchServe keeps the
-keys in a file in the server's temporary folder, which only the server's user can read. That key expires, and a request
-with the API key writes a new one.
+HEALTHCHECK and the Deployment's probes. It imports the standard library only, because it has to be quick. With
+`--token-auth` its requests need the management key. TorchServe keeps the keys in a file in the server's temporary
+folder, which only the server's user can read. That key expires, and a request with the API key writes a new one.
 """
 
 import json

@@ -89,19 +89,18 @@ class TorchServe:
         self._archive = archive
         self._log_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._is_ready = False
-        self._port_was_taken = False
         # Our own requests go to this machine, whatever proxy the environment names.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def __enter__(self) -> "TorchServe":
         java = java_command()
         self.served = check_archive(self._archive)
-        choose_addresses(self.config)  # refuses a port that is taken, before anything is written
+        addresses = choose_addresses(self.config)
         self._resources = contextlib.ExitStack()
         self._folder = self._resources.enter_context(temporary_folder("serve"))
         try:
             check_folder(self._folder)
-            self._start(java)
+            self._start(java, addresses)
         except BaseException:
             self.__exit__()
             raise
@@ -199,7 +198,7 @@ class TorchServe:
         """The end of TorchServe's log."""
         return "\n".join(self._log_lines)
 
-    def _start(self, java: list[str]) -> None:
+    def _start(self, java: list[str], addresses: ListenAddresses) -> None:
         """Start TorchServe and wait until a worker is ready.
 
         Another program can take one of the chosen ports before TorchServe listens on it. TorchServe ends then, and is
@@ -207,7 +206,6 @@ class TorchServe:
         """
         archive = self.add_to_store(self._archive, self.served["version"])
         for _ in range(STARTS):
-            addresses = choose_addresses(self.config)
             self._launch(java, archive, addresses)
             if self._becomes_ready(addresses):
                 self._is_ready = True
@@ -215,6 +213,7 @@ class TorchServe:
             self._log_reader.join(STOP_SECONDS)
             if not self._port_was_taken:
                 break
+            addresses = choose_addresses(self.config)
         raise UserError(f"TorchServe ended with {self.process.returncode} before it was ready:\n{self.last_lines()}")
 
     def _launch(self, java: list[str], archive: Path, addresses: ListenAddresses) -> None:

@@ -7,6 +7,7 @@ differs between versions, so it is the other way around: TorchServe gets only th
 
 import fnmatch
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -104,13 +105,12 @@ def cannot_listen(host: str, port: int, setting: str, error: OSError) -> UsageEr
 
 def free_ports(count: int) -> list[int]:
     """Different ports of loopback that are free now, drawn at random from FREE_PORTS. Raises UsageError."""
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS)):
-        if len(ports) == count:
-            return ports
-        if _is_free(port):
-            ports.append(port)
-    raise UsageError(f"no {count} ports are free between {FREE_PORTS.start} and {FREE_PORTS.stop - 1} on {LOOPBACK}")
+    candidates = random.SystemRandom().sample(FREE_PORTS, len(FREE_PORTS))
+    ports = list(itertools.islice(filter(_is_free, candidates), count))
+    if len(ports) < count:
+        first, last = FREE_PORTS[0], FREE_PORTS[-1]
+        raise UsageError(f"no {count} ports are free between {first} and {last} on {LOOPBACK}")
+    return ports
 
 
 def _is_free(port: int) -> bool:

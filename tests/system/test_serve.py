@@ -305,7 +305,7 @@ def test_a_port_that_is_taken_while_torchserve_starts(archive: Path, monkeypatch
     """One of gRPC is replaced by another; one of the settings is named in the error."""
     inference, management, metrics, grpc = free_ports(4)
     config = ServeConfig(inference_port=inference, management_port=management, metrics_port=metrics)
-    offered = [[grpc, free_ports(1)[0]]] * 2  # for the check on entering, and for the first start
+    offered = [[grpc, free_ports(1)[0]]]  # for the first start
     monkeypatch.setattr(torchserve_settings, "free_ports", lambda count: (offered or [free_ports(count)]).pop())
     with socket.socket() as other:
         other.bind(("127.0.0.1", grpc))
