@@ -156,7 +156,10 @@ class RayEngine(Engine):
             raise UserError(f"Ray: {_reason(error)}") from error
 
     def _cancel(self, job: Any) -> None:
-        ray.cancel(job.handles[0])
+        """Do nothing: Ray ends the tasks when the driver disconnects.
+
+        `ray.cancel` can end the driver instead, if the task finishes at that moment (ray-project/ray#54260).
+        """
 
 
 class _RayJob:
