@@ -60,10 +60,9 @@ def training_loader(
     return make_loader(config, train or dataset.examples("train"), dataset.tokenizer, device)
 
 
-def lr_at(config: PretrainConfig, seconds: float, budget: float) -> float:
-    """The learning rate after `seconds` of a training that lasts `budget` seconds: the schedule by milliseconds."""
-    milliseconds, total = int(1000 * seconds), int(1000 * budget)
-    return learning_rate(milliseconds, total, config.lr, config.warmup_fraction, config.schedule)
+def lr_at(config: PretrainConfig, progress: float) -> float:
+    """The learning rate after this share of the training: the schedule by millionths."""
+    return learning_rate(int(1e6 * progress), 10**6, config.lr, config.warmup_fraction, config.schedule)
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -184,8 +184,8 @@ def _evaluation_callback(
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if clock.evaluation_due(len(curve) - 1):
                 clock.stop()
-                curve.append(new_point(clock.elapsed_before, state.global_step * batch_size))
-                control.should_training_stop = clock.elapsed_before >= clock.budget
+                curve.append(new_point(clock.seconds_before, state.global_step * batch_size))
+                control.should_training_stop = len(curve) > clock.evaluations
                 clock.start()
 
     return EvaluationCallback()

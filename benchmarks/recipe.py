@@ -143,6 +143,18 @@ TRIALS: dict[str, list[Changes]] = {
         {"whole_word_masking": True, "seed": 1},
         {"batch_size": 32},
     ],
+    "medium": [
+        {},
+        {"lr": 1e-3},
+        {"lr": 4e-3},
+        {"batch_size": 64},
+        {"masked_share": 0.15},
+        {"optimizer": "adamw", "lr": 1e-3},
+        {"seed": 1},
+        {"lr": 1e-3, "seed": 1},
+        {"lr": 4e-3, "seed": 1},
+        {"batch_size": 64, "seed": 1},
+    ],
 }
 
 

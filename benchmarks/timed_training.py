@@ -3,8 +3,8 @@
 recipe.py, vocabulary.py, width.py and learning.py use it.
 
 The learning rate follows the clock instead of the step count. So warm-up and decay fit the time, however fast the
-machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`. A
-`PairClock` counts pairs in the place of seconds: its results do not depend on what else the machine does.
+machine and the model are. The clock stops during evaluation. Otherwise a step is the one of `babybert pretrain`. The
+budget of a `PairClock` is a number of pairs: its results do not depend on what else the machine does.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Clock:
 
     budget: float
     evaluations: int
-    elapsed_before: float = 0.0
+    seconds_before: float = 0.0
     started_at: float = 0.0
 
     def start(self) -> None:
@@ -43,7 +43,7 @@ class Clock:
 
     def stop(self) -> None:
         """Stop counting, and keep the time since `start`."""
-        self.elapsed_before = self.seconds
+        self.seconds_before = self.seconds
 
     def count_step(self, pairs: int) -> None:
         """Call it after each step."""
@@ -51,27 +51,32 @@ class Clock:
     @property
     def seconds(self) -> float:
         """Seconds of training so far, while the clock runs."""
-        return self.elapsed_before + time.monotonic() - self.started_at
+        return self.seconds_before + time.monotonic() - self.started_at
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is used up: 1 or more at the end."""
+        return self.seconds / self.budget
 
     def evaluation_due(self, evaluations_done: int) -> bool:
         """Whether the next evaluation is due. The last one is at the end of the budget."""
-        return self.seconds >= self.budget * (evaluations_done + 1) / self.evaluations
+        return self.progress >= (evaluations_done + 1) / self.evaluations
 
     def lr(self, config: PretrainConfig) -> float:
         """The learning rate at this time."""
-        return lr_at(config, min(self.seconds, self.budget), self.budget)
+        return lr_at(config, min(self.progress, 1.0))
 
 
 @dataclass
 class PairClock(Clock):
-    """A clock whose seconds are training pairs."""
+    """A clock whose budget is a number of training pairs."""
 
     pairs: int = 0
 
     @property
-    def seconds(self) -> float:
-        """Pairs so far."""
-        return self.pairs
+    def progress(self) -> float:
+        """The share of the pairs that have been used."""
+        return self.pairs / self.budget
 
     def count_step(self, pairs: int) -> None:
         """Call it after each step."""
@@ -106,7 +111,7 @@ def train_for(
 
     def batches(epoch: int) -> Iterator[Batch]:
         for batch in loader.epoch(epoch):
-            yield from batch.split(first_half_parts if clock.seconds < clock.budget / 2 else 1)
+            yield from batch.split(first_half_parts if clock.progress < 0.5 else 1)
 
     return bert, run_steps(step, batches, evaluator(bert, dataset, held_out, device), clock, name)
 
@@ -136,9 +141,9 @@ def run_steps(
             clock.count_step(len(batch.is_next_B))
             if clock.evaluation_due(len(curve) - 1):
                 clock.stop()
-                curve.append(curve_point(evaluate_model(), clock.elapsed_before, seen, name))
+                curve.append(curve_point(evaluate_model(), clock.seconds_before, seen, name))
                 clock.start()
-                if clock.seconds >= clock.budget:
+                if len(curve) > clock.evaluations:
                     return curve
     raise AssertionError("the epochs never end")
 
